@@ -1,0 +1,18 @@
+"""The one error that a user can do something about: an input that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InputError(Exception):
+    """A file, folder or option that cannot be used; its text is one line that names it, what is wrong, and what was expected.
+
+    Args:
+        source: the file, folder or option.
+        found: what is wrong with it.
+        expected: what would have worked.
+    """
+
+    def __init__(self, source: Path | str, found: str, expected: str) -> None:
+        super().__init__(" ".join(f"{source}: {found}; expected {expected}".split()))

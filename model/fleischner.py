@@ -1,0 +1,76 @@
+"""The Fleischner Society's visual scoring system: subtypes, grades, and the percentage of lung that each grade stands for.
+
+Source: Lynch et al., Radiology 2015 (the scoring system); Xie et al., Sci Rep 2023, Table 1 b and c (the intervals).
+This is the only module that holds those intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One grade of a subtype.
+
+    Attributes:
+        score: the ordinal visual score, from 0.
+        severity: the grade's name in the Fleischner system.
+        lower: smallest percentage of the lung that is read as this grade, in percent (inclusive).
+        upper: where the next grade begins, in percent (exclusive; the top grade ends at 100, inclusive).
+    """
+
+    score: int
+    severity: str
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class Subtype:
+    """A subtype of emphysema with its grades, mildest first; their intervals cover 0 to 100 percent without a gap."""
+
+    name: str
+    abbreviation: str
+    grades: tuple[Grade, ...]
+
+    def grade(self, percentage: float) -> Grade:
+        """Return the grade whose interval holds `percentage` (0 to 100, in percent of the lung).
+
+        Raises:
+            ValueError: `percentage` is not a number from 0 to 100.
+        """
+        if not 0.0 <= percentage <= 100.0:
+            raise ValueError(f"{self.name} percentage is {percentage}, expected a number from 0 to 100")
+        return next(grade for grade in reversed(self.grades) if percentage >= grade.lower)
+
+    def score(self, percentage: float) -> int:
+        """Return the visual score for `percentage` of the lung (0 to 100, in percent); raises as `grade` does."""
+        return self.grade(percentage).score
+
+
+def _subtype(name: str, abbreviation: str, *rows: tuple[str, float, float]) -> Subtype:
+    grades = tuple(Grade(score, severity, lower, upper) for score, (severity, lower, upper) in enumerate(rows))
+    return Subtype(name, abbreviation, grades)
+
+
+CENTRILOBULAR = _subtype(
+    "centrilobular",
+    "cle",
+    ("absent", 0.0, 1.0),
+    ("trace", 1.0, 5.0),
+    ("mild", 5.0, 10.0),
+    ("moderate", 10.0, 20.0),
+    ("confluent", 20.0, 30.0),
+    ("advanced destructive", 30.0, 100.0),
+)
+
+PARASEPTAL = _subtype(
+    "paraseptal",
+    "pse",
+    ("absent", 0.0, 1.0),
+    ("mild", 1.0, 5.0),
+    ("substantial", 5.0, 100.0),
+)
+
+SUBTYPES = (CENTRILOBULAR, PARASEPTAL)

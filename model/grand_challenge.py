@@ -1,0 +1,203 @@
+"""The platform's folders: which files are which case, and what is written where. No other module knows these names.
+
+Input: `/input/inputs.json` if the platform wrote one, else folders under `/input/images/`. Output: the score files, the
+activation maps and `results.json`; every file is written beside its place and then renamed, so that it appears whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.scan import FILE_SUFFIXES, FORMATS
+
+INPUT_FOLDER = Path("/input")
+OUTPUT_FOLDER = Path("/output")
+MODEL_FOLDER = Path("/opt/ml/model")
+
+INPUTS_FILE = "inputs.json"
+CT_FOLDER = "images/ct"
+MASK_FOLDERS = ("images/lung-mask", "images/pulmonary-lobes", "images/lungs")
+LOBES_FOLDER = "images/pulmonary-lobes"
+"""The one folder whose labels mean lobes."""
+
+RESULTS_FILE = "results.json"
+SCORE_FILES = {
+    "centrilobular": "centrilobular-emphysema-score.json",
+    "paraseptal": "paraseptal-emphysema-score.json",
+}
+MAP_FOLDERS = {
+    "centrilobular": "images/centrilobular-emphysema-heatmap",
+    "paraseptal": "images/paraseptal-emphysema-heatmap",
+}
+PREVIEW_FOLDER = "preview"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one scan.
+
+    Attributes:
+        entity: the CT's stem; outputs are named after it.
+        ct: a file, or a folder that holds one DICOM series.
+        lung_mask: likewise; None where there is none for this CT.
+        lobes: whether the mask's labels mean lobes.
+    """
+
+    entity: str
+    ct: Path
+    lung_mask: Path | None
+    lobes: bool = False
+
+    @classmethod
+    def of(cls, ct: Path, lung_mask: Path) -> Case:
+        """A case given by two paths; the mask's labels mean lobes if its folder is named so."""
+        return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.resolve().parent.name == Path(LOBES_FOLDER).name)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """CT and lung mask.
+
+        Raises:
+            InputError: there is no mask for this CT.
+        """
+        if self.lung_mask is None:
+            raise InputError(self.ct, "no lung mask has the same name", f"{self.entity}.mha beside the other masks")
+        return self.ct, self.lung_mask
+
+
+def stem_of(path: Path) -> str:
+    """File name without the suffix of an image format; the name of a folder as it is."""
+    name = path.resolve().name
+    suffix = next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)] or name
+
+
+def find_cases(folder: Path) -> list[Case]:
+    """Find the cases under `folder`, sorted by file name.
+
+    One CT and one mask are a case whatever their names (the platform renames files); several pair by equal stem.
+
+    Raises:
+        InputError: no such folder, no CT, no mask, several CTs of which none has a mask of its name or two have the same,
+            or an `inputs.json` that is none.
+    """
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", f"a folder with {CT_FOLDER} and {MASK_FOLDERS[0]}")
+    listed = _listed_folders(folder / INPUTS_FILE)
+    scans = _images_in(folder / CT_FOLDER) if CT_FOLDER in listed else []
+    if not scans:
+        raise InputError(folder / CT_FOLDER, "there is no CT", FORMATS)
+    masks_by_folder = {name: _images_in(folder / name) for name in MASK_FOLDERS if name in listed}
+    mask_folder, masks = next(((name, images) for name, images in masks_by_folder.items() if images), (None, []))
+    if mask_folder is None:
+        raise InputError(folder, "there is no lung mask", f"one in {', '.join(MASK_FOLDERS)}")
+    lobes = mask_folder == LOBES_FOLDER
+    if len(scans) == len(masks) == 1:
+        return [Case(stem_of(scans[0]), scans[0], masks[0], lobes)]
+    by_stem = {stem_of(mask): mask for mask in masks}
+    cases = [Case(stem_of(ct), ct, by_stem.get(stem_of(ct)), lobes) for ct in scans]
+    if len({case.entity for case in cases}) < len(cases) or len(by_stem) < len(masks):
+        raise InputError(folder, "two CTs or two masks have the same name", "names that differ")
+    if not any(case.lung_mask for case in cases):
+        raise InputError(folder, f"{len(scans)} CTs and {len(masks)} masks, no two of one name", "pairs of equal names")
+    return cases
+
+
+def _listed_folders(inputs: Path) -> tuple[str, ...]:
+    """The folders that `inputs.json` lists, or all that may be there where the platform wrote none.
+
+    The platform calls what it lists an interface or, later, a socket.
+    """
+    if not inputs.exists():
+        return (CT_FOLDER, *MASK_FOLDERS)
+    try:
+        entries = json.loads(inputs.read_text(encoding="utf-8"))
+        return tuple((entry.get("interface") or entry["socket"])["relative_path"].strip("/") for entry in entries)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"not the platform's list of inputs ({type(error).__name__}: {error})"
+        raise InputError(inputs, found, "a list of objects with interface.relative_path") from error
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Image files, and subfolders as DICOM series; or the folder itself, if all it holds is the files of one."""
+    if not folder.is_dir():
+        return []
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in visible if path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES)]
+    dicom = any(path.suffix.lower() in (".dcm", ".ima") for path in visible)
+    return images or ([folder] if dicom else [])
+
+
+class OutputFolder:
+    """Writes what the platform expects to find; files of one `with` block appear together when it ends, or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder if need be, and remove an earlier run's results, so that they cannot be taken for this one's.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (RESULTS_FILE, *SCORE_FILES.values()):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(folder, f"the output folder cannot be written ({error.strerror})", "a folder") from error
+        self._pending: dict[Path, Path] = {}
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        pending, self._pending = self._pending, {}
+        for partial, final in pending.items():
+            if failed:
+                partial.unlink(missing_ok=True)
+            else:
+                partial.replace(final)
+
+    def discard(self, entity: str) -> None:
+        """Remove an earlier run's maps and preview of this entity."""
+        for path in (*(self._map(name, entity) for name in MAP_FOLDERS), self._preview(entity)):
+            path.unlink(missing_ok=True)
+
+    def write_map(self, subtype: str, entity: str, image: sitk.Image) -> None:
+        """Write the activation map of one subtype as a compressed .mha."""
+        sitk.WriteImage(image, str(self._partial(self._map(subtype, entity))), useCompression=True)
+
+    def write_preview(self, entity: str, png: bytes) -> None:
+        """Write the preview picture."""
+        self._partial(self._preview(entity)).write_bytes(png)
+
+    def write_score(self, subtype: str, score: int, severity: str, percentage: float | None) -> None:
+        """Write the score file of one subtype; the percentage is in percent (0 to 100), null from a classification network."""
+        self._write_json(SCORE_FILES[subtype], {"score": score, "severity": severity, "percentage": percentage})
+
+    def write_results(self, results: list[dict[str, Any]]) -> None:
+        """Write `results.json`: a list, one object a case."""
+        self._write_json(RESULTS_FILE, results)
+
+    def _write_json(self, name: str, content: Any) -> None:
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        self._partial(self.folder / name).write_text(text, encoding="utf-8")
+
+    def _map(self, subtype: str, entity: str) -> Path:
+        return self.folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
+
+    def _preview(self, entity: str) -> Path:
+        return self.folder / PREVIEW_FOLDER / f"{entity}.png"
+
+    def _partial(self, final: Path) -> Path:
+        """A place beside `final`, from which it is renamed at the end of the block."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
+        self._pending[partial] = final
+        return partial

@@ -1,0 +1,275 @@
+"""From a scan to the network's input, and from dense activation maps back onto the scan's grid.
+
+A `Profile` describes one way of doing it; `PROFILES` holds the two that exist. Every number of a profile is a field of it,
+so that no code asks which profile it runs. Resizing aligns corners throughout: the first and last voxel of the crop lie on
+the first and last voxel of the network's grid, as they do in the network's own upsampling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.errors import InputError
+from model.network import INPUT_SHAPE
+from model.regions import Regions
+from model.scan import Box, Scan
+
+WINDOW_HU = (-1150.0, -300.0)
+"""Intensities are clamped to this range and rescaled to 0..1 (Methods, "Pre-processing of CT scans")."""
+
+MapType = Literal["uint8", "float32"]
+
+
+class Resampling(Protocol):
+    """How a crop is brought to the network's size; every rule returns positions in the crop for each output position."""
+
+    def slices(self, depth: int, count: int) -> npt.NDArray[np.float64]:
+        """Position (0 to depth - 1) of each of `count` output slices; between two slices they are interpolated."""
+
+    def nearest(self, size: tuple[int, ...], count: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+        """For z, y and x the index of the voxel that each output voxel of a mask takes."""
+
+
+class Trilinear:
+    """Trilinear in all three axes, masks by nearest neighbour; corners aligned."""
+
+    def slices(self, depth: int, count: int) -> npt.NDArray[np.float64]:
+        return np.linspace(0, depth - 1, count)
+
+    def nearest(self, size: tuple[int, ...], count: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+        z, y, x = (np.rint(np.linspace(0, n - 1, m)).astype(np.intp) for n, m in zip(size, count, strict=True))
+        return z, y, x
+
+
+class PickedSlices:
+    """Bilinear in the plane, whole slices picked in z; masks by torch's `nearest` rule in the plane, the same slices in z."""
+
+    def slices(self, depth: int, count: int) -> npt.NDArray[np.float64]:
+        return np.floor(np.linspace(0, depth - 1, count))
+
+    def nearest(self, size: tuple[int, ...], count: tuple[int, ...]) -> tuple[npt.NDArray[np.intp], ...]:
+        rows, columns = (_torch_nearest(n, m) for n, m in zip(size[1:], count[1:], strict=True))
+        return self.slices(size[0], count[0]).astype(np.intp), rows, columns
+
+
+def _torch_nearest(size: int, count: int) -> npt.NDArray[np.intp]:
+    """The rule is floor(i * size / count) in single precision; asking torch gives the same roundings."""
+    index = functional.interpolate(torch.arange(size, dtype=torch.float32)[None, None], count, mode="nearest")
+    return index[0, 0].numpy().astype(np.intp)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way of preparing the network's input and of reading its maps.
+
+    Attributes:
+        name: what bundles and results call it.
+        margin_mm: how far the crop reaches beyond the lung's bounding box, in mm (rounded up to whole voxels).
+        halo_voxels: how many voxels around the lung keep their intensity in the crop, the rest becomes air;
+            None: all of them.
+        resampling: how the crop is brought to the network's size.
+        standardise: whether the mean over the standard deviation (n - 1) of the whole crop replaces the range 0..1.
+        blank_outside: whether what lies outside the resized lung mask is set to 0.
+        suspect_below_hu: maps count only where the CT lies below this, on the network's input grid; None: everywhere in
+            the lung, on the maps' own grid.
+    """
+
+    name: str
+    margin_mm: float
+    halo_voxels: int | None
+    resampling: Resampling
+    standardise: bool
+    blank_outside: bool
+    suspect_below_hu: float | None
+
+
+PAPER = Profile(
+    name="paper",
+    margin_mm=0.0,
+    halo_voxels=None,
+    resampling=Trilinear(),
+    standardise=False,
+    blank_outside=True,
+    suspect_below_hu=None,
+)
+"""Methods, "Pre-processing of CT scans" and "regression training"."""
+
+RELEASED = Profile(
+    name="released",
+    margin_mm=5.0,
+    halo_voxels=2,
+    resampling=PickedSlices(),
+    standardise=True,
+    blank_outside=False,
+    suspect_below_hu=-910.0,
+)
+"""What the container that the authors published does, and so what its checkpoints need."""
+
+PROFILES = {profile.name: profile for profile in (PAPER, RELEASED)}
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """A prepared scan.
+
+    Attributes:
+        image: 1 x 1 x 128 x 224 x 288, float32.
+        labels: 128 x 224 x 288, uint8: region labels (see `model.regions`), 0 outside the lung.
+        suspect: 128 x 224 x 288, bool: where maps count; None where the profile knows no such mask.
+        box: the crop's place in the scan.
+    """
+
+    image: Tensor
+    labels: npt.NDArray[np.uint8]
+    suspect: npt.NDArray[np.bool_] | None
+    box: Box
+
+
+@dataclass(frozen=True)
+class ActivationMaps:
+    """Activation maps on a grid that spans the crop.
+
+    Attributes:
+        centrilobular: z, y, x; float32, 0 to 1.
+        paraseptal: likewise.
+        labels: region labels on the same grid, uint8, 0 outside the lung.
+        box: the crop's place in the scan.
+    """
+
+    centrilobular: Tensor
+    paraseptal: Tensor
+    labels: npt.NDArray[np.uint8]
+    box: Box
+
+
+def prepare(scan: Scan, regions: Regions, profile: Profile) -> NetworkInput:
+    """Crop, window, resize and mask a scan as `profile` says.
+
+    Raises:
+        InputError: the lung mask is so sparse that nothing of it is left at the network's resolution.
+    """
+    box = scan.lung_box(profile.margin_mm)
+    crop = scan.hounsfield[box]
+    margins = [(inner.start - outer.start, outer.stop - inner.stop) for outer, inner in zip(box, regions.box, strict=True)]
+    labels = np.pad(regions.labels, margins)
+    kept = None if profile.halo_voxels is None else dilated(labels > 0, profile.halo_voxels)
+
+    image = _resized(crop, kept, profile.resampling.slices(crop.shape[0], INPUT_SHAPE[0]))
+    if profile.standardise:
+        mean, deviation = _moments(crop, kept)
+        image = (image - mean) / deviation
+    index = np.ix_(*profile.resampling.nearest(crop.shape, INPUT_SHAPE))
+    resized_labels = labels[index]
+    if not labels_on_map_grid(resized_labels).any():
+        raise InputError("lung mask", "nothing of it is left at the network's resolution", "a mask of whole lungs")
+    if profile.blank_outside:
+        image = image * torch.from_numpy(resized_labels > 0)
+    suspect = None
+    if profile.suspect_below_hu is not None:
+        suspect = (crop[index] < profile.suspect_below_hu) & (resized_labels > 0)
+    return NetworkInput(image[None, None], resized_labels, suspect, box)
+
+
+def windowed(hounsfield: np.ndarray) -> npt.NDArray[np.float32]:
+    """Clamp HU to [-1150, -300] and rescale to [0, 1] (Methods, "Pre-processing of CT scans")."""
+    low, high = WINDOW_HU
+    clamped: npt.NDArray[np.float32] = np.clip(hounsfield.astype(np.float32), low, high)
+    return (clamped - np.float32(low)) / np.float32(high - low)
+
+
+def dilated(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
+    """Dilate `voxels` times by a full 3 x 3 x 3 element: a box, and so one axis after the other, by shifted copies."""
+    for axis in range(mask.ndim):
+        source = np.moveaxis(mask, axis, 0)
+        mask = mask.copy()
+        target = np.moveaxis(mask, axis, 0)
+        for shift in range(1, min(voxels, len(source) - 1) + 1):
+            target[shift:] |= source[:-shift]
+            target[:-shift] |= source[shift:]
+    return mask
+
+
+def _resized(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, positions: npt.NDArray[np.float64]) -> Tensor:
+    """Window the slices that `positions` needs, interpolate between them, then bilinearly in the plane."""
+    lower = np.floor(positions).astype(np.intp)
+    weight = (positions - lower).astype(np.float32)
+    volume = np.empty((len(positions), *crop.shape[1:]), np.float32)
+    for place, (index, share) in enumerate(zip(lower, weight, strict=True)):
+        volume[place] = _windowed_slice(crop, kept, index)
+        if share > 0:
+            volume[place] += share * (_windowed_slice(crop, kept, index + 1) - volume[place])
+    planes = torch.from_numpy(volume)[:, None]
+    return functional.interpolate(planes, INPUT_SHAPE[1:], mode="bilinear", align_corners=True)[:, 0]
+
+
+def _windowed_slice(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, index: int) -> npt.NDArray[np.float32]:
+    values = windowed(crop[index])
+    return values if kept is None else values * kept[index]  # air lies below the window: 0
+
+
+def _moments(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of the windowed crop at full resolution, slice by slice."""
+    total = squares = 0.0
+    for index in range(len(crop)):
+        values = _windowed_slice(crop, kept, index).astype(np.float64)
+        total += values.sum()
+        squares += np.square(values).sum()
+    mean = total / crop.size
+    return mean, float(np.sqrt((squares - crop.size * mean**2) / (crop.size - 1)))
+
+
+def finish(centrilobular: Tensor, paraseptal: Tensor, prepared: NetworkInput) -> ActivationMaps:
+    """Apply the suspect mask to activation maps, if the profile has one.
+
+    Args:
+        centrilobular: 1 x 1 x 64 x 112 x 144, float32, 0 to 1.
+        paraseptal: likewise.
+        prepared: the input that they were computed from.
+
+    Returns:
+        Without a suspect mask, the maps as they are, with the labels on their grid. With one, both brought to the input's
+        grid (trilinear, corners aligned) and set to 0 outside the mask.
+    """
+    if prepared.suspect is None:
+        return ActivationMaps(centrilobular[0, 0], paraseptal[0, 0], labels_on_map_grid(prepared.labels), prepared.box)
+    maps = torch.cat((centrilobular, paraseptal), dim=1)
+    maps = functional.interpolate(maps, INPUT_SHAPE, mode="trilinear", align_corners=True)[0]
+    maps *= torch.from_numpy(prepared.suspect)
+    return ActivationMaps(maps[0], maps[1], prepared.labels, prepared.box)
+
+
+def labels_on_map_grid(labels: np.ndarray) -> np.ndarray:
+    """Bring labels from the input's grid to that of the dense maps, half of it, by nearest neighbour (torch's rule)."""
+    return np.ascontiguousarray(labels[..., ::2, ::2, ::2])
+
+
+def map_on_scan(activation: Tensor, box: Box, scan: Scan, map_type: MapType = "uint8") -> np.ndarray:
+    """Bring an activation map back to the scan's grid: trilinear, corners aligned; 0 outside the lung.
+
+    Args:
+        activation: z, y, x on any grid that spans `box`; float32, 0 to 1.
+        box: the crop's place in the scan.
+        scan: the scan that it was computed from.
+        map_type: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
+
+    Returns:
+        An array of the scan's shape in the patient's frame.
+    """
+    result = np.zeros(scan.shape, map_type)
+    crop, lung = result[box], scan.lung[box]
+    depth = len(activation)
+    for index, position in enumerate(np.linspace(0, depth - 1, len(crop))):
+        lower = int(position)
+        plane = torch.lerp(activation[lower], activation[min(lower + 1, depth - 1)], position - lower)
+        plane = functional.interpolate(plane[None, None], crop.shape[1:], mode="bilinear", align_corners=True)[0, 0]
+        if map_type == "uint8":
+            plane = (255 * plane).round()
+        crop[index] = plane.numpy() * lung[index]
+    return result

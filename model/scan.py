@@ -1,0 +1,477 @@
+"""`Scan`: a chest CT and its lung mask on one grid, read from files, checked, and turned into the patient's frame.
+
+Arrays are z, y, x in the patient's frame (LPS): slices towards the head, rows towards the posterior, columns towards the
+left. `Scan.to_file_grid` brings an array back to the grid that the CT file has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import logging
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from model.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Box = tuple[slice, slice, slice]
+"""A box of voxels: one slice an axis, z, y, x."""
+
+FILE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+FORMATS = f"{', '.join(FILE_SUFFIXES)} or a folder that holds one DICOM series"
+
+AIR_HU = -1024
+"""What padding and values that are not a number are read as."""
+
+LUNG_VOLUME_ML = (100.0, 15000.0)
+LUNG_MEAN_HU = (-1000.0, -200.0)
+AERATED_HU = -500
+MAX_REPLACED_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """Where a file's voxels lie: size, spacing (mm), origin (mm, LPS) and direction (row-major), each in x, y, z order."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image | sitk.ImageFileReader) -> ImageGeometry:
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @property
+    def voxel_ml(self) -> float:
+        return float(np.prod(self.spacing)) / 1000
+
+    def apply(self, image: sitk.Image) -> sitk.Image:
+        """Give `image`, which has the same size, this geometry; return it."""
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+    def same_grid(self, other: ImageGeometry) -> bool:
+        """Whether all eight corners lie within a tenth of a voxel of the other's, and sizes are equal."""
+        if self.size != other.size:
+            return False
+        tolerance = 0.1 * min(*self.spacing, *other.spacing)
+        return bool(np.abs(self._corners() - other._corners()).max() <= tolerance)
+
+    def _corners(self) -> npt.NDArray[np.float64]:
+        index = np.array(list(product(*((0, size - 1) for size in self.size))), float)
+        matrix = np.reshape(self.direction, (3, 3)) * np.array(self.spacing)
+        return np.array(self.origin) + index @ matrix.T
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a file's axes (z, y, x order) become the patient's: first transpose by `axes`, then reverse where `flips` says."""
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, geometry: ImageGeometry) -> Orientation:
+        """The permutation and flips of axes that bring a grid closest to LPS; an oblique grid stays oblique."""
+        cosines = np.reshape(geometry.direction, (3, 3))[::-1, ::-1]  # [patient axis, file axis], both z, y, x
+        axes = max(permutations(range(3)), key=lambda order: sum(abs(cosines[i, a]) for i, a in enumerate(order)))
+        flips = tuple(bool(cosines[i, a] < 0) for i, a in enumerate(axes))
+        return cls(axes, flips)  # type: ignore[arg-type]
+
+    def to_patient(self, array: np.ndarray) -> np.ndarray:
+        """View an array on the file's grid in the patient's frame; nothing is copied."""
+        return self._flipped(array.transpose(self.axes))
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """View an array in the patient's frame on the file's grid; nothing is copied."""
+        return self._flipped(array).transpose(np.argsort(self.axes))
+
+    def _flipped(self, array: np.ndarray) -> np.ndarray:
+        return array[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT and its lung mask in the patient's frame; make one with `Scan.read` or `Scan.from_images`.
+
+    Attributes:
+        hounsfield: z, y, x; int16, or float32 where the file holds floating-point numbers; HU.
+        lung: z, y, x; bool.
+        lobes: z, y, x; uint8 labels 1 to 5 (see `model.regions`) where the mask is one of lobes, else None.
+        spacing: z, y, x; mm.
+        geometry: the CT file's own.
+        orientation: from the CT file's axes to the patient's.
+        warnings: what was odd about the input and was mended, one sentence each.
+    """
+
+    hounsfield: npt.NDArray[np.int16] | npt.NDArray[np.float32]
+    lung: npt.NDArray[np.bool_]
+    lobes: npt.NDArray[np.uint8] | None
+    spacing: tuple[float, float, float]
+    geometry: ImageGeometry
+    orientation: Orientation
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, ct: Path | str, lung_mask: Path | str, *, lobes: bool = False) -> Scan:
+        """Read a CT and its lung mask, and check that they can be scored.
+
+        Args:
+            ct: a .mha, .mhd, .nii, .nii.gz or .nrrd file, or a folder that holds one DICOM series; HU.
+            lung_mask: likewise; any label above 0 is lung. It may lie on another grid: it is resampled onto the CT.
+            lobes: whether the mask's labels are the five lobes: 1 = left upper, 2 = left lower, 3 = right upper,
+                4 = right lower, 5 = right middle.
+
+        Raises:
+            InputError: a file cannot be read, or what it holds cannot be a chest CT with its lungs.
+        """
+        return cls.from_images(read_image(ct), read_image(lung_mask), lobes=lobes, names=(str(ct), str(lung_mask)))
+
+    @classmethod
+    def from_images(
+        cls,
+        ct: sitk.Image,
+        lung_mask: sitk.Image,
+        *,
+        lobes: bool = False,
+        names: tuple[str, str] = ("CT", "lung mask"),
+    ) -> Scan:
+        """Make a scan of two images in memory; as `read`, with `names` of CT and mask for messages."""
+        ct_name, mask_name = names
+        warnings: list[str] = []
+        geometry = ImageGeometry.of(ct)
+        labels = _labels_on_grid(lung_mask, geometry, mask_name, warnings)
+        lung = labels > 0
+        _check_volume(np.count_nonzero(lung) * geometry.voxel_ml, mask_name)
+        hounsfield = _hounsfield(ct, lung, ct_name, warnings)
+        _check_hounsfield(hounsfield, lung, ct_name)
+        orientation = Orientation.of(geometry)
+        z, y, x = (geometry.spacing[2 - axis] for axis in orientation.axes)
+        return cls(
+            hounsfield=orientation.to_patient(hounsfield),
+            lung=orientation.to_patient(lung),
+            lobes=orientation.to_patient(labels) if lobes else None,
+            spacing=(z, y, x),
+            geometry=geometry,
+            orientation=orientation,
+            warnings=tuple(warnings),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels in the patient's frame: z, y, x."""
+        z, y, x = self.lung.shape
+        return z, y, x
+
+    def lung_box(self, margin_mm: float = 0.0) -> Box:
+        """The lung's bounding box, grown on each side by ceil(margin / spacing) voxels and clipped to the image."""
+        bounds = []
+        for axis, (size, spacing) in enumerate(zip(self.shape, self.spacing, strict=True)):
+            filled = np.flatnonzero(self.lung.any(axis=tuple(other for other in range(3) if other != axis)))
+            margin = int(np.ceil(margin_mm / spacing))
+            bounds.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, size)))
+        z, y, x = bounds
+        return z, y, x
+
+    def to_file_grid(self, array: np.ndarray) -> sitk.Image:
+        """Make an image with exactly the CT file's size, spacing, origin and direction of an array in the patient's frame."""
+        return self.geometry.apply(sitk.GetImageFromArray(np.ascontiguousarray(self.orientation.to_file(array))))
+
+
+def read_header(path: Path | str) -> tuple[int, int, int]:
+    """Read and check what a file or DICOM folder says of itself, without its voxels; return its size in x, y, z.
+
+    Raises:
+        InputError: it is missing, empty, no image, not a 3D image of one number a voxel, or too large for the memory.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = _dicom_files(path)
+        reader, count = _file_information(Path(files[0])), len(files)
+    else:
+        reader, count = _file_information(path), 1
+    if reader.GetNumberOfComponents() != 1:
+        raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
+    size = reader.GetSize()
+    if count > 1 and size[2:] in ((), (1,)):
+        size = (*size[:2], count)
+    if len(size) != 3 or min(size) < 2:
+        raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
+    _check_memory(path, math.prod(size), _voxel_bytes(reader, path))
+    spacing = reader.GetSpacing()
+    if not all(math.isfinite(distance) and distance > 0 for distance in spacing):
+        raise InputError(path, f"a voxel spacing of {spacing}", "spacings above 0 mm")
+    return size
+
+
+def read_image(path: Path | str) -> sitk.Image:
+    """Read a 3D scalar image from a file, or from a folder that holds one DICOM series.
+
+    Raises:
+        InputError: as `read_header` does, or the voxels are truncated or damaged.
+    """
+    path = Path(path)
+    read_header(path)
+    reader: sitk.ImageFileReader | sitk.ImageSeriesReader
+    if path.is_dir():
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(_dicom_files(path))
+    else:
+        _check_nifti_payload(path)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+    try:
+        with _native_messages() as messages:
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(path, f"its voxels cannot be read ({_reason(error, messages)})", "a whole file") from error
+    complaint = " ".join(messages)
+    if "Uncompress failed" in complaint or "not read completely" in complaint:
+        raise InputError(path, f"its voxels are damaged ({complaint})", "a whole file")
+    if complaint:
+        logger.info("%s: %s", path, complaint)
+    _check_slice_distances(image, path)
+    return image
+
+
+def _file_information(path: Path) -> sitk.ImageFileReader:
+    if not path.exists():
+        raise InputError(path, "no such file", FORMATS)
+    if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", ".dcm", ".ima"):
+        raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
+    if path.stat().st_size == 0:
+        raise InputError(path, "the file is empty", FORMATS)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with _native_messages() as messages:
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(path, f"not an image that can be read ({_reason(error, messages)})", FORMATS) from error
+    return reader
+
+
+def _reason(error: RuntimeError, messages: list[str]) -> str:
+    """What the library printed, which says more, or else the last line that it raised: those before name source files."""
+    return messages[0] if messages else str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]
+
+
+def _voxel_bytes(reader: sitk.ImageFileReader, path: Path) -> int:
+    try:
+        return int(np.dtype(_NUMPY_TYPES[reader.GetPixelID()]).itemsize)
+    except KeyError:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise InputError(path, f"voxels of type {kind}", "integers or floating-point numbers") from None
+
+
+_NUMPY_TYPES = {
+    sitk.sitkInt8: np.int8,
+    sitk.sitkUInt8: np.uint8,
+    sitk.sitkInt16: np.int16,
+    sitk.sitkUInt16: np.uint16,
+    sitk.sitkInt32: np.int32,
+    sitk.sitkUInt32: np.uint32,
+    sitk.sitkInt64: np.int64,
+    sitk.sitkUInt64: np.uint64,
+    sitk.sitkFloat32: np.float32,
+    sitk.sitkFloat64: np.float64,
+}
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, or what its control group leaves, if less."""
+    free = next(
+        int(line.split()[1]) * 1024 for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line
+    )
+    for limit, usage in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+    return free
+
+
+def _check_memory(path: Path, voxels: int, voxel_bytes: int) -> None:
+    """Reading takes the file's own type once and a copy of it; mask and network input come on top and are smaller."""
+    needed, free = 2 * voxels * voxel_bytes, available_memory()
+    if needed > free:
+        raise InputError(
+            path,
+            f"its header asks for {voxels:.3g} voxels, which take {needed / 2**30:.1f} GiB to read",
+            f"an image that fits into the {free / 2**30:.1f} GiB of memory that are free",
+        )
+
+
+def _dicom_files(folder: Path) -> tuple[str, ...]:
+    with _native_messages():
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        if len(series) != 1:
+            raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
+        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+
+
+def _check_slice_distances(image: sitk.Image, path: Path) -> None:
+    """A DICOM series with a slice missing would be stretched silently."""
+    key = "ITK_non_uniform_sampling_deviation"
+    if image.HasMetaDataKey(key):
+        deviation = float(image.GetMetaData(key))
+        if deviation > 0.1 * image.GetSpacing()[2]:
+            raise InputError(path, f"slice distances differ by up to {deviation:.2f} mm", "evenly spaced slices")
+
+
+def _check_nifti_payload(path: Path) -> None:
+    """ITK fills the missing end of a truncated NIfTI file with whatever is in memory, without an error."""
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        return
+    present = 0
+    try:
+        with gzip.open(path) if name.endswith(".gz") else path.open("rb") as stream:
+            header = stream.read(348)
+            present = len(header)
+            while chunk := stream.read(1 << 22):
+                present += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(path, f"its voxels are damaged or cut off ({error})", "a whole file") from error
+    order = "<" if int.from_bytes(header[:4], "little") == 348 else ">"
+    shape = np.frombuffer(header[40:56], f"{order}i2").astype(np.int64)
+    bits = int(np.frombuffer(header[72:74], f"{order}i2")[0])
+    start = float(np.frombuffer(header[108:112], f"{order}f4")[0])
+    needed = int(start) + int(np.prod(shape[1 : 1 + shape[0]])) * bits // 8
+    if int.from_bytes(header[:4], "little" if order == "<" else "big") == 348 and present < needed:
+        raise InputError(path, f"its voxels are cut off ({present} of {needed} bytes)", "a whole file")
+
+
+@contextlib.contextmanager
+def _native_messages() -> Iterator[list[str]]:
+    """Collect what the readers' C++ code prints on stderr: it says there, and nowhere else, that a payload was damaged."""
+    messages: list[str] = []
+    with tempfile.TemporaryFile() as capture:
+        stderr = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+        try:
+            yield messages
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            capture.seek(0)
+            lines = capture.read().decode(errors="replace").splitlines()
+            messages.extend(line.strip() for line in lines if line.strip())
+
+
+def _labels_on_grid(
+    mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]
+) -> npt.NDArray[np.uint8]:
+    """Bring a mask to the CT's grid (nearest neighbour where it lies on another); labels above 255 count as 1."""
+    labels = _as_labels(sitk.GetArrayViewFromImage(mask))
+    filled = np.count_nonzero(labels)
+    if filled == 0:
+        raise InputError(name, "the mask is empty", "labels above 0 inside the lungs")
+    own = ImageGeometry.of(mask)
+    if own.same_grid(geometry):
+        return labels
+    moving = own.apply(sitk.GetImageFromArray(labels))
+    resampler = sitk.ResampleImageFilter()
+    resampler.SetSize(geometry.size)
+    resampler.SetOutputSpacing(geometry.spacing)
+    resampler.SetOutputOrigin(geometry.origin)
+    resampler.SetOutputDirection(geometry.direction)
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    labels = sitk.GetArrayFromImage(resampler.Execute(moving))
+    kept = np.count_nonzero(labels) * geometry.voxel_ml / (filled * own.voxel_ml)
+    if kept == 0:
+        raise InputError(name, "the mask does not touch the CT", "a mask in the CT's physical space")
+    warnings.append(f"the mask lies on another grid than the CT and was resampled onto it, {100 * kept:.1f}% of its volume")
+    return labels
+
+
+def _as_labels(array: np.ndarray) -> npt.NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return array.copy()
+    with np.errstate(invalid="ignore"):
+        whole = (array > 0) & (array <= 255) & (array == np.floor(array))
+        return np.where(whole, array, array > 0).astype(np.uint8)
+
+
+def _check_volume(volume_ml: float, name: str) -> None:
+    low, high = LUNG_VOLUME_ML
+    if not low <= volume_ml <= high:
+        raise InputError(name, f"the mask holds {volume_ml:.0f} ml", f"lungs of {low:.0f} to {high:.0f} ml")
+
+
+def _hounsfield(
+    ct: sitk.Image, lung: npt.NDArray[np.bool_], name: str, warnings: list[str]
+) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    voxels = sitk.GetArrayFromImage(ct)
+    if voxels.dtype.kind != "f":
+        if voxels.dtype != np.int16:
+            limits = np.iinfo(np.int16)
+            voxels = np.clip(voxels, limits.min, limits.max).astype(np.int16)
+        return voxels
+    finite = np.isfinite(voxels)
+    if not finite.any():
+        raise InputError(name, "no voxel is a finite number", "a CT in HU")
+    if not finite.all():
+        inside = np.count_nonzero(lung & ~finite)
+        fraction = inside / np.count_nonzero(lung)
+        if fraction > MAX_REPLACED_FRACTION:
+            raise InputError(
+                name,
+                f"{100 * fraction:.1f}% of the voxels in the lung are not finite numbers",
+                f"at most {100 * MAX_REPLACED_FRACTION:.0f}%",
+            )
+        replaced = _replace_not_finite(voxels, finite, lung)
+        warnings.append(f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung")
+    limits = np.finfo(np.float32)
+    return np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False)
+
+
+def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung: npt.NDArray[np.bool_]) -> int:
+    """In place: inside the lung the median of the finite neighbours (3 x 3 x 3), elsewhere air; return how many."""
+    missing = ~finite
+    places = np.argwhere(missing & lung)
+    medians = []
+    for place in places:
+        window = tuple(slice(max(p - 1, 0), p + 2) for p in place)
+        known = voxels[window][finite[window]]
+        medians.append(np.median(known) if known.size else AIR_HU)
+    voxels[missing] = AIR_HU
+    if len(places):
+        voxels[tuple(places.T)] = medians
+    return int(np.count_nonzero(missing))
+
+
+def _check_hounsfield(hounsfield: np.ndarray, lung: npt.NDArray[np.bool_], name: str) -> None:
+    if hounsfield.min() == hounsfield.max():
+        raise InputError(name, f"every voxel is {hounsfield.flat[0]}", "a CT in HU")
+    inside = hounsfield[lung]
+    if inside.min() >= AERATED_HU:
+        raise InputError(
+            name,
+            f"nothing inside the lung mask lies below {AERATED_HU} HU (the lowest is {inside.min():.0f})",
+            "a CT in HU and a mask of its lungs",
+        )
+    mean = float(np.maximum(inside, AIR_HU).mean(dtype=np.float64))
+    low, high = LUNG_MEAN_HU
+    if not low <= mean <= high:
+        raise InputError(
+            name,
+            f"the mean inside the lung mask is {mean:.0f} HU",
+            f"{low:.0f} to {high:.0f} HU: a CT in HU and a mask of its lungs",
+        )

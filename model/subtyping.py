@@ -1,0 +1,238 @@
+"""`EmphysemaSubtyper`, the class that users touch: a scan in, scores, percentages and activation maps out."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import InputError
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from model.network import DenseLogits, class_activation_map, class_probabilities, fold_batch_normalisation
+from model.preprocessing import PROFILES, ActivationMaps, MapType, NetworkInput, finish, labels_on_map_grid, map_on_scan, prepare
+from model.regions import Regions
+from model.scan import Scan
+from model.stages import stage
+from model.weights import Bundle, read_bundle
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+
+PERCENTAGE_DECIMALS = 4
+"""Percentages are rounded to this and then graded, so that a reported score always follows from the reported percentage."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one subtype.
+
+    Attributes:
+        subtype: centrilobular or paraseptal emphysema.
+        score: Fleischner score, 0 to 5 or 0 to 2.
+        percentage: percent of the lung, 0 to 100; None from a classification network.
+        region_percentages: the same for each region, in percent of that region.
+        probabilities: of each score, from a classification network; None from a regression network.
+        activation_map: z, y, x on the scan's grid, in the patient's frame; uint8 (255 is activation 1) or float32 (0 to
+            1), 0 outside the lung.
+    """
+
+    subtype: Subtype
+    score: int
+    percentage: float | None
+    region_percentages: dict[str, float | None]
+    probabilities: tuple[float, ...] | None
+    activation_map: np.ndarray
+
+    @property
+    def severity(self) -> str:
+        """The name of the score in the Fleischner system."""
+        return self.subtype.grades[self.score].severity
+
+
+@dataclass(frozen=True)
+class Subtyping:
+    """The result of one scan; `regions` are those that the findings' `region_percentages` speak of."""
+
+    centrilobular: Finding
+    paraseptal: Finding
+    regions: Regions
+
+
+class EmphysemaSubtyper:
+    """Scores emphysema subtypes on chest CT with the network of one weight bundle.
+
+    Example:
+        >>> subtyper = EmphysemaSubtyper.from_bundle("weights/untrained")
+        >>> result = subtyper.predict(Scan.read("ct.mha", "lung.mha"))
+        >>> print(result.centrilobular.score, result.centrilobular.percentage, result.paraseptal.severity)
+
+    Attributes:
+        metadata: what the bundle says of itself.
+        bundle_sha256: sha256 of the bundle's metadata file, which lists those of its tensor files.
+        device: where the network runs.
+        precision: what it computes in.
+        notes: why `auto` did not take what a user may have expected (a GPU that cannot be used); one sentence each.
+    """
+
+    def __init__(self, bundle: Bundle, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+        self.metadata = bundle.metadata
+        self.bundle_sha256 = bundle.sha256
+        self.device, self.notes = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self._profile = PROFILES[bundle.metadata.profile]
+        self._network = fold_batch_normalisation(bundle.network).requires_grad_(False)
+        for part in (self._network.backbone, self._network.reconstruction):
+            part.to(self.device, self.precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self._network.head.to(self.device)
+
+    @classmethod
+    def from_bundle(
+        cls, path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto"
+    ) -> EmphysemaSubtyper:
+        """Load a verified bundle.
+
+        Args:
+            path: a bundle's folder, or a folder that holds exactly one.
+            device: `auto` takes a GPU if CUDA works and else the CPU.
+            precision: `auto` takes bfloat16 where the hardware computes it natively, else float16 on a GPU and float32 on
+                a CPU.
+
+        Raises:
+            InputError: the bundle is missing, damaged or of another kind, or the device cannot be had.
+        """
+        return cls(read_bundle(path), device, precision)
+
+    def predict(self, scan: Scan, map_type: MapType = "uint8") -> Subtyping:
+        """Score one scan.
+
+        Args:
+            scan: a CT and its lung mask.
+            map_type: type of the activation maps: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
+        """
+        with stage("regions"):
+            regions = Regions.of(scan)
+        with stage("prepare"):
+            prepared = prepare(scan, regions, self._profile)
+        with stage("network"):
+            logits = self.dense_logits(prepared.image)
+        with stage("maps"):
+            maps, probabilities = self._activations(logits, prepared)
+            return Subtyping(
+                _finding(CENTRILOBULAR, maps.centrilobular, probabilities, maps, regions, scan, map_type),
+                _finding(PARASEPTAL, maps.paraseptal, probabilities, maps, regions, scan, map_type),
+                regions,
+            )
+
+    def dense_logits(self, image: Tensor) -> DenseLogits:
+        """Run the network.
+
+        Args:
+            image: 1 x 1 x 128 x 224 x 288, float32, prepared by the bundle's profile.
+
+        Returns:
+            Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision.
+        """
+        with torch.inference_mode():
+            image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
+            features = self._network.reconstruction(self._network.backbone(image))
+            return DenseLogits(*(logits.cpu() for logits in self._network.head(features.float())))
+
+    def _activations(
+        self, logits: DenseLogits, prepared: NetworkInput
+    ) -> tuple[ActivationMaps, dict[Subtype, tuple[float, ...]]]:
+        """Activation maps, and from a classification network the probabilities of each subtype's scores."""
+        if self.metadata.network.head == "regression":
+            return finish(logits.centrilobular.sigmoid(), logits.paraseptal.sigmoid(), prepared), {}
+        labels = labels_on_map_grid(prepared.labels)
+        lung = torch.from_numpy(labels > 0)[None, None]
+        cle, pse = (class_activation_map(dense, lung)[0, 0] for dense in logits)
+        probabilities = {
+            subtype: tuple(class_probabilities(dense)[0].tolist())
+            for subtype, dense in zip((CENTRILOBULAR, PARASEPTAL), logits, strict=True)
+        }
+        return ActivationMaps(cle, pse, labels, prepared.box), probabilities
+
+
+def _finding(
+    subtype: Subtype,
+    activation: Tensor,
+    probabilities: dict[Subtype, tuple[float, ...]],
+    maps: ActivationMaps,
+    regions: Regions,
+    scan: Scan,
+    map_type: MapType,
+) -> Finding:
+    activation_map = map_on_scan(activation, maps.box, scan, map_type)
+    if subtype in probabilities:
+        score = int(np.argmax(probabilities[subtype]))
+        no_percentages = dict.fromkeys(regions.members)
+        return Finding(subtype, score, None, no_percentages, probabilities[subtype], activation_map)
+    percentage, parts = _percentages(activation.numpy(), maps.labels, regions)
+    return Finding(subtype, subtype.score(percentage), percentage, parts, None, activation_map)
+
+
+def _percentages(
+    activation: np.ndarray, labels: np.ndarray, regions: Regions
+) -> tuple[float, dict[str, float | None]]:
+    """Mean activation inside the lung and inside each region, in percent; None for a region too small for the map's grid."""
+    rows = max(max(members) for members in regions.members.values()) + 1
+    sums = np.bincount(labels.ravel(), activation.ravel(), rows)
+    counts = np.bincount(labels.ravel(), minlength=rows)
+
+    def mean(members: list[int]) -> float | None:
+        count = counts[members].sum()
+        return round(float(100 * sums[members].sum() / count), PERCENTAGE_DECIMALS) if count else None
+
+    whole = mean(list(range(1, rows)))
+    assert whole is not None, "prepare() lets no scan pass whose lung vanishes on the map's grid"
+    return whole, {name: mean(list(members)) for name, members in regions.members.items()}
+
+
+def choose_device(name: DeviceName) -> tuple[torch.device, tuple[str, ...]]:
+    """Return the device to run on, and why a GPU that is there is not taken.
+
+    Raises:
+        InputError: `cuda` is asked for and cannot be used.
+    """
+    if name == "cpu":
+        return torch.device("cpu"), ()
+    reason = _why_no_cuda()
+    if reason is None:
+        return torch.device("cuda"), ()
+    if name == "cuda":
+        raise InputError("--device cuda", f"the GPU cannot be used: {reason}", "a GPU that CUDA works on, or --device cpu")
+    present = Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists()
+    return torch.device("cpu"), ((f"there is a GPU, but it cannot be used: {reason}; going on on the CPU",) if present else ())
+
+
+def _why_no_cuda() -> str | None:
+    """Try CUDA for real: an old driver or a GPU that this build has no code for shows only when something runs."""
+    if torch.version.cuda is None:
+        return "this build of torch has no CUDA"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if not torch.cuda.is_available():
+                return str(caught[0].message).splitlines()[0] if caught else "no GPU was found"
+            torch.nn.functional.conv3d(torch.ones(1, 1, 3, 3, 3, device="cuda"), torch.ones(1, 1, 3, 3, 3, device="cuda"))
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
+    """Return the type to compute in; `auto` takes bfloat16 where it is native, else float16 on a GPU and float32 on a CPU."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    native = any(capabilities.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if native else torch.float32

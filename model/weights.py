@@ -1,0 +1,386 @@
+"""Weight bundles: read, verify and write them, and convert the checkpoints that the paper's authors released.
+
+A bundle is a folder with `bundle.json` (what the network is, how its input is prepared, where it came from, and the sha256
+of every tensor file) and one or more `.safetensors` files. The sha256 of `bundle.json` therefore names the whole bundle.
+
+    python -m model.weights convert CHECKPOINT BUNDLE
+    python -m model.weights show BUNDLE
+    python -m model.weights verify BUNDLE
+    python -m model.weights untrained BUNDLE [--base-width 16] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from model.errors import InputError
+from model.network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
+from model.preprocessing import PROFILES
+
+METADATA_FILE = "bundle.json"
+FORMAT = 1
+SHARD_BYTES = 50_000_000
+
+EXPECTED_BUNDLE = f"a weight bundle: a folder with {METADATA_FILE} and the .safetensors files that it lists"
+EXPECTED_CHECKPOINT = "a state dict or Lightning checkpoint of a released network"
+
+PUBLISHED_CHECKPOINTS = {
+    "41a3c1ac746048a525e66aeff5b1d5cbf5c732ab1df0b43d3b71e32a9e783ea7": "paper.ckpt",
+    "bdb3c22f8bb66f299208806361fbab624bde796710b1b2e08a5a3c2d778ee4ea": "best.ckpt",
+}
+"""sha256 of the two files in the authors' repository (github.com/DIAGNijmegen/bodyct-dram-emph-subtype, MIT licence)."""
+
+
+@dataclass(frozen=True)
+class BundleMetadata:
+    """What a bundle says of itself: the only place that tells how its network is built and how its input is prepared.
+
+    Attributes:
+        name: short name, shown in results.
+        network: backbone, head and base width.
+        profile: name of the preprocessing profile (a key of `model.preprocessing.PROFILES`).
+        origin: where the weights come from.
+        trained_on: the data that they were trained on.
+        licence: the terms that they are given under.
+        source_sha256: of the file that they were converted from, if any.
+        performance: measured figures; free form.
+    """
+
+    name: str
+    network: NetworkConfig
+    profile: str
+    origin: str
+    trained_on: str
+    licence: str
+    source_sha256: str | None = None
+    performance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and verified; `sha256` is that of its `bundle.json`."""
+
+    metadata: BundleMetadata
+    network: EmphysemaNetwork
+    sha256: str
+
+
+def locate_bundle(*places: Path | str) -> Path:
+    """Return the bundle in the first of `places` that exists and is not empty.
+
+    A place is a bundle, or a folder in which exactly one subfolder is a bundle.
+
+    Raises:
+        InputError: that place holds no bundle or several, or there is no such place.
+    """
+    for place in map(Path, places):
+        if place.is_file():
+            raise InputError(place, "a file", EXPECTED_BUNDLE)
+        if not place.is_dir() or not any(place.iterdir()):
+            continue
+        if (place / METADATA_FILE).is_file():
+            return place
+        found = sorted(path.parent for path in place.glob(f"*/{METADATA_FILE}"))
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or "none"
+            raise InputError(place, f"{len(found)} weight bundles in this folder ({names})", EXPECTED_BUNDLE)
+        return found[0]
+    raise InputError(", ".join(map(str, places)), "no weight bundle", EXPECTED_BUNDLE)
+
+
+def read_metadata(folder: Path | str) -> BundleMetadata:
+    """Read what a bundle says of itself.
+
+    Raises:
+        InputError: no bundle, or one of another format.
+    """
+    return _parsed_metadata(Path(folder), _metadata_document(Path(folder)))
+
+
+def read_bundle(folder: Path | str) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        InputError: no bundle, one of another format, a file that is missing or damaged (sha256), or a tensor that is
+            missing, extra or of another shape than the network's.
+    """
+    folder = locate_bundle(folder)
+    document = _metadata_document(folder)
+    metadata = _parsed_metadata(folder, document)
+    state: dict[str, Tensor] = {}
+    for name, digest in document["files"].items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != digest:
+            raise InputError(path, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
+        try:
+            state.update(load(content))
+        except SafetensorError as error:
+            raise InputError(path, f"not a safetensors file ({error})", EXPECTED_BUNDLE) from error
+    with torch.device("meta"):
+        network = build_network(metadata.network)
+    _check_tensors(folder, state, {name: value.shape for name, value in network.state_dict().items()})
+    network.load_state_dict(state, assign=True)
+    sha256 = hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest()
+    return Bundle(metadata, network.eval(), sha256)
+
+
+def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: BundleMetadata) -> None:
+    """Write a bundle as a new folder, whole or not at all; tensor files stay under 60 MB.
+
+    Raises:
+        InputError: the folder exists and is no bundle.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / METADATA_FILE).is_file():
+        raise InputError(folder, "it exists and is no bundle", "a new folder, or a bundle to replace")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        shards = _shards(network.state_dict())
+        files = {}
+        for number, shard in enumerate(shards, start=1):
+            path = partial / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
+            save_file(shard, path)
+            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        document = {"format": FORMAT, **asdict(metadata), "files": files}
+        (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None) -> tuple[EmphysemaNetwork, BundleMetadata]:
+    """Read a checkpoint of the released implementation, either a bare state dict or a Lightning checkpoint.
+
+    No pickled code runs: tensors and `argparse.Namespace` are all that may be unpickled.
+
+    Args:
+        checkpoint: the file; its tensors are named as released, with or without a `model.` prefix.
+        trained_on: what the weights were trained on, if the file is not one of the two published ones.
+
+    Raises:
+        InputError: another type of file, a pickled type that stands in the way (it is named), or a tensor that is missing,
+            extra or of another shape (it is named).
+    """
+    checkpoint = Path(checkpoint)
+    state = {name.removeprefix("model."): value for name, value in _unpickled_state(checkpoint).items()}
+    config = _released_config(checkpoint, state)
+    with torch.device("meta"):
+        network = build_network(config)
+    names = {released_name(name): name for name in network.state_dict()}
+    shapes = {released_name(name): value.shape for name, value in network.state_dict().items()}
+    _check_tensors(checkpoint, state, shapes)
+    network.load_state_dict({names[name]: value for name, value in state.items()}, assign=True)
+
+    with checkpoint.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    published = PUBLISHED_CHECKPOINTS.get(sha256)
+    if published:
+        origin = f"the authors' published {published}, github.com/DIAGNijmegen/bodyct-dram-emph-subtype"
+        trained_on, licence = "COPDGene, 2407 subjects (Xie et al., Sci Rep 2023)", "MIT"
+    else:
+        origin, licence = f"converted from {checkpoint.name}, which is none of the published files", "unknown"
+    metadata = BundleMetadata(
+        name=checkpoint.stem,
+        network=config,
+        profile="released",
+        origin=origin,
+        trained_on=trained_on or "unknown",
+        licence=licence,
+        source_sha256=sha256,
+    )
+    return network, metadata
+
+
+def released_name(name: str) -> str:
+    """The name that the released implementation gives to a tensor of ours."""
+    for pattern, replacement in _RELEASED_NAMES:
+        name, found = re.subn(pattern, replacement, name)
+        if found:
+            return name
+    raise KeyError(name)
+
+
+_RELEASED_NAMES = (
+    (r"^backbone\.conv1\.", "conv1."),
+    (r"^backbone\.norm1\.", "bn1."),
+    (r"^backbone\.(layer\d\.\d+)\.convolutions\.(\d)\.", lambda m: f"{m[1]}.conv{int(m[2]) + 1}."),
+    (r"^backbone\.(layer\d\.\d+)\.normalisations\.(\d)\.", lambda m: f"{m[1]}.bn{int(m[2]) + 1}."),
+    (r"^reconstruction\.(us[12])\.block(\d)\.convolution\.", lambda m: f"{m[1]}.conv_blocks.{int(m[2]) - 1}.0."),
+    (r"^reconstruction\.(us[12])\.block(\d)\.normalisation\.", lambda m: f"{m[1]}.conv_blocks.{int(m[2]) - 1}.1."),
+    (r"^reconstruction\.us3\.convolution\.", "us3.0."),
+    (r"^reconstruction\.us3\.normalisation\.", "us3.1."),
+    (r"^head\.centrilobular\.", "fcs.0."),
+    (r"^head\.paraseptal\.", "fcs.1."),
+)
+
+
+def untrained_bundle(base_width: int, seed: int) -> tuple[EmphysemaNetwork, BundleMetadata]:
+    """A ResNet-34 regression network with random weights: it shows that everything runs, and means nothing."""
+    config = NetworkConfig(base_width=base_width)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        network = build_network(config)
+    metadata = BundleMetadata(
+        name=f"untrained-width{base_width}",
+        network=config,
+        profile="paper",
+        origin=f"random weights, seed {seed}",
+        trained_on="untrained: outputs carry no meaning",
+        licence="Apache-2.0",
+    )
+    return network, metadata
+
+
+def _metadata_document(folder: Path) -> dict[str, Any]:
+    path = folder / METADATA_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(folder, f"no {METADATA_FILE} in this folder", EXPECTED_BUNDLE) from None
+    except ValueError as error:
+        raise InputError(path, f"not JSON ({error})", EXPECTED_BUNDLE) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise InputError(path, f"bundle format {found!r}", f"format {FORMAT}")
+    return document
+
+
+def _parsed_metadata(folder: Path, document: dict[str, Any]) -> BundleMetadata:
+    try:
+        values = {name: value for name, value in document.items() if name not in ("format", "files")}
+        metadata = BundleMetadata(**values | {"network": NetworkConfig(**values["network"])})
+        if not all(isinstance(digest, str) for digest in document["files"].values()):
+            raise ValueError("files are not listed with their sha256")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(folder / METADATA_FILE, f"a field is missing or wrong ({error})", EXPECTED_BUNDLE) from error
+    return metadata
+
+
+def _shards(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = SHARD_BYTES
+    for name, value in state.items():
+        if shards[-1] and value.nbytes > room:
+            shards.append({})
+            room = SHARD_BYTES
+        shards[-1][name] = value.contiguous()
+        room -= value.nbytes
+    return shards
+
+
+def _check_tensors(source: Path, state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    def listed(names: list[str]) -> str:
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    missing = sorted(expected.keys() - state.keys())
+    extra = sorted(state.keys() - expected.keys())
+    misshapen = sorted(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    )
+    problems = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    if any(problems.values()):
+        found = "; ".join(f"{kind} tensors: {listed(names)}" for kind, names in problems.items() if names)
+        raise InputError(source, found, "exactly the tensors of the network")
+
+
+def _unpickled_state(checkpoint: Path) -> dict[str, Tensor]:
+    if not checkpoint.is_file():
+        raise InputError(checkpoint, "no such file", EXPECTED_CHECKPOINT)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"it holds pickled code of type {blocked[1]}, which is not run" if blocked else "not a checkpoint"
+        raise InputError(checkpoint, found, EXPECTED_CHECKPOINT) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(checkpoint, f"not a checkpoint ({reason})", EXPECTED_CHECKPOINT) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(checkpoint, "no state dict of tensors in the file", EXPECTED_CHECKPOINT)
+    return cast(dict[str, Tensor], state)
+
+
+def _released_config(checkpoint: Path, state: Mapping[str, Tensor]) -> NetworkConfig:
+    """Read backbone, head and base width off the tensors; what does not fit is refused by name afterwards."""
+    for name in ("conv1.weight", "fcs.0.weight"):
+        if name not in state:
+            raise InputError(checkpoint, f"missing tensors: {name}", EXPECTED_CHECKPOINT)
+    backbone: BackboneName = "resnet50" if "layer1.0.conv3.weight" in state else "resnet34"
+    if backbone == "resnet34" and "layer1.2.conv1.weight" not in state:
+        backbone = "resnet18"
+    head: HeadName = "regression" if state["fcs.0.weight"].shape[0] == 1 else "classification"
+    try:
+        return NetworkConfig(backbone, head, base_width=state["conv1.weight"].shape[0])
+    except ValueError as error:
+        raise InputError(checkpoint, str(error), EXPECTED_CHECKPOINT) from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m model.weights", description="Weight bundles.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="make a bundle of a released checkpoint")
+    convert.add_argument("checkpoint", type=Path)
+    convert.add_argument("bundle", type=Path)
+    convert.add_argument("--trained-on", help="what the weights were trained on, if the file is not a published one")
+    for name, text in (("show", "print what a bundle says of itself"), ("verify", "check every file and tensor")):
+        commands.add_parser(name, help=text).add_argument("bundle", type=Path)
+    untrained = commands.add_parser("untrained", help="write a bundle of random weights, to try things out")
+    untrained.add_argument("bundle", type=Path)
+    untrained.add_argument("--base-width", type=int, default=16)
+    untrained.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        match options.command:
+            case "convert":
+                network, metadata = convert_checkpoint(options.checkpoint, trained_on=options.trained_on)
+                write_bundle(options.bundle, network, metadata)
+                print(f"{options.bundle}: {metadata.origin}")
+            case "untrained":
+                write_bundle(options.bundle, *untrained_bundle(options.base_width, options.seed))
+                print(f"{options.bundle}: untrained, outputs carry no meaning")
+            case "show":
+                folder = locate_bundle(options.bundle)
+                read_metadata(folder)
+                print((folder / METADATA_FILE).read_text(encoding="utf-8"), end="")
+            case "verify":
+                bundle = read_bundle(options.bundle)
+                print(f"{options.bundle}: {bundle.metadata.name} is whole, sha256 {bundle.sha256}")
+    except (InputError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Entry point of inference: reads a chest CT and its lung mask, writes Fleischner scores and activation maps.
+
+On grand-challenge it runs without arguments, from /input to /output. Research software, not a medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import SimpleITK as sitk
+import torch
+from evalutils.evalutils import Algorithm
+from evalutils.exceptions import FileLoaderError
+from evalutils.io import FileLoader
+from pandas import DataFrame, Series
+
+from model import __version__, densitometry, grand_challenge
+from model.errors import InputError
+from model.grand_challenge import Case, OutputFolder
+from model.preprocessing import MapType
+from model.rendering import DISCLAIMER, preview
+from model.scan import Scan, read_header
+from model.stages import stage
+from model.subtyping import DeviceName, EmphysemaSubtyper, Finding, PrecisionName, Subtyping
+from model.weights import locate_bundle
+
+logger = logging.getLogger("process")
+
+ENVIRONMENT_PREFIX = "EMPHYSEMA_"
+WEIGHTS_BESIDE_CODE = Path(__file__).resolve().parent / "weights"
+
+
+class HeaderLoader(FileLoader):  # type: ignore[misc]
+    """Reads and checks the header alone: evalutils' own loader reads and hashes the whole volume, twice."""
+
+    def load(self, *, fname: Path) -> list[dict[str, Any]]:
+        """Return the file's path and size in voxels.
+
+        Raises:
+            FileLoaderError: the file cannot be a scan or mask; the cause is an `InputError`.
+        """
+        try:
+            return [{"path": fname, "size": read_header(fname)}]
+        except InputError as error:
+            raise FileLoaderError(str(error)) from error
+
+
+class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
+    """Scores every case of a run with one subtyper and collects `results.json`.
+
+    A case that cannot be scored is listed with its error, and the others go on.
+
+    Attributes:
+        exit_code: 0 while every case was scored, 2 after an input that cannot be used, 1 after anything else.
+    """
+
+    def __init__(
+        self, cases: list[Case], subtyper: EmphysemaSubtyper, outputs: OutputFolder, map_type: MapType, with_preview: bool
+    ) -> None:
+        loader = HeaderLoader()
+        super().__init__(
+            index_key="ct",
+            file_loaders={"ct": loader, "lung_mask": loader},
+            validators={},
+            output_path=outputs.folder / "images",
+            output_file=outputs.folder / grand_challenge.RESULTS_FILE,
+        )
+        self.exit_code = 0
+        self._listed = cases
+        self._subtyper = subtyper
+        self._outputs = outputs
+        self._map_type = map_type
+        self._with_preview = with_preview
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """What `results.json` holds: one object a case, in the order of the cases."""
+        return list(self._case_results)
+
+    def load(self) -> None:
+        """Read the headers of all cases before the first is scored; `problem` is what stands in a case's way."""
+        rows = []
+        for case in self._listed:
+            row: dict[str, Any] = {"case": case, "problem": None}
+            try:
+                for key, path in zip(("ct", "lung_mask"), case.files, strict=True):
+                    self._file_loaders[key].load(fname=path)
+            except (InputError, FileLoaderError) as error:
+                row["problem"] = str(error)
+            rows.append(row)
+        self._cases[self._index_key] = DataFrame(rows)
+
+    def process_case(self, *, idx: int, case: Series) -> dict[str, Any]:
+        """Score one case and write its maps (and with the run's first case the score files); return its result."""
+        files: Case = case["case"]
+        self._outputs.discard(files.entity)
+        try:
+            if case["problem"]:
+                raise FileLoaderError(case["problem"])
+            return self._scored(files, is_first=idx == 0)
+        except (InputError, FileLoaderError) as error:
+            self.exit_code = self.exit_code or 2
+            message = str(error)
+        except Exception as error:
+            self.exit_code = 1
+            logger.info("%s", traceback.format_exc())
+            message = f"{files.entity}: {type(error).__name__}: {' '.join(str(error).split())}"
+        print(message, file=sys.stderr)
+        return failed_result(message, files.entity)
+
+    def predict(self, *, input_image: Scan) -> Subtyping:
+        """Score one scan."""
+        return self._subtyper.predict(input_image, self._map_type)
+
+    def save(self) -> None:
+        """Write `results.json`."""
+        with self._outputs as outputs:
+            outputs.write_results(self._case_results)
+
+    def _scored(self, case: Case, is_first: bool) -> dict[str, Any]:
+        start = time.perf_counter()
+        logger.info("%s", case.entity)
+        with stage("read"):
+            ct, lung_mask = case.files
+            scan = Scan.read(ct, lung_mask, lobes=case.lobes)
+        for warning in scan.warnings:
+            logger.info("%s: %s", case.entity, warning)
+        subtyping = self.predict(input_image=scan)
+        with stage("densitometry"):
+            metrics = case_metrics(subtyping, *densitometry.measure(scan, subtyping.regions))
+        with stage("write"), self._outputs as outputs:
+            for finding in (subtyping.centrilobular, subtyping.paraseptal):
+                outputs.write_map(finding.subtype.name, case.entity, scan.to_file_grid(finding.activation_map))
+                if is_first:
+                    outputs.write_score(finding.subtype.name, finding.score, finding.severity, finding.percentage)
+            if self._with_preview:
+                outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
+        logger.info("%-12s %7.2f s", "in all", time.perf_counter() - start)
+        return {
+            "entity": case.entity,
+            "metrics": metrics,
+            "provenance": provenance(self._subtyper),
+            "warnings": list(scan.warnings),
+            "error_messages": [],
+        }
+
+
+def case_metrics(
+    subtyping: Subtyping, lung: densitometry.Densitometry, parts: dict[str, densitometry.Densitometry]
+) -> dict[str, Any]:
+    """Return the `metrics` object of `results.json`: percentages in percent, density in HU, volumes in ml."""
+    findings = (subtyping.centrilobular, subtyping.paraseptal)
+    metrics: dict[str, Any] = {}
+    for finding in findings:
+        metrics |= _finding_metrics(finding)
+    metrics |= {
+        "laa950_percentage": round(lung.laa950_percentage, 4),
+        "perc15_hu": lung.perc15_hu,
+        "lung_volume_ml": round(lung.volume_ml),
+        "regions": {
+            name: {
+                **{f"{finding.subtype.abbreviation}_percentage": finding.region_percentages[name] for finding in findings},
+                "laa950_percentage": round(part.laa950_percentage, 4),
+                "perc15_hu": part.perc15_hu,
+                "volume_ml": round(part.volume_ml),
+            }
+            for name, part in parts.items()
+        },
+    }
+    return metrics
+
+
+def _finding_metrics(finding: Finding) -> dict[str, Any]:
+    prefix = finding.subtype.abbreviation
+    metrics = {
+        f"{prefix}_severity_score": finding.score,
+        f"{prefix}_severity": finding.severity,
+        f"{prefix}_percentage": finding.percentage,
+    }
+    if finding.probabilities is not None:
+        metrics[f"{prefix}_probabilities"] = [round(probability, 4) for probability in finding.probabilities]
+    return metrics
+
+
+def provenance(subtyper: EmphysemaSubtyper) -> dict[str, Any]:
+    """Return the `provenance` object of `results.json`: what it takes to repeat a result."""
+    return {
+        "bundle": subtyper.metadata.name,
+        "sha256": subtyper.bundle_sha256,
+        "trained_on": subtyper.metadata.trained_on,
+        "profile": subtyper.metadata.profile,
+        "version": __version__,
+        "device": subtyper.device.type,
+        "precision": str(subtyper.precision).removeprefix("torch."),
+    }
+
+
+def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
+    """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
+    return {"entity": entity, "error_messages": [message]}
+
+
+def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
+    """Return the table that is printed at the end of a run."""
+    lines = [f"{'entity':<24} {'centrilobular':<32} {'paraseptal':<26} {'LAA-950':>8}"]
+    for result in results:
+        if result["error_messages"]:
+            lines.append(f"{result['entity']:<24} not scored: {result['error_messages'][0]}")
+            continue
+        metrics = result["metrics"]
+        cells = [_summary_cell(metrics, prefix) for prefix in ("cle", "pse")]
+        laa950 = f"{metrics['laa950_percentage']:.1f} %"
+        lines.append(f"{result['entity']:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
+    scored = next((result for result in results if not result["error_messages"]), None)
+    if scored:
+        lines.append(f"weights: {scored['provenance']['bundle']} (trained on: {scored['provenance']['trained_on']})")
+    lines.append(f"{seconds:.1f} s; written to {output}")
+    lines.append(DISCLAIMER)
+    return "\n".join(lines)
+
+
+def _summary_cell(metrics: dict[str, Any], prefix: str) -> str:
+    percentage = metrics[f"{prefix}_percentage"]
+    extent = "" if percentage is None else f", {percentage:.1f} %"
+    return f"{metrics[f'{prefix}_severity_score']} {metrics[f'{prefix}_severity']}{extent}"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Ends bad usage with one line on stderr and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def parsed_options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; what it leaves out may be set by the environment (EMPHYSEMA_DEVICE for --device, and so on)."""
+    parser = OneLineParser(
+        prog="process.py",
+        description=f"Score emphysema subtypes on chest CT. {DISCLAIMER}",
+        epilog=f"Each option can be set by an environment variable too: {ENVIRONMENT_PREFIX}DEVICE, "
+        f"{ENVIRONMENT_PREFIX}MAP_TYPE, {ENVIRONMENT_PREFIX}PREVIEW=1, and so on.",
+    )
+    options = [
+        parser.add_argument("--input", type=Path, default=grand_challenge.INPUT_FOLDER, help="default: %(default)s"),
+        parser.add_argument("--output", type=Path, default=grand_challenge.OUTPUT_FOLDER, help="default: %(default)s"),
+        parser.add_argument("--ct", type=Path, help="score this CT alone, instead of what --input holds"),
+        parser.add_argument("--lung-mask", type=Path, help="the lung mask of --ct"),
+        parser.add_argument(
+            "--weights",
+            type=Path,
+            help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else weights/ beside the code",
+        ),
+        parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
+        parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
+        parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
+    ]
+    parser.add_argument("--preview", action="store_true", help="write a picture of each case too")
+    parser.add_argument("--version", action="version", version=__version__)
+    preset = []
+    for option in options:
+        value = os.environ.get(ENVIRONMENT_PREFIX + option.dest.upper())
+        if value:
+            preset.append(f"{option.option_strings[0]}={value}")
+    if os.environ.get(f"{ENVIRONMENT_PREFIX}PREVIEW", "").lower() in ("1", "true", "yes", "on"):
+        preset.append("--preview")
+    parsed = parser.parse_args([*preset, *arguments])
+    if (parsed.ct is None) != (parsed.lung_mask is None):
+        parser.error("--ct and --lung-mask go together")
+    return parsed
+
+
+def limit_threads() -> None:
+    """Use no more threads than the control group grants CPUs: a container may see all cores of a large machine."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(int(quota) // int(period), 1))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        pass
+    torch.set_num_threads(cpus)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cpus)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    start = time.perf_counter()
+    options = parsed_options(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.captureWarnings(True)
+    limit_threads()
+    try:
+        outputs = OutputFolder(options.output)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        cases = [Case.of(options.ct, options.lung_mask)] if options.ct else grand_challenge.find_cases(options.input)
+        with stage("weights"):
+            places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
+            subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
+    except InputError as error:
+        with outputs:
+            outputs.write_results([failed_result(str(error))])
+        print(error, file=sys.stderr)
+        return 2
+    for note in subtyper.notes:
+        logger.info("%s", note)
+    logger.info("running on %s in %s", subtyper.device, subtyper.precision)
+    algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview)
+    algorithm.process()
+    print(summary(algorithm.results, time.perf_counter() - start, options.output))
+    return algorithm.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
