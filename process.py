@@ -86,10 +86,10 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         return list(self._case_results)
 
     def load(self) -> None:
-        """Read the headers of all cases before the first is scored; `problem` is what stands in a case's way."""
+        """Read the headers of all cases before the first is scored; `problem` says what stands in a case's way, if anything."""
         rows = []
         for case in self._listed:
-            row: dict[str, Any] = {"case": case, "problem": None}
+            row: dict[str, Any] = {"case": case, "problem": ""}
             try:
                 for key, path in zip(("ct", "lung_mask"), case.files, strict=True):
                     self._file_loaders[key].load(fname=path)

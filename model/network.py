@@ -294,9 +294,7 @@ def fold_batch_normalisation(network: EmphysemaNetwork) -> EmphysemaNetwork:
 
     for module in list(network.modules()):
         if isinstance(module, ResidualBlock):
-            for index, (convolution, normalisation) in enumerate(
-                zip(module.convolutions, module.normalisations, strict=True)
-            ):
+            for index, (convolution, normalisation) in enumerate(zip(module.convolutions, module.normalisations, strict=True)):
                 module.convolutions[index] = fused(convolution, normalisation)
                 module.normalisations[index] = nn.Identity()
         elif isinstance(module, ConvolutionBlock):

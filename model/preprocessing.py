@@ -234,15 +234,31 @@ def finish(centrilobular: Tensor, paraseptal: Tensor, prepared: NetworkInput) ->
         prepared: the input that they were computed from.
 
     Returns:
-        Without a suspect mask, the maps as they are, with the labels on their grid. With one, both brought to the input's
-        grid (trilinear, corners aligned) and set to 0 outside the mask.
+        Without a suspect mask, the maps on their own grid; outside the lung, of which training says nothing, they continue
+        what lies inside. With one, both brought to the input's grid (trilinear, corners aligned) and set to 0 outside the
+        mask.
     """
     if prepared.suspect is None:
-        return ActivationMaps(centrilobular[0, 0], paraseptal[0, 0], labels_on_map_grid(prepared.labels), prepared.box)
+        labels = labels_on_map_grid(prepared.labels)
+        lung = torch.from_numpy(labels > 0)[None, None]
+        cle, pse = (_continued_outside(activation, lung)[0, 0] for activation in (centrilobular, paraseptal))
+        return ActivationMaps(cle, pse, labels, prepared.box)
     maps = torch.cat((centrilobular, paraseptal), dim=1)
     maps = functional.interpolate(maps, INPUT_SHAPE, mode="trilinear", align_corners=True)[0]
     maps *= torch.from_numpy(prepared.suspect)
     return ActivationMaps(maps[0], maps[1], prepared.labels, prepared.box)
+
+
+def _continued_outside(activation: Tensor, lung: Tensor) -> Tensor:
+    """Give each voxel just outside the lung the mean of its neighbours inside, and 0 to those farther out.
+
+    Interpolation at the pleura then mixes in nothing from outside, and the written map's mean stays the percentage.
+    """
+    weight = lung.to(activation.dtype)
+    inside = activation * weight
+    neighbours = functional.avg_pool3d(weight, 3, stride=1, padding=1)
+    mean = functional.avg_pool3d(inside, 3, stride=1, padding=1) / neighbours.clamp(min=1 / 27)
+    return torch.where(lung, activation, mean)
 
 
 def labels_on_map_grid(labels: np.ndarray) -> np.ndarray:

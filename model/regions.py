@@ -51,7 +51,7 @@ class Regions:
         lung = scan.lung[box]
         if scan.lobes is not None:
             labels = scan.lobes[box]
-            present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1)
+            present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - {0}
             if present <= set(LOBES.values()):
                 return cls(labels, _lobe_members(present), box)
         sides = _sides(lung, scan.spacing)
@@ -77,7 +77,7 @@ def _sides(lung: npt.NDArray[np.bool_], spacing: tuple[float, float, float]) -> 
     distances = [step * distance for step, distance in zip(steps, spacing, strict=True)]
     depth = ndimage.distance_transform_edt(np.pad(coarse, 1), sampling=distances)[1:-1, 1:-1, 1:-1]
     for erosion in _EROSIONS_MM:
-        seeds = _two_lungs(depth > erosion, distances[2], np.count_nonzero(coarse))
+        seeds = _two_lungs(depth > erosion, distances[2], int(np.count_nonzero(coarse)))
         if seeds is not None:
             nearest = ndimage.distance_transform_edt(
                 seeds == 0, sampling=distances, return_distances=False, return_indices=True

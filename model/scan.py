@@ -227,10 +227,12 @@ def read_image(path: Path | str) -> sitk.Image:
     """
     path = Path(path)
     read_header(path)
+    files: tuple[str, ...] = ()
     reader: sitk.ImageFileReader | sitk.ImageSeriesReader
     if path.is_dir():
+        files = _dicom_files(path)
         reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(_dicom_files(path))
+        reader.SetFileNames(files)
     else:
         _check_nifti_payload(path)
         reader = sitk.ImageFileReader()
@@ -245,7 +247,7 @@ def read_image(path: Path | str) -> sitk.Image:
         raise InputError(path, f"its voxels are damaged ({complaint})", "a whole file")
     if complaint:
         logger.info("%s: %s", path, complaint)
-    _check_slice_distances(image, path)
+    _check_slice_distances(image, path, files)
     return image
 
 
@@ -326,13 +328,15 @@ def _dicom_files(folder: Path) -> tuple[str, ...]:
         return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
 
 
-def _check_slice_distances(image: sitk.Image, path: Path) -> None:
-    """A DICOM series with a slice missing would be stretched silently."""
-    key = "ITK_non_uniform_sampling_deviation"
-    if image.HasMetaDataKey(key):
-        deviation = float(image.GetMetaData(key))
-        if deviation > 0.1 * image.GetSpacing()[2]:
-            raise InputError(path, f"slice distances differ by up to {deviation:.2f} mm", "evenly spaced slices")
+def _check_slice_distances(image: sitk.Image, path: Path, files: tuple[str, ...]) -> None:
+    """A DICOM series with a slice missing would be stretched silently; rounded positions are let pass."""
+    if not image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
+        return
+    normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+    gaps = np.diff([float(normal @ _file_information(Path(file)).GetOrigin()) for file in files])
+    if np.ptp(gaps) > 0.1 * abs(np.median(gaps)):
+        found = f"slice distances from {np.abs(gaps).min():.2f} to {np.abs(gaps).max():.2f} mm"
+        raise InputError(path, found, "evenly spaced slices")
 
 
 def _check_nifti_payload(path: Path) -> None:
@@ -375,9 +379,7 @@ def _native_messages() -> Iterator[list[str]]:
             messages.extend(line.strip() for line in lines if line.strip())
 
 
-def _labels_on_grid(
-    mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]
-) -> npt.NDArray[np.uint8]:
+def _labels_on_grid(mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]) -> npt.NDArray[np.uint8]:
     """Bring a mask to the CT's grid (nearest neighbour where it lies on another); labels above 255 count as 1."""
     labels = _as_labels(sitk.GetArrayViewFromImage(mask))
     filled = np.count_nonzero(labels)
@@ -438,8 +440,8 @@ def _hounsfield(
             )
         replaced = _replace_not_finite(voxels, finite, lung)
         warnings.append(f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung")
-    limits = np.finfo(np.float32)
-    return np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False)
+    largest = np.finfo(np.float32).max
+    return np.clip(voxels, -largest, largest).astype(np.float32, copy=False)
 
 
 def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung: npt.NDArray[np.bool_]) -> int:

@@ -14,7 +14,16 @@ from torch import Tensor
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.network import DenseLogits, class_activation_map, class_probabilities, fold_batch_normalisation
-from model.preprocessing import PROFILES, ActivationMaps, MapType, NetworkInput, finish, labels_on_map_grid, map_on_scan, prepare
+from model.preprocessing import (
+    PROFILES,
+    ActivationMaps,
+    MapType,
+    NetworkInput,
+    finish,
+    labels_on_map_grid,
+    map_on_scan,
+    prepare,
+)
 from model.regions import Regions
 from model.scan import Scan
 from model.stages import stage
@@ -91,9 +100,7 @@ class EmphysemaSubtyper:
         self._network.head.to(self.device)
 
     @classmethod
-    def from_bundle(
-        cls, path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto"
-    ) -> EmphysemaSubtyper:
+    def from_bundle(cls, path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> EmphysemaSubtyper:
         """Load a verified bundle.
 
         Args:
@@ -176,9 +183,7 @@ def _finding(
     return Finding(subtype, subtype.score(percentage), percentage, parts, None, activation_map)
 
 
-def _percentages(
-    activation: np.ndarray, labels: np.ndarray, regions: Regions
-) -> tuple[float, dict[str, float | None]]:
+def _percentages(activation: np.ndarray, labels: np.ndarray, regions: Regions) -> tuple[float, dict[str, float | None]]:
     """Mean activation inside the lung and inside each region, in percent; None for a region too small for the map's grid."""
     rows = max(max(members) for members in regions.members.values()) + 1
     sums = np.bincount(labels.ravel(), activation.ravel(), rows)

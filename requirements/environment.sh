@@ -1,0 +1,31 @@
+# Source this, then call `ensure_environment NAME`: makes .venv hold what requirements/NAME.lock lists.
+# A copy of each installed lock lies in .venv; when a lock has changed since, .venv is made anew.
+
+ensure_environment() {
+    local root lock stamp python candidate
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    lock=$root/requirements/$1.lock
+    stamp=$root/.venv/$1.lock
+    cmp -s "$lock" "$stamp" && return
+    if [ -e "$stamp" ] || ! "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        rm -rf "$root/.venv"
+        python=
+        for candidate in python3.11 python3; do
+            if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+                python=$candidate
+                break
+            fi
+        done
+        if [ -z "$python" ]; then
+            echo "python3.11: not found; expected Python 3.11 on the PATH" >&2
+            return 1
+        fi
+        if ! "$python" -m venv "$root/.venv"; then
+            echo "$python: cannot make a virtual environment; expected its venv module (Debian: python3.11-venv)" >&2
+            return 1
+        fi
+    fi
+    echo "Installing requirements/$1.lock into .venv (the first time takes some minutes)"
+    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"
+    cp "$lock" "$stamp"
+}

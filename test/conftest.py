@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from test.phantom import LESION_HU, Phantom, make_phantom, write_dark_detector
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def phantom() -> Phantom:
+    return make_phantom()
+
+
+@pytest.fixture(scope="session")
+def lesioned() -> Phantom:
+    """A finer phantom: about a quarter of the right lung's height is emphysema, the left lung is sound."""
+    phantom = make_phantom((100, 128, 160), (2.5, 2.0, 2.0))
+    hounsfield = phantom.hounsfield.copy()
+    hounsfield[42:62][phantom.lungs[42:62] == 1] = LESION_HU
+    return dataclasses.replace(phantom, hounsfield=hounsfield)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dark detector with the paper's profile."""
+    return write_dark_detector(tmp_path_factory.mktemp("bundle") / "dark")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference data that does not come with the repository."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the reference data in ../shared, which does not come with the repository")
+    return SHARED

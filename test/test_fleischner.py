@@ -1,0 +1,53 @@
+"""Grades and intervals against Table 1 b and c of Xie et al. (Sci Rep 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype
+
+
+@pytest.mark.parametrize(
+    ("percentage", "score", "severity"),
+    [
+        (0, 0, "absent"),
+        (0.9999, 0, "absent"),
+        (1, 1, "trace"),
+        (5, 2, "mild"),
+        (10, 3, "moderate"),
+        (20, 4, "confluent"),
+        (29.9999, 4, "confluent"),
+        (30, 5, "advanced destructive"),
+        (100, 5, "advanced destructive"),
+    ],
+)
+def test_centrilobular_grades_are_those_of_table_1b(percentage: float, score: int, severity: str) -> None:
+    grade = CENTRILOBULAR.grade(percentage)
+    assert (grade.score, grade.severity) == (score, severity)
+    assert CENTRILOBULAR.score(percentage) == score
+
+
+@pytest.mark.parametrize(
+    ("percentage", "score", "severity"),
+    [(0, 0, "absent"), (1, 1, "mild"), (4.9999, 1, "mild"), (5, 2, "substantial"), (100, 2, "substantial")],
+)
+def test_paraseptal_grades_are_those_of_table_1c(percentage: float, score: int, severity: str) -> None:
+    grade = PARASEPTAL.grade(percentage)
+    assert (grade.score, grade.severity) == (score, severity)
+
+
+@pytest.mark.parametrize("subtype", SUBTYPES, ids=lambda subtype: subtype.name)
+def test_intervals_cover_0_to_100_without_gap_or_overlap(subtype: Subtype) -> None:
+    assert subtype.grades[0].lower == 0
+    assert subtype.grades[-1].upper == 100
+    for below, above in zip(subtype.grades, subtype.grades[1:], strict=False):
+        assert below.upper == above.lower
+        assert above.score == below.score + 1
+
+
+@pytest.mark.parametrize("percentage", [-0.1, 100.1, math.nan, math.inf])
+def test_a_percentage_outside_0_to_100_is_refused(percentage: float) -> None:
+    with pytest.raises(ValueError, match="expected a number from 0 to 100"):
+        CENTRILOBULAR.score(percentage)

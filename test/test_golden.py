@@ -1,0 +1,104 @@
+"""The released profile against what the published implementation computes with the same weights and the same real scan."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import process
+from model.preprocessing import RELEASED, labels_on_map_grid, prepare
+from model.regions import Regions
+from model.scan import Scan
+from model.subtyping import EmphysemaSubtyper
+from model.weights import convert_checkpoint, write_bundle
+from test.phantom import write_dark_detector
+from test.test_scan import write_dicom_series
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, np.ndarray]:
+    with np.load(shared / "reference" / "golden_a0001-smooth_seed11.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def seeded_bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights that the golden data was made with, brought in by converting a checkpoint."""
+    folder = tmp_path_factory.mktemp("seeded")
+    make = runpy.run_path(str(shared / "reference" / "seeded_checkpoint.py"))["seeded_state_dict"]
+    keys = json.loads((shared / "reference" / "released_resnet34_regression_keys.json").read_text())
+    torch.save({f"model.{name}": value for name, value in make(keys, 11).items()}, folder / "seed11.ckpt")
+    write_bundle(folder / "bundle", *convert_checkpoint(folder / "seed11.ckpt"))
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="module")
+def smooth(shared: Path) -> Scan:
+    images = shared / "data" / "a0001-smooth" / "images"
+    return Scan.read(images / "ct" / "a0001-smooth.mha", images / "lung-mask" / "a0001-smooth.mha")
+
+
+def test_crop_and_network_input_are_the_released_ones(golden: dict[str, np.ndarray], smooth: Scan) -> None:
+    prepared = prepare(smooth, Regions.of(smooth), RELEASED)
+    assert [[side.start, side.stop] for side in prepared.box] == golden["crop"].tolist()
+    np.testing.assert_allclose(prepared.image[0, 0, ::8, ::8, ::8], golden["input_half"], atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_maps_and_percentages_are_the_released_ones(
+    golden: dict[str, np.ndarray], smooth: Scan, seeded_bundle: Path, precision: Literal["float32", "bfloat16"]
+) -> None:
+    """float32 reproduces the release; bfloat16 stays within a tenth of a point of it."""
+    subtyper = EmphysemaSubtyper.from_bundle(seeded_bundle, "cpu", precision)
+    exact = precision == "float32"
+    prepared = prepare(smooth, Regions.of(smooth), RELEASED)
+    maps = [dense.sigmoid()[0, 0].numpy() for dense in subtyper.dense_logits(prepared.image)]
+    lung = labels_on_map_grid(prepared.labels) > 0
+    means = [activation[lung].mean(dtype=np.float64) for activation in maps]
+    assert means == pytest.approx(golden["mean_in_lung"].tolist(), abs=1e-4 if exact else 1e-3)
+    if exact:
+        np.testing.assert_allclose(maps[0][::4, ::4, ::4], golden["cle_dense"], atol=1e-3)
+        np.testing.assert_allclose(maps[1][::4, ::4, ::4], golden["pse_dense"], atol=1e-3)
+
+    result = subtyper.predict(smooth)
+    for finding, index, name in ((result.centrilobular, 0, "cle_map"), (result.paraseptal, 1, "pse_map")):
+        assert finding.percentage == pytest.approx(100 * golden["percentages"][index], abs=0.01 if exact else 0.1)
+        inside = smooth.lung[:, ::8, ::8]
+        difference = finding.activation_map[:, ::8, ::8][inside].astype(int) - golden[name][inside]
+        assert np.abs(difference).mean() < 1
+        assert golden[name][~inside].mean() < 0.01  # the release leaves a trace outside the lung, ours leaves none
+
+
+@pytest.mark.parametrize("profile", ["paper", "released"])
+@pytest.mark.parametrize("kernel", ["smooth", "sharp"])
+def test_the_real_scan_is_scored_in_either_profile(shared: Path, tmp_path: Path, kernel: str, profile: str) -> None:
+    bundle = write_dark_detector(tmp_path / "bundle", profile=profile)
+    case = str(shared / "data" / f"a0001-{kernel}")
+    arguments = ["--input", case, "--output", str(tmp_path / "output"), "--weights", str(bundle)]
+    assert process.main(arguments) == 0
+    (result,) = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert result["provenance"]["profile"] == profile
+    assert set(result["metrics"]["regions"]) == {"right", "left"}
+    assert result["metrics"]["laa950_percentage"] == pytest.approx({"smooth": 0.3, "sharp": 13.9}[kernel], abs=0.1)
+
+
+def test_the_real_scan_scores_the_same_as_nifti_and_as_a_dicom_series(shared: Path, tmp_path: Path) -> None:
+    bundle = write_dark_detector(tmp_path / "bundle")
+    images = shared / "data" / "a0001-sharp" / "images"
+    ct = sitk.ReadImage(str(images / "ct" / "a0001-sharp.mha"))
+    sitk.WriteImage(ct, str(tmp_path / "ct.nii.gz"))
+    write_dicom_series(ct, tmp_path / "series")
+    metrics = []
+    for path in (images / "ct" / "a0001-sharp.mha", tmp_path / "ct.nii.gz", tmp_path / "series"):
+        mask, output = images / "lung-mask" / "a0001-sharp.mha", tmp_path / f"output-{path.name}"
+        arguments = ["--ct", path, "--lung-mask", mask, "--output", output, "--weights", bundle]
+        assert process.main([str(argument) for argument in arguments]) == 0
+        metrics.append(json.loads((output / "results.json").read_text())[0]["metrics"])
+    assert metrics[0] == metrics[1] == metrics[2]

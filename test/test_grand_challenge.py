@@ -1,0 +1,146 @@
+"""Which files are which case, and how outputs appear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.grand_challenge import Case, OutputFolder, find_cases, stem_of
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_one_ct_and_one_mask_pair_whatever_their_names(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/7d1a.mha", "images/lung-mask/99ff.mha")
+    assert find_cases(tmp_path) == [
+        Case("7d1a", tmp_path / "images/ct/7d1a.mha", tmp_path / "images/lung-mask/99ff.mha", lobes=False)
+    ]
+
+
+@pytest.mark.parametrize(("mask_folder", "lobes"), [("lung-mask", False), ("pulmonary-lobes", True), ("lungs", False)])
+def test_each_mask_folder_is_found_and_only_lobes_have_labels_that_mean_something(
+    tmp_path: Path, mask_folder: str, lobes: bool
+) -> None:
+    touch(tmp_path, "images/ct/a.mha", f"images/{mask_folder}/b.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert (case.lung_mask, case.lobes) == (tmp_path / "images" / mask_folder / "b.nii.gz", lobes)
+    assert Case.of(case.ct, tmp_path / "images" / mask_folder / "b.nii.gz").lobes is lobes
+
+
+def test_the_lung_mask_goes_before_lobes(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/pulmonary-lobes/a.mha", "images/lung-mask/a.mha")
+    (case,) = find_cases(tmp_path)
+    assert case.lung_mask == tmp_path / "images/lung-mask/a.mha"
+
+
+def test_several_cases_pair_by_stem_and_one_without_a_mask_stays_behind(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/b.mha", "images/ct/a.nii.gz", "images/ct/c.mha")
+    touch(tmp_path, "images/lung-mask/a.mha", "images/lung-mask/b.mha", "images/lung-mask/other.mha")
+    cases = find_cases(tmp_path)
+    assert [(case.entity, case.lung_mask and case.lung_mask.name) for case in cases] == [
+        ("a", "a.mha"),
+        ("b", "b.mha"),
+        ("c", None),
+    ]
+    with pytest.raises(InputError, match=r"c\.mha: no lung mask has the same name"):
+        _ = cases[2].files
+
+
+def test_dicom_series_are_found_as_subfolders_or_as_the_folder_itself(tmp_path: Path) -> None:
+    touch(tmp_path / "one", "images/ct/series/1.dcm", "images/lung-mask/m.mha")
+    assert find_cases(tmp_path / "one")[0].ct == tmp_path / "one/images/ct/series"
+    touch(tmp_path / "two", "images/ct/1.dcm", "images/ct/2.dcm", "images/lung-mask/m.mha")
+    assert find_cases(tmp_path / "two")[0].ct == tmp_path / "two/images/ct"
+
+
+def interface(key: str, slug: str, relative_path: str) -> dict[str, Any]:
+    return {key: {"slug": slug, "relative_path": relative_path}, "image": {"name": "original.mha"}}
+
+
+@pytest.mark.parametrize("key", ["interface", "socket"])
+def test_inputs_json_says_which_folders_count(tmp_path: Path, key: str) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/lung-mask/a.mha", "images/pulmonary-lobes/a.mha")
+    entries = [interface(key, "ct-image", "images/ct"), interface(key, "pulmonary-lobes", "images/pulmonary-lobes")]
+    (tmp_path / "inputs.json").write_text(json.dumps(entries))
+    (case,) = find_cases(tmp_path)
+    assert case.lung_mask == tmp_path / "images/pulmonary-lobes/a.mha"
+
+
+@pytest.mark.parametrize("content", ["{", "{}x", "[1]", '[{"interface": {}}]', '[{"interface": {"relative_path": 3}}]'])
+def test_an_inputs_json_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/lung-mask/a.mha")
+    (tmp_path / "inputs.json").write_text(content)
+    with pytest.raises(InputError, match=r"inputs\.json: not the platform's list of inputs"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["images/lung-mask/a.mha"], "images/ct: there is no CT"),
+        (["images/ct/a.txt", "images/lung-mask/a.mha"], "images/ct: there is no CT"),
+        (["images/ct/a.mha"], "there is no lung mask"),
+        (["images/ct/a.mha", "images/ct/b.mha", "images/lung-mask/c.mha"], "2 CTs and 1 masks, no two of one name"),
+        (["images/ct/a.mha", "images/ct/a.nrrd", "images/lung-mask/a.mha"], "two CTs or two masks have the same name"),
+        (["images/ct/a.mha", "images/lung-mask/a.mha", "images/lung-mask/a.nii"], "two CTs or two masks have the same"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(tmp_path: Path, files: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_cases(touch(tmp_path, *files))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a.mha", "a"), ("a.b.nii.gz", "a.b"), ("A.NII", "A"), ("series", "series"), ("x.dcm", "x.dcm")]
+)
+def test_stems(name: str, stem: str) -> None:
+    assert stem_of(Path("/somewhere") / name) == stem
+
+
+def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((2, 2, 2), np.uint8))
+    outputs = OutputFolder(tmp_path / "out")
+
+    def stop_half_way() -> None:
+        with outputs:
+            outputs.write_map("centrilobular", "a", image)
+            outputs.write_score("centrilobular", 1, "trace", 1.5)
+            assert not (tmp_path / "out" / "centrilobular-emphysema-score.json").exists()
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        stop_half_way()
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    with outputs:
+        outputs.write_score("paraseptal", 0, "absent", None)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in written] == ["paraseptal-emphysema-score.json"]
+    assert json.loads(written[0].read_text()) == {"score": 0, "severity": "absent", "percentage": None}
+
+
+def test_an_earlier_runs_results_are_not_left_behind(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path) as outputs:
+        outputs.write_results([])
+        outputs.write_score("paraseptal", 0, "absent", 0.0)
+        outputs.write_preview("a", b"png")
+        outputs.write_preview("b", b"png")
+    again = OutputFolder(tmp_path)
+    again.discard("a")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.png"]
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "file")
+    with pytest.raises(InputError, match="the output folder cannot be written"):
+        OutputFolder(tmp_path / "file" / "out")

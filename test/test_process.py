@@ -1,0 +1,349 @@
+"""`process.py` as its users run it: a process of its own, from an input folder to an output folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import panimg
+import pytest
+import SimpleITK as sitk
+
+from model.scan import ImageGeometry
+from test.conftest import ROOT
+from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
+
+MAPS = ("centrilobular-emphysema-heatmap", "paraseptal-emphysema-heatmap")
+SCORES = ("centrilobular-emphysema-score.json", "paraseptal-emphysema-score.json")
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EMPHYSEMA_")}
+    return subprocess.run(
+        [sys.executable, ROOT / "process.py", *arguments],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+@pytest.fixture(scope="module")
+def scored(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A case stored sideways, and what a run with a picture wrote for it."""
+    folder = tmp_path_factory.mktemp("scored")
+    write_case(folder / "input", *lesioned.images("PIR"), stem="7d1a")
+    done = run("--input", folder / "input", "--output", folder / "output", "--weights", bundle, "--preview")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return folder / "input", folder / "output"
+
+
+def test_a_run_writes_every_output_and_nothing_else(scored: tuple[Path, Path]) -> None:
+    expected = [*SCORES, "results.json", *(f"images/{name}/7d1a.mha" for name in MAPS), "preview/7d1a.png"]
+    assert files_in(scored[1]) == sorted(expected)
+
+
+def test_results_and_score_files_have_the_documented_fields(scored: tuple[Path, Path]) -> None:
+    (result,) = results_of(scored[1])
+    assert result.keys() == {"entity", "metrics", "provenance", "warnings", "error_messages"}
+    assert (result["entity"], result["warnings"], result["error_messages"]) == ("7d1a", [], [])
+    metrics = result["metrics"]
+    assert metrics.keys() == {
+        *(f"{prefix}_{field}" for prefix in ("cle", "pse") for field in ("severity_score", "severity", "percentage")),
+        *("laa950_percentage", "perc15_hu", "lung_volume_ml", "regions"),
+    }
+    assert metrics["regions"].keys() == {"right", "left"}
+    for region in metrics["regions"].values():
+        assert region.keys() == {"cle_percentage", "pse_percentage", "laa950_percentage", "perc15_hu", "volume_ml"}
+    assert result["provenance"].keys() == {
+        *("bundle", "sha256", "trained_on", "profile", "version", "device", "precision"),
+    }
+    for name, prefix in zip(SCORES, ("cle", "pse"), strict=True):
+        assert json.loads((scored[1] / name).read_text()) == {
+            "score": metrics[f"{prefix}_severity_score"],
+            "severity": metrics[f"{prefix}_severity"],
+            "percentage": metrics[f"{prefix}_percentage"],
+        }
+
+
+def test_the_scores_are_those_of_the_phantom(scored: tuple[Path, Path], lesioned: Phantom) -> None:
+    metrics = results_of(scored[1])[0]["metrics"]
+    dark = 100 * np.count_nonzero(lesioned.hounsfield[lesioned.lungs > 0] == -1000) / np.count_nonzero(lesioned.lungs)
+    assert metrics["cle_severity_score"] == 3
+    assert metrics["cle_percentage"] == pytest.approx(dark, abs=1.5)
+    assert metrics["laa950_percentage"] == pytest.approx(dark, abs=1e-3)
+    assert metrics["regions"]["right"]["cle_percentage"] > metrics["regions"]["left"]["cle_percentage"] + 10
+    assert metrics["lung_volume_ml"] == round(np.count_nonzero(lesioned.lungs) * 0.01)
+
+
+def test_maps_lie_on_the_cts_grid_and_mean_the_percentage(scored: tuple[Path, Path]) -> None:
+    ct = sitk.ReadImage(str(scored[0] / "images/ct/7d1a.mha"))
+    lung = sitk.GetArrayFromImage(sitk.ReadImage(str(scored[0] / "images/lung-mask/7d1a.mha"))) > 0
+    metrics = results_of(scored[1])[0]["metrics"]
+    for name, prefix in zip(MAPS, ("cle", "pse"), strict=True):
+        image = sitk.ReadImage(str(scored[1] / "images" / name / "7d1a.mha"))
+        assert ImageGeometry.of(image) == ImageGeometry.of(ct)
+        assert image.GetPixelID() == sitk.sitkUInt8
+        levels = sitk.GetArrayFromImage(image)
+        assert not levels[~lung].any()
+        assert levels[lung].mean() / 2.55 == pytest.approx(metrics[f"{prefix}_percentage"], abs=0.5)
+
+
+def test_the_platform_can_import_both_maps(scored: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in MAPS:
+        imported = panimg.convert(input_directory=scored[1] / "images" / name, output_directory=tmp_path / name)
+        assert [file.name for file in imported.consumed_files] == ["7d1a.mha"]
+        assert len(imported.new_images) == 1
+
+
+def test_two_paths_and_the_environment_do_what_a_folder_and_options_do(
+    scored: tuple[Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    images = scored[0] / "images"
+    arguments = ("--ct", images / "ct/7d1a.mha", "--lung-mask", images / "lung-mask/7d1a.mha", "--output", tmp_path)
+    done = run(*arguments, EMPHYSEMA_WEIGHTS=str(bundle), EMPHYSEMA_PRECISION="float32", EMPHYSEMA_MAP_TYPE="float32")
+    assert (done.returncode, done.stderr) == (0, "")
+    (result,), (expected,) = results_of(tmp_path), results_of(scored[1])
+    assert result["provenance"]["precision"] == "float32"
+    assert result["metrics"]["cle_percentage"] == pytest.approx(expected["metrics"]["cle_percentage"], abs=0.1)
+    image = sitk.ReadImage(str(tmp_path / "images" / MAPS[0] / "7d1a.mha"))
+    assert image.GetPixelID() == sitk.sitkFloat32
+    assert not (tmp_path / "preview").exists()
+
+
+def test_each_stage_is_logged_with_its_seconds_and_the_table_tells_the_scores(
+    lesioned: Phantom, bundle: Path, tmp_path: Path
+) -> None:
+    write_case(tmp_path / "input", *lesioned.images())
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
+    for name in ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write"):
+        assert any(line.split()[1] == name and line.endswith(" s") for line in done.stdout.splitlines()), name
+    assert "3 moderate, " in done.stdout
+    assert "trained on: nothing" in done.stdout
+    assert "Research software, not a medical device." in done.stdout
+
+
+def test_a_case_that_fails_is_listed_and_the_others_go_on(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    for stem in ("a", "b", "c"):
+        write_case(folder, *lesioned.images(), stem=stem)
+    (folder / "images/lung-mask/a.mha").unlink()
+    (folder / "images/ct/b.mha").write_bytes(b"")
+    done = run("--input", folder, "--output", tmp_path / "output", "--weights", bundle)
+    assert done.returncode == 2
+    assert [line.split(": ")[0].rpartition("/")[2] for line in done.stderr.splitlines()] == ["a.mha", "b.mha"]
+    results = results_of(tmp_path / "output")
+    assert [(result["entity"], "metrics" in result, len(result["error_messages"])) for result in results] == [
+        ("a", False, 1),
+        ("b", False, 1),
+        ("c", True, 0),
+    ]
+    assert files_in(tmp_path / "output") == sorted(["results.json", *(f"images/{name}/c.mha" for name in MAPS)])
+
+
+def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    lobes = np.where(lesioned.lungs == 1, 3, np.where(lesioned.lungs == 2, 1, 0)).astype(np.uint8)
+    lobes[:50][lobes[:50] > 0] += 1
+    write_case(tmp_path / "input", *dataclasses.replace(lesioned, lungs=lobes).images(), mask_folder="pulmonary-lobes")
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
+    assert done.returncode == 0, done.stderr
+    regions = results_of(tmp_path / "output")[0]["metrics"]["regions"]
+    assert set(regions) == {"right", "left", "right_upper_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe"}
+    assert regions["right_lower_lobe"]["cle_percentage"] > 20 > regions["left_lower_lobe"]["cle_percentage"]
+
+
+# Bad input: each maker lays out a broken case in a folder and returns options to run it with.
+
+
+def altered(phantom: Phantom, folder: Path, hounsfield: Any = None, lungs: Any = None) -> None:
+    changes = {key: value for key, value in (("hounsfield", hounsfield), ("lungs", lungs)) if value is not None}
+    write_case(folder, *dataclasses.replace(phantom, **changes).images())
+
+
+def ct_file(folder: Path) -> Path:
+    return folder / "images/ct/scan.mha"
+
+
+def write_ct(phantom: Phantom, folder: Path, content: bytes) -> None:
+    altered(phantom, folder)
+    ct_file(folder).write_bytes(content)
+
+
+def cut_off(phantom: Phantom, folder: Path) -> None:
+    altered(phantom, folder)
+    ct_file(folder).write_bytes(ct_file(folder).read_bytes()[:-1000])
+
+
+def header_alone(phantom: Phantom, folder: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 60000 60000 60000\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    write_ct(phantom, folder, header.encode())
+
+
+def of_other_dimension(voxels: np.ndarray, is_vector: bool = False) -> Callable[[Phantom, Path], None]:
+    def make(phantom: Phantom, folder: Path) -> None:
+        altered(phantom, folder)
+        sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=is_vector), str(ct_file(folder)))
+
+    return make
+
+
+def without(name: str) -> Callable[[Phantom, Path], None]:
+    def make(phantom: Phantom, folder: Path) -> None:
+        altered(phantom, folder)
+        (folder / "images" / name / "scan.mha").unlink()
+
+    return make
+
+
+def unpaired(phantom: Phantom, folder: Path) -> None:
+    for stem in ("a", "b"):
+        write_case(folder, *phantom.images(), stem=stem)
+    (folder / "images/lung-mask/a.mha").rename(folder / "images/lung-mask/c.mha")
+    (folder / "images/lung-mask/b.mha").unlink()
+
+
+def mask_elsewhere(phantom: Phantom, folder: Path) -> None:
+    ct, mask = phantom.images()
+    mask.SetOrigin((5000.0, 0.0, 0.0))
+    write_case(folder, ct, mask)
+
+
+def not_finite(phantom: Phantom, folder: Path) -> None:
+    ct, mask = phantom.images()
+    image = sitk.GetImageFromArray(np.full(phantom.lungs.shape, np.nan, np.float32))
+    image.CopyInformation(ct)
+    write_case(folder, image, mask)
+
+
+def wide_mask(_: Phantom, folder: Path) -> None:
+    large = make_phantom((50, 64, 80), (9.0, 9.0, 9.0))
+    write_case(folder, *dataclasses.replace(large, lungs=np.ones_like(large.lungs)).images())
+
+
+BAD_INPUTS: dict[str, tuple[Callable[[Phantom, Path], None], str, str]] = {
+    "empty file": (lambda p, f: write_ct(p, f, b""), "scan.mha", "the file is empty; expected .mha"),
+    "no image": (lambda p, f: write_ct(p, f, b"Dear radiologist,\n" * 9), "scan.mha", "not an image that can be read"),
+    "cut off": (cut_off, "scan.mha", "its voxels cannot be read"),
+    "asks for too much memory": (header_alone, "scan.mha", "its header asks for 2.16e+14 voxels"),
+    "2D": (of_other_dimension(np.zeros((9, 9), np.int16)), "scan.mha", "a 2D image of 9 x 9 voxels; expected a 3D volume"),
+    "4D": (of_other_dimension(np.zeros((2, 9, 9, 9), np.int16)), "scan.mha", "a 4D image of 9 x 9 x 9 x 2 voxels"),
+    "vector": (of_other_dimension(np.zeros((9, 9, 9, 3), np.int16), True), "scan.mha", "3 numbers a voxel"),
+    "no mask": (without("lung-mask"), "input", "there is no lung mask; expected one in images/lung-mask"),
+    "no CT": (without("ct"), "images/ct", "there is no CT"),
+    "unpaired": (unpaired, "input", "2 CTs and 1 masks, no two of one name"),
+    "empty mask": (lambda p, f: altered(p, f, lungs=0 * p.lungs), "lung-mask/scan.mha", "the mask is empty"),
+    "mask elsewhere": (mask_elsewhere, "lung-mask/scan.mha", "the mask does not touch the CT"),
+    "mask too small": (
+        lambda p, f: altered(p, f, lungs=p.lungs * (np.arange(50) == 25)[:, None, None].astype(np.uint8)),
+        "lung-mask/scan.mha",
+        "ml; expected lungs of 100 to 15000 ml",
+    ),
+    "mask too large": (wide_mask, "lung-mask/scan.mha", "the mask holds 186624 ml"),
+    "all NaN": (not_finite, "ct/scan.mha", "no voxel is a finite number"),
+    "constant": (lambda p, f: altered(p, f, hounsfield=0 * p.hounsfield), "ct/scan.mha", "every voxel is 0"),
+    "not HU": (
+        lambda p, f: altered(p, f, hounsfield=p.hounsfield + np.int16(1024)),
+        "ct/scan.mha",
+        "nothing inside the lung mask lies below -500 HU (the lowest is 164)",
+    ),
+    "mean too high": (
+        lambda p, f: altered(p, f, hounsfield=np.where(np.arange(50)[:, None, None] > 12, np.int16(30), p.hounsfield)),
+        "ct/scan.mha",
+        "the mean inside the lung mask is",
+    ),
+    "mean too low": (
+        lambda p, f: altered(p, f, hounsfield=np.where(p.lungs > 0, np.int16(-1020), p.hounsfield)),
+        "ct/scan.mha",
+        "the mean inside the lung mask is -1020 HU; expected -1000 to -200 HU",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input_ends_with_exit_2_one_line_and_no_other_file(
+    phantom: Phantom, bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    make, file, message = BAD_INPUTS[kind]
+    make(phantom, tmp_path / "input")
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
+    assert_refused(done, tmp_path / "output", file, message)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], output: Path, file: str, message: str) -> None:
+    assert done.returncode == 2, done
+    (line,) = done.stderr.splitlines()
+    assert file in line.split(": ")[0]
+    assert message in line
+    assert "; expected " in line
+    assert files_in(output) == ["results.json"]
+    (result,) = results_of(output)
+    assert result["error_messages"] == [line]
+    assert "metrics" not in result
+
+
+def test_a_missing_file_is_refused(phantom: Phantom, bundle: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "input", *phantom.images())
+    mask = tmp_path / "input/images/lung-mask/scan.mha"
+    arguments = ("--ct", tmp_path / "missing.mha", "--lung-mask", mask, "--output", tmp_path / "output")
+    assert_refused(run(*arguments, "--weights", bundle), tmp_path / "output", "missing.mha", "no such file")
+    done = run("--input", tmp_path / "nowhere", "--output", tmp_path / "output")
+    assert_refused(done, tmp_path / "output", "nowhere", "no such folder")
+
+
+@pytest.mark.parametrize("kind", ["missing", "damaged", "of another kind"])
+def test_a_bundle_that_cannot_be_used_is_refused(phantom: Phantom, tmp_path: Path, kind: str) -> None:
+    write_case(tmp_path / "input", *phantom.images())
+    weights = tmp_path / "weights"
+    message = "no weight bundle"
+    if kind == "damaged":
+        tensors = next(write_dark_detector(weights).glob("*.safetensors"))
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"\xff")
+        message = "the file is damaged (sha256"
+    if kind == "of another kind":
+        weights.mkdir()
+        (weights / "bundle.json").write_text('{"format": 7}')
+        message = "bundle format 7; expected format 1"
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", weights)
+    assert_refused(done, tmp_path / "output", "weights", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--device", "tpu"], {}, "argument --device: invalid choice: 'tpu'"),
+        (["--ct", "a.mha"], {}, "--ct and --lung-mask go together"),
+        ([], {"EMPHYSEMA_PRECISION": "float8"}, "argument --precision: invalid choice: 'float8'"),
+    ],
+)
+def test_bad_usage_ends_with_exit_2_and_one_line(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    done = run(*arguments, "--output", tmp_path / "output", **environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(phantom: Phantom, bundle: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "input", *phantom.images())
+    arguments = ("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle, "--device", "cuda")
+    done = run(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert_refused(done, tmp_path / "output", "--device cuda", "the GPU cannot be used: ")

@@ -1,0 +1,136 @@
+"""The class that users touch, on phantoms and with networks whose answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from model import subtyping
+from model.errors import InputError
+from model.fleischner import CENTRILOBULAR
+from model.preprocessing import PAPER, labels_on_map_grid, prepare
+from model.regions import Regions
+from model.scan import Scan
+from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision
+from model.weights import BundleMetadata, untrained_bundle, write_bundle
+from test.phantom import Phantom, write_dark_detector
+
+
+@pytest.fixture(scope="module")
+def scan(lesioned: Phantom) -> Scan:
+    return Scan.from_images(*lesioned.images())
+
+
+def test_percentages_regions_and_map_tell_where_the_dark_part_is(bundle: Path, scan: Scan) -> None:
+    result = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32").predict(scan)
+    dark = 100 * np.count_nonzero(scan.hounsfield[scan.lung] == -1000) / np.count_nonzero(scan.lung)
+    cle = result.centrilobular
+    assert cle.percentage == pytest.approx(dark, abs=1.5)
+    assert cle.score == CENTRILOBULAR.score(cle.percentage or 0) == 3
+    assert cle.severity == "moderate"
+    assert cle.region_percentages["right"] == pytest.approx(2 * dark, abs=3)
+    assert cle.region_percentages["left"] == pytest.approx(0, abs=1)  # the lung's rim
+    assert cle.activation_map[scan.lung].mean() / 2.55 == pytest.approx(cle.percentage, abs=0.5)
+    assert not cle.activation_map[~scan.lung].any()
+    assert result.paraseptal.score == 0
+    assert result.paraseptal.percentage == pytest.approx(0.0123, abs=1e-4)  # sigmoid(-9)
+
+
+@pytest.mark.parametrize("profile", ["paper", "released"])
+def test_the_written_maps_mean_is_the_reported_percentage(tmp_path: Path, scan: Scan, profile: str) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=1)
+    write_bundle(tmp_path / "bundle", network, dataclasses.replace(metadata, profile=profile))
+    result = EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", "float32").predict(scan)
+    for finding in (result.centrilobular, result.paraseptal):
+        assert finding.percentage is not None
+        assert finding.percentage > 5
+        assert finding.activation_map[scan.lung].mean() / 2.55 == pytest.approx(finding.percentage, abs=0.5)
+
+
+def test_a_float32_map_is_the_uint8_map_before_rounding(bundle: Path, scan: Scan) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32")
+    levels = subtyper.predict(scan).centrilobular.activation_map
+    activations = subtyper.predict(scan, map_type="float32").centrilobular.activation_map
+    assert levels.dtype == np.uint8
+    assert activations.dtype == np.float32
+    assert np.array_equal(levels, np.rint(255 * activations))
+    assert activations.max() <= 1
+
+
+def test_a_classification_bundle_gives_probabilities_the_likeliest_score_and_no_percentages(tmp_path: Path, scan: Scan) -> None:
+    folder = write_dark_detector(tmp_path / "bundle", head="classification")
+    result = EmphysemaSubtyper.from_bundle(folder, "cpu", "float32").predict(scan)
+    cle, pse = result.centrilobular, result.paraseptal
+    assert cle.percentage is None
+    assert cle.region_percentages == {"right": None, "left": None}
+    assert cle.probabilities is not None
+    assert len(cle.probabilities) == 6
+    assert sum(cle.probabilities) == pytest.approx(1)
+    assert cle.score == int(np.argmax(cle.probabilities)) == 5  # air around the lung is dark, too
+    assert pse.probabilities == pytest.approx((np.exp(-9) / (2 + np.exp(-9)), *(2 * [1 / (2 + np.exp(-9))])))
+    assert pse.score == 1
+    assert not pse.activation_map.any()  # its channels above 0 are nowhere positive
+    dark = (scan.hounsfield == -1000) & scan.lung
+    assert cle.activation_map[dark].mean() > 10 * cle.activation_map[scan.lung & ~dark].mean()
+
+
+def test_the_percentage_is_the_mean_inside_the_lung_at_the_maps_resolution(bundle: Path, scan: Scan) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32")
+    prepared = prepare(scan, Regions.of(scan), PAPER)
+    activation = subtyper.dense_logits(prepared.image).centrilobular.sigmoid()[0, 0].numpy()
+    inside = labels_on_map_grid(prepared.labels) > 0
+    expected = 100 * activation[inside].mean(dtype=np.float64)
+    assert subtyper.predict(scan).centrilobular.percentage == pytest.approx(expected, abs=1e-3)
+
+
+def test_cuda_that_is_asked_for_and_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subtyping, "_why_no_cuda", lambda: "the driver is too old (found version 11040)")
+    with pytest.raises(InputError, match=r"the GPU cannot be used: the driver is too old"):
+        choose_device("cuda")
+    device, _ = choose_device("auto")
+    assert device.type == "cpu"
+    assert choose_device("cpu") == (torch.device("cpu"), ())
+
+
+def test_auto_takes_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subtyping, "_why_no_cuda", lambda: None)
+    assert choose_device("auto") == (torch.device("cuda"), ())
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
+    assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], expected: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert choose_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_stays_within_a_tenth_of_a_point(
+    tmp_path: Path, scan: Scan, precision: Literal["bfloat16", "float16"]
+) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=2)
+    write_bundle(tmp_path / "bundle", network, metadata)
+    half, full = (
+        EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", name).predict(scan) for name in (precision, "float32")
+    )
+    assert half.centrilobular.percentage == pytest.approx(full.centrilobular.percentage, abs=0.1)
+    assert half.paraseptal.percentage == pytest.approx(full.paraseptal.percentage, abs=0.1)
+
+
+def test_metadata_of_an_unknown_profile_cannot_be_made() -> None:
+    _, metadata = untrained_bundle(base_width=2, seed=0)
+    with pytest.raises(ValueError, match="expected one of paper, released"):
+        BundleMetadata(**{**dataclasses.asdict(metadata), "profile": "none"})

@@ -1,0 +1,228 @@
+"""Bundles and checkpoints: what goes in comes out, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import weights
+from model.errors import InputError
+from model.network import BackboneName, HeadName, NetworkConfig, build_network
+from model.weights import (
+    METADATA_FILE,
+    convert_checkpoint,
+    locate_bundle,
+    main,
+    read_bundle,
+    released_name,
+    untrained_bundle,
+    write_bundle,
+)
+from test.phantom import write_dark_detector
+
+
+def released_state(backbone: BackboneName = "resnet34", head: HeadName = "regression") -> dict[str, Tensor]:
+    """A small network's tensors under the names that the released implementation gives them."""
+    network = build_network(NetworkConfig(backbone, head, base_width=2))
+    return {f"model.{released_name(name)}": value for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "keys"),
+    [
+        ("resnet18", "regression", "released_resnet18_regression_keys.json"),
+        ("resnet34", "regression", "released_resnet34_regression_keys.json"),
+        ("resnet50", "regression", "released_resnet50_regression_keys.json"),
+        ("resnet34", "classification", "released_resnet34_classification_keys.json"),
+    ],
+)
+def test_tensor_names_and_shapes_are_the_released_ones(shared: Path, backbone: BackboneName, head: HeadName, keys: str) -> None:
+    with torch.device("meta"):
+        network = build_network(NetworkConfig(backbone, head))
+    ours = {released_name(name): list(value.shape) for name, value in network.state_dict().items()}
+    released = json.loads((shared / "reference" / keys).read_text())
+    assert ours == {name: shape for name, shape, _ in released}
+
+
+def wrapped(state: dict[str, Tensor], layout: str) -> dict[str, Any]:
+    """The layouts in which checkpoints come."""
+    if layout == "bare":
+        return dict(state)
+    if layout == "without prefix":
+        return {name.removeprefix("model."): value for name, value in state.items()}
+    return {
+        "epoch": 1,
+        "state_dict": state,
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4}]}],
+        "hyper_parameters": {"args": argparse.Namespace(lr=1e-4)},
+    }
+
+
+@pytest.mark.parametrize("layout", ["bare", "without prefix", "lightning"])
+@pytest.mark.parametrize("backbone", get_args(BackboneName))
+@pytest.mark.parametrize("head", get_args(HeadName))
+def test_a_converted_checkpoint_becomes_a_bundle_with_the_same_tensors(
+    tmp_path: Path, backbone: BackboneName, head: HeadName, layout: str
+) -> None:
+    state = released_state(backbone, head)
+    torch.save(wrapped(state, layout), tmp_path / "some.ckpt")
+    assert main(["convert", str(tmp_path / "some.ckpt"), str(tmp_path / "bundle")]) == 0
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.metadata.network == NetworkConfig(backbone, head, base_width=2)
+    assert bundle.metadata.profile == "released"
+    assert bundle.metadata.source_sha256 == hashlib.sha256((tmp_path / "some.ckpt").read_bytes()).hexdigest()
+    assert "none of the published files" in bundle.metadata.origin
+    for name, value in bundle.network.state_dict().items():
+        assert torch.equal(value, state[f"model.{released_name(name)}"]), name
+
+
+def test_a_published_file_is_recognised_by_its_sha256(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(released_state(), tmp_path / "renamed.bin")
+    digest = hashlib.sha256((tmp_path / "renamed.bin").read_bytes()).hexdigest()
+    monkeypatch.setitem(weights.PUBLISHED_CHECKPOINTS, digest, "paper.ckpt")
+    _, metadata = convert_checkpoint(tmp_path / "renamed.bin")
+    assert "published paper.ckpt" in metadata.origin
+    assert metadata.licence == "MIT"
+    assert "COPDGene" in metadata.trained_on
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("model.layer2.1.bn2.running_var"), "missing tensors: layer2.1.bn2.running_var"),
+        (lambda state: state.update({"model.fcs.2.weight": torch.zeros(1)}), "extra tensors: fcs.2.weight"),
+        (
+            lambda state: state.update({"model.us3.0.bias": torch.zeros(3)}),
+            r"misshapen tensors: us3.0.bias \(3,\) instead of \(1,\)",
+        ),
+        (lambda state: state.pop("model.conv1.weight"), "missing tensors: conv1.weight"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    state = released_state()
+    change(state)
+    torch.save(state, tmp_path / "odd.ckpt")
+    with pytest.raises(InputError, match=message):
+        convert_checkpoint(tmp_path / "odd.ckpt")
+
+
+class Malicious:
+    """Unpickling it would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_pickled_code_is_named_and_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    marker = tmp_path / "was-run"
+    torch.save({"state_dict": released_state(), "callbacks": Malicious(marker)}, tmp_path / "evil.ckpt")
+    assert main(["convert", str(tmp_path / "evil.ckpt"), str(tmp_path / "bundle")]) == 2
+    assert "pickled code of type posix.mkdir, which is not run" in capsys.readouterr().err
+    assert not marker.exists()
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "odd.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match=r"odd\.ckpt: not a checkpoint"):
+        convert_checkpoint(tmp_path / "odd.ckpt")
+
+
+def test_a_bundle_keeps_every_file_under_60_mb_and_comes_back_whole(tmp_path: Path) -> None:
+    network, metadata = untrained_bundle(base_width=64, seed=3)
+    write_bundle(tmp_path / "bundle", network, metadata)
+    files = sorted((tmp_path / "bundle").iterdir())
+    assert len(files) > 2
+    assert all(path.stat().st_size < 60_000_000 for path in files)
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.metadata == metadata
+    for name, value in bundle.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name]), name
+
+
+def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert main(["untrained", str(tmp_path / name), "--base-width", "4"]) == 0
+    one, two = (read_bundle(tmp_path / name) for name in ("one", "two"))
+    assert one.metadata.trained_on == "untrained: outputs carry no meaning"
+    assert one.sha256 == two.sha256
+
+
+def test_writing_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    write_bundle(tmp_path / "bundle", network, metadata)
+    write_bundle(tmp_path / "bundle", network, metadata)
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(InputError, match="it exists and is no bundle"):
+        write_bundle(tmp_path / "precious", network, metadata)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "precious"]
+
+
+def damage_tensors(folder: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit_metadata(folder: Path, **changes: Any) -> None:
+    path = folder / METADATA_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage_tensors, r"safetensors: the file is damaged \(sha256 "),
+        (lambda folder: next(folder.glob("*.safetensors")).unlink(), "a file of the bundle is missing"),
+        (lambda folder: (folder / METADATA_FILE).write_text("{"), "not JSON"),
+        (lambda folder: edit_metadata(folder, format=2), "bundle format 2; expected format 1"),
+        (lambda folder: edit_metadata(folder, profile="mine"), "profile is 'mine'"),
+        (lambda folder: edit_metadata(folder, network={"backbone": "vgg"}), "backbone is 'vgg'"),
+        (lambda folder: edit_metadata(folder, surprise=1), "a field is missing or wrong"),
+        (
+            lambda folder: edit_metadata(folder, network={"backbone": "resnet34", "head": "regression", "base_width": 4}),
+            "misshapen tensors: backbone.conv1.weight",
+        ),
+        (lambda folder: edit_metadata(folder, files={"../elsewhere.safetensors": "0"}), "a file of the bundle is missing"),
+    ],
+)
+def test_a_bundle_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        read_bundle(folder)
+    assert main(["verify", str(folder)]) == 2
+
+
+def test_the_first_place_that_holds_something_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_dark_detector(tmp_path / "weights" / "dark")
+    (tmp_path / "weights" / "README.md").write_text("Where they came from")
+    places = (tmp_path / "missing", tmp_path / "empty", tmp_path / "weights")
+    assert locate_bundle(*places) == tmp_path / "weights" / "dark"
+    write_dark_detector(tmp_path / "weights" / "other")
+    with pytest.raises(InputError, match=r"2 weight bundles in this folder \(dark, other\)"):
+        locate_bundle(*places)
+    with pytest.raises(InputError, match="no weight bundle"):
+        locate_bundle(*places[:2])
+
+
+def test_show_prints_the_metadata_and_verify_the_sha256(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    assert main(["show", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["trained_on"] == "nothing"
+    assert main(["verify", str(folder)]) == 0
+    assert hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest() in capsys.readouterr().out
