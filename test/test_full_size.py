@@ -25,9 +25,9 @@ def test_a_full_size_scan_runs_in_under_6_gb(shared: Path, tmp_path: Path) -> No
     ct = sitk.GetImageFromArray((np.where(lungs > 0, LUNG_HU, BODY_HU) + noise).astype(np.int16))
     ct.CopyInformation(mask)
     write_case(tmp_path / "input", ct, mask, mask_folder="lungs")
-    write_bundle(tmp_path / "bundle", *untrained_bundle(base_width=64, seed=0))
-    arguments = ["--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", tmp_path / "bundle"]
-    process = subprocess.Popen([sys.executable, ROOT / "process.py", *arguments], stdout=subprocess.DEVNULL)
+    write_bundle(tmp_path / "weights", *untrained_bundle(base_width=64, seed=0))
+    options = [f"--{name}={tmp_path / name}" for name in ("input", "output", "weights")]
+    process = subprocess.Popen([sys.executable, ROOT / "process.py", *options], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert usage.ru_maxrss < 6e6  # in kB

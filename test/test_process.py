@@ -158,6 +158,20 @@ def test_a_case_that_fails_is_listed_and_the_others_go_on(lesioned: Phantom, bun
     assert files_in(tmp_path / "output") == sorted(["results.json", *(f"images/{name}/c.mha" for name in MAPS)])
 
 
+def test_the_example_case_is_small_laid_out_as_the_platform_does_and_has_emphysema(bundle: Path, tmp_path: Path) -> None:
+    example = ROOT / "test" / "input"
+    assert sum(path.stat().st_size for path in example.rglob("*") if path.is_file()) < 5e6
+    assert {entry["interface"]["relative_path"] for entry in json.loads((example / "inputs.json").read_text())} == {
+        *("images/ct", "images/lung-mask"),
+    }
+    done = run("--input", example, "--output", tmp_path, "--weights", bundle)
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = results_of(tmp_path)[0]["metrics"]
+    assert set(metrics["regions"]) == {"right", "left"}
+    assert metrics["laa950_percentage"] > 3
+    assert metrics["cle_percentage"] > 3
+
+
 def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
     lobes = np.where(lesioned.lungs == 1, 3, np.where(lesioned.lungs == 2, 1, 0)).astype(np.uint8)
     lobes[:50][lobes[:50] > 0] += 1
