@@ -1,0 +1,127 @@
+"""Make a cohort of simulated cases: `python -m model.simulation --cases N --seed S --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from model.errors import InputError
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from model.simulation.cohort import REFERENCE, CohortParameters, make_cohort
+from model.simulation.scanner import GridName
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _whole(lowest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {lowest}")
+        return int(text)
+
+    return parse
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a percentage from 0 to 60")
+    return value
+
+
+def _scores(subtype: Subtype) -> range:
+    return range(len(subtype.grades))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m model.simulation",
+        description=(
+            "Make simulated chest CT with emphysema of known type and extent: one folder a case, as process.py --input "
+            f"takes it, with the truth as voxel maps, and {REFERENCE} with scores, percentages and all that was drawn."
+        ),
+    )
+    parser.add_argument("--cases", type=_whole(1), required=True, metavar="N", help="number of cases")
+    parser.add_argument("--seed", type=_whole(0), required=True, metavar="S", help="same seed, same bytes")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--grid",
+        choices=get_args(GridName),
+        default="network",
+        help=("network: the resolution that the network sees (default); scan: a full-size scan; example: a small file"),
+    )
+    parser.add_argument(
+        "--lungs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="MASK",
+        help=("lung masks to build the cases on, in turn; without them, lungs are parametric"),
+    )
+    parser.add_argument("--workers", type=_whole(1), default=1, metavar="K", help="processes; the result is the same")
+    parser.add_argument("--cle-score", type=int, choices=_scores(CENTRILOBULAR), help="one CLE score for all cases")
+    parser.add_argument("--pse-score", type=int, choices=_scores(PARASEPTAL), help="one PSE score for all cases")
+    parser.add_argument(
+        "--panlobular",
+        type=_percentage,
+        default=0.0,
+        metavar="PERCENT",
+        help=("panlobular emphysema in every case, in percent of the lung (default none)"),
+    )
+    ranges = ("trained", "shifted")
+    parser.add_argument(
+        "--scanner",
+        choices=ranges,
+        default="trained",
+        help=("shifted: sharper kernels, thicker slices, or more noise than any case of the trained range"),
+    )
+    parser.add_argument(
+        "--disease", choices=ranges, default="trained", help=("shifted: lobules, cells and zones beyond the trained range")
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 2 for an argument or a mask that cannot be used."""
+    options = build_parser().parse_args(arguments)
+    cohort = CohortParameters(
+        seed=options.seed,
+        grid=options.grid,
+        lungs=tuple(options.lungs),
+        centrilobular_score=options.cle_score,
+        paraseptal_score=options.pse_score,
+        panlobular=options.panlobular,
+        shifted_scanner=options.scanner == "shifted",
+        shifted_disease=options.disease == "shifted",
+    )
+    try:
+        rows = make_cohort(cohort, options.cases, options.output, options.workers)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    scores = [
+        (row["cle_score"], row["pse_score"])
+        for row in tqdm(rows, total=options.cases, unit="case", desc="simulating", disable=None)
+    ]
+    for name, counts in (("CLE", Counter(cle for cle, _ in scores)), ("PSE", Counter(pse for _, pse in scores))):
+        print(f"{name} scores: " + ", ".join(f"{score}: {counts[score]}" for score in sorted(counts)))
+    print(f"{options.output / REFERENCE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""One simulated case: `draw_parameters` decides by chance what it is, `simulate` turns that into a CT and its truth.
+
+The two are apart so that a case can be replayed, or replayed with one thing changed: the same seed gives the same
+lungs, vessels and noise whatever the disease or the confounders are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from model.simulation.anatomy import LOBES, AnatomyParameters, build_anatomy, draw_anatomy
+from model.simulation.attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
+from model.simulation.confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
+from model.simulation.disease import DiseaseParameters, draw_disease, spread
+from model.simulation.grid import Bools, Labels
+from model.simulation.scanner import GridName, ScannerParameters, draw_scanner, plan, scan
+from model.simulation.shapes import LungShape
+from model.simulation.trees import grow_trees
+
+CENTRILOBULAR_CASES = (782, 431, 478, 430, 275, 111)
+PARASEPTAL_CASES = (1145, 739, 623)
+"""Cases of each score in the development set (Table 1 b and c)."""
+
+NO_DISEASE_SHARE = 0.6
+"""Share of the cases that score 0 which have none at all; the others have less than the first grade takes."""
+
+INTERVAL_MARGIN = 0.02
+"""Targets keep this share of their interval from its ends, so that rounding never moves a case to another score."""
+
+OPEN_TOP = {CENTRILOBULAR.name: (9.0, 60.0), PARASEPTAL.name: (4.5, 22.0)}
+"""For the top grade, which reaches to 100 %: mean excess over its lower end, and the largest percentage; together the
+largest still leave room for vessels."""
+
+ROOM = 84.0
+"""Largest percentage of the lung that all subtypes take together."""
+
+SIDE_OF_LOBE = np.array([0, *(1 if name.startswith("right") else 2 for name in sorted(LOBES, key=LOBES.__getitem__))], np.uint8)
+"""Label of the lung (1 right, 2 left) by lobe label, 0 outside."""
+
+
+@dataclass(frozen=True)
+class CaseParameters:
+    """All that is decided about a case; `seed` places what the parameters only describe."""
+
+    seed: int
+    anatomy: AnatomyParameters
+    disease: DiseaseParameters
+    confounders: ConfounderParameters
+    scanner: ScannerParameters
+
+
+@dataclass(frozen=True)
+class SimulatedCase:
+    """A simulated scan and the truth about it. Arrays are z, y, x in LPS: slices towards the head, rows towards
+    posterior, columns towards the patient's left.
+
+    Attributes:
+        hounsfield: int16, HU, -1024 to 3071.
+        lungs: uint8, 0 outside, 1 right, 2 left lung.
+        centrilobular, paraseptal, panlobular: bool truth maps; no voxel is in two of them.
+        spacing, origin: mm, z y x.
+    """
+
+    parameters: CaseParameters
+    hounsfield: npt.NDArray[np.int16]
+    lungs: Labels
+    centrilobular: Bools
+    paraseptal: Bools
+    panlobular: Bools
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+
+    def _percentage(self, truth: Bools) -> float:
+        return 100 * float(np.count_nonzero(truth)) / float(np.count_nonzero(self.lungs))
+
+    @cached_property
+    def centrilobular_percentage(self) -> float:
+        """Share of the lungs' voxels that are CLE, in percent."""
+        return self._percentage(self.centrilobular)
+
+    @cached_property
+    def paraseptal_percentage(self) -> float:
+        """Share of the lungs' voxels that are PSE, in percent."""
+        return self._percentage(self.paraseptal)
+
+    @cached_property
+    def panlobular_percentage(self) -> float:
+        """Share of the lungs' voxels that are panlobular emphysema, in percent."""
+        return self._percentage(self.panlobular)
+
+    @property
+    def centrilobular_score(self) -> int:
+        """Score of what was really made, by Table 1."""
+        return CENTRILOBULAR.score(self.centrilobular_percentage)
+
+    @property
+    def paraseptal_score(self) -> int:
+        """Score of what was really made, by Table 1."""
+        return PARASEPTAL.score(self.paraseptal_percentage)
+
+
+def draw_percentage(subtype: Subtype, score: int, rng: np.random.Generator) -> float:
+    """A percentage of the lung (in percent) inside the interval of `score`."""
+    grade = subtype.grades[score]
+    if score == 0 and rng.random() < NO_DISEASE_SHARE:
+        return 0.0
+    margin = INTERVAL_MARGIN * (min(grade.upper, 2 * grade.lower + 1) - grade.lower)
+    if grade is subtype.grades[-1]:
+        mean, largest = OPEN_TOP[subtype.name]
+        # Exponential, cut at the largest percentage without piling up there.
+        room = largest - grade.lower - margin
+        return grade.lower + margin - mean * float(np.log1p(rng.random() * np.expm1(-room / mean)))
+    return float(rng.uniform(grade.lower + margin, grade.upper - margin))
+
+
+def draw_parameters(
+    seed: np.random.SeedSequence,
+    centrilobular_score: int | None = None,
+    paraseptal_score: int | None = None,
+    *,
+    panlobular: float = 0.0,
+    shifted_scanner: bool = False,
+    shifted_disease: bool = False,
+    lungs: LungShape | None = None,
+) -> CaseParameters:
+    """Draw a case.
+
+    Scores that are not given follow Table 1's development set, each subtype by itself, so that one says nothing about
+    the other. Anatomy, disease, confounders and scanner come from streams of their own: none can tell of another.
+
+    Args:
+        panlobular: percentage of the lung with panlobular emphysema; less where the other subtypes leave less room.
+        shifted_scanner, shifted_disease: draw those parameters from beyond the usual range.
+        lungs: lungs that the case will be built on, whose width the field of view then follows.
+    """
+    # Children are made here rather than spawned: spawning would change the caller's seed, and the next draw with it.
+    children = [np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, k)) for k in range(6)]
+    streams = [np.random.default_rng(child) for child in children]
+    percentages = []
+    for subtype, given, cases in (
+        (CENTRILOBULAR, centrilobular_score, CENTRILOBULAR_CASES),
+        (PARASEPTAL, paraseptal_score, PARASEPTAL_CASES),
+    ):
+        drawn = int(streams[0].choice(len(cases), p=np.array(cases) / sum(cases)))
+        score = drawn if given is None else given
+        if not 0 <= score < len(subtype.grades):
+            raise ValueError(f"{subtype.name} score is {score}, expected 0 to {len(subtype.grades) - 1}")
+        percentages.append(draw_percentage(subtype, score, streams[0]))
+    panlobular = min(panlobular, ROOM - sum(percentages))
+    anatomy = draw_anatomy(streams[1])
+    thorax = anatomy.thorax
+    half_width = thorax.half_width if lungs is None else lungs.half_width * thorax.mask_scale[2]
+    return CaseParameters(
+        seed=int(streams[5].integers(2**63)),
+        anatomy=anatomy,
+        disease=draw_disease(streams[2], percentages[0], percentages[1], panlobular, shifted_disease),
+        confounders=draw_confounders(streams[3]),
+        scanner=draw_scanner(streams[4], 2 * half_width, shifted_scanner),
+    )
+
+
+def simulate(parameters: CaseParameters, grid: GridName = "network", lungs: LungShape | None = None) -> SimulatedCase:
+    """Make the case that `parameters` describe; the same parameters give the same voxels.
+
+    Args:
+        grid: `network` for the resolution that the network sees, `scan` for full size, `example` for a small file.
+        lungs: the lungs to build it on; without them their shape follows from the parameters.
+    """
+
+    def stream(number: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(parameters.seed, spawn_key=(number,)))
+
+    disease = parameters.disease
+    anatomy = build_anatomy(parameters.anatomy, stream(0), lungs, to_skin=grid != "network")
+    sampling = plan(parameters.scanner, grid, anatomy.low, anatomy.high)
+    placed = place_lungs(anatomy, parameters.anatomy.mask_margin, sampling.rendered, sampling.every)
+    trees = grow_trees(anatomy, parameters.anatomy, parameters.confounders.airway_dilation, stream(1))
+    confounders = build_confounders(parameters.confounders, anatomy, stream(2))
+
+    if disease.distortion > 0:
+        # The same lesions on the coarse lattice are enough to know which way vessels are pushed.
+        lattice, lobes = anatomy.lattice, anatomy.lobes
+        coarse = spread(disease, anatomy, lattice, lobes, lobes, 1, stream(3))
+        trees = trees.pushed((coarse.centrilobular >= 0).astype(np.float32), lattice, disease.distortion)
+    tree_voxels = TreeVoxels.of(trees, placed.grid)
+    room = room_for_emphysema(placed, tree_voxels)
+    emphysema = spread(disease, anatomy, placed.grid, placed.lobes, room, sampling.every, stream(3))
+    hounsfield = attenuation(
+        anatomy,
+        parameters.anatomy,
+        disease,
+        confounders,
+        parameters.confounders,
+        trees.trunk,
+        tree_voxels,
+        placed,
+        emphysema,
+        sampling.rendered,
+        stream(4),
+    )
+    add_artefacts(hounsfield, confounders, parameters.confounders.motion, anatomy.lattice, sampling.rendered)
+    final = scan(hounsfield, parameters.scanner, sampling, stream(5))
+    z = slice(sampling.every // 2, None, sampling.every)
+
+    def on_scan(inner: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        whole = np.zeros(sampling.rendered.shape, inner.dtype)
+        whole[placed.box] = inner
+        return np.ascontiguousarray(whole[z])
+
+    return SimulatedCase(
+        parameters=parameters,
+        hounsfield=final,
+        lungs=on_scan(SIDE_OF_LOBE[placed.lobes]),
+        centrilobular=on_scan(emphysema.centrilobular >= 0),
+        paraseptal=on_scan(emphysema.paraseptal >= 0),
+        panlobular=on_scan(emphysema.panlobular >= 0),
+        spacing=sampling.grid.spacing,
+        origin=sampling.grid.origin,
+    )

@@ -1,0 +1,187 @@
+"""A cohort of simulated cases on disk: laid out as the platform does, with the truth and a table of what was drawn.
+
+    OUTPUT/reference.csv
+    OUTPUT/<entity>/images/ct/<entity>.mha
+    OUTPUT/<entity>/images/lung-mask/<entity>.mha
+    OUTPUT/<entity>/truth/centrilobular.mha, paraseptal.mha, and panlobular.mha where it was asked for
+
+so that one case is scored with `process.py --input OUTPUT/<entity>`.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.grand_challenge import CT_FOLDER, MASK_FOLDERS
+from model.simulation.case import SimulatedCase, draw_parameters, simulate
+from model.simulation.scanner import GridName
+from model.simulation.shapes import LungShape
+
+REFERENCE = "reference.csv"
+REFERENCE_COLUMNS = ("entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CohortParameters:
+    """What a cohort is made of; with the number of a case it decides that case entirely.
+
+    Attributes:
+        seed: of the cohort. Case k is the same however many cases are made, and by however many workers.
+        lungs: lung masks; cases take them in turn. None: parametric lungs.
+        centrilobular_score, paraseptal_score: of every case; None: as in the development set of Table 1.
+        panlobular: percentage of the lung with panlobular emphysema, in every case.
+        shifted_scanner, shifted_disease: draw from beyond the trained range.
+    """
+
+    seed: int
+    grid: GridName = "network"
+    lungs: tuple[Path, ...] = ()
+    centrilobular_score: int | None = None
+    paraseptal_score: int | None = None
+    panlobular: float = 0.0
+    shifted_scanner: bool = False
+    shifted_disease: bool = False
+
+    def entity(self, number: int) -> str:
+        """Name of case `number`, from 0."""
+        return f"simulated-{self.seed}-{number:05d}"
+
+
+@lru_cache(maxsize=8)
+def read_lungs(path: Path) -> LungShape:
+    """`LungShape.read`, once for each file in each worker."""
+    return LungShape.read(path)
+
+
+def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row]:
+    """Make case `number` and its row of the reference table."""
+    source = cohort.lungs[number % len(cohort.lungs)] if cohort.lungs else None
+    lungs = read_lungs(source) if source else None
+    parameters = draw_parameters(
+        np.random.SeedSequence(cohort.seed, spawn_key=(number,)),
+        cohort.centrilobular_score,
+        cohort.paraseptal_score,
+        panlobular=cohort.panlobular,
+        shifted_scanner=cohort.shifted_scanner,
+        shifted_disease=cohort.shifted_disease,
+        lungs=lungs,
+    )
+    case = simulate(parameters, cohort.grid, lungs)
+    row: Row = {
+        "entity": cohort.entity(number),
+        "cle_score": case.centrilobular_score,
+        "pse_score": case.paraseptal_score,
+        "cle_percentage": f"{case.centrilobular_percentage:.4f}",
+        "pse_percentage": f"{case.paraseptal_percentage:.4f}",
+        "panlobular_percentage": f"{case.panlobular_percentage:.4f}",
+        "grid": cohort.grid,
+        "lungs": source.name if source else "",
+    }
+    for part in fields(parameters):
+        row.update(_flat(part.name, getattr(parameters, part.name)))
+    return case, row
+
+
+def _flat(name: str, value: Any) -> Row:
+    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter."""
+    if is_dataclass(value):
+        nested: Row = {}
+        for part in fields(value):
+            nested.update(_flat(f"{name}.{part.name}", getattr(value, part.name)))
+        return nested
+    if isinstance(value, tuple):
+        return {f"{name}.{k}": f"{part:.6g}" for k, part in enumerate(value)}
+    return {name: str(value) if isinstance(value, int) else f"{value:.6g}"}
+
+
+def write_case(case: SimulatedCase, entity: str, output: Path, with_panlobular: bool) -> None:
+    """Write a case into `output / entity`, which appears whole or not at all."""
+    staging = output / f".{entity}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    arrays: list[tuple[str, npt.NDArray[Any]]] = [
+        (f"{CT_FOLDER}/{entity}.mha", case.hounsfield),
+        (f"{MASK_FOLDERS[0]}/{entity}.mha", (case.lungs > 0).astype(np.uint8)),
+        ("truth/centrilobular.mha", case.centrilobular.astype(np.uint8)),
+        ("truth/paraseptal.mha", case.paraseptal.astype(np.uint8)),
+    ]
+    if with_panlobular:
+        arrays.append(("truth/panlobular.mha", case.panlobular.astype(np.uint8)))
+    try:
+        for name, array in arrays:
+            path = staging / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing(case.spacing[::-1])
+            image.SetOrigin(case.origin[::-1])
+            sitk.WriteImage(image, str(path), useCompression=True)
+        staging.rename(output / entity)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_and_write(cohort: CohortParameters, number: int, output: Path) -> Row:
+    case, row = make_case(cohort, number)
+    write_case(case, cohort.entity(number), output, cohort.panlobular > 0)
+    return row
+
+
+def _one_thread() -> None:
+    """Each worker is one process on one core; libraries must not start threads of their own beside it."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int = 1) -> Iterator[Row]:
+    """Make and write `cases` cases; yields each one's row in order, and writes the table after the last.
+
+    Raises:
+        InputError: a lung mask cannot be used, or `output` already holds something. Nothing has been written then.
+    """
+    for path in cohort.lungs:
+        read_lungs(path)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(output, "already holds something", "a new or empty folder to write the cohort into")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(output, f"cannot be created ({error.strerror})", "a folder that can be written") from error
+    return _rows(cohort, cases, output, workers)
+
+
+def _rows(cohort: CohortParameters, cases: int, output: Path, workers: int) -> Iterator[Row]:
+    rows: list[Row] = []
+    if workers == 1:
+        for number in range(cases):
+            rows.append(_make_and_write(cohort, number, output))
+            yield rows[-1]
+    else:
+        # Spawned, not forked: a fork of a process in which ITK has threads may hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            arguments = ([cohort] * cases, range(cases), [output] * cases)
+            for row in pool.map(_make_and_write, *arguments):
+                rows.append(row)
+                yield row
+    _write_reference(rows, output / REFERENCE)
+
+
+def _write_reference(rows: Sequence[Row], path: Path) -> None:
+    staging = path.with_name(f".{path.name}.partial")
+    with staging.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    staging.replace(path)

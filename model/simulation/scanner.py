@@ -1,0 +1,240 @@
+"""The CT scanner: sampling, sharpness and noise texture of the reconstruction kernel, slice thickness, and dose.
+
+A kernel is its modulation transfer function (MTF); noise has the texture that filtered back-projection gives it, a ramp
+times the MTF. Signal and noise pass through the same kernel, whatever the disease.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft
+
+from model.simulation.grid import Floats, Grid
+
+GridName = Literal["network", "scan", "example"]
+
+NETWORK_BOX = (128, 224, 288)
+"""Voxels (z y x) that the network sees of the lungs' bounding box."""
+
+NETWORK_MARGIN = (6, 8, 6)
+"""Voxels around that box, z y x; they make matrices whose Fourier transforms are fast (240 x 300)."""
+
+SCAN_MATRIX = 512
+SPACING_MM = (0.478, 1.0)
+"""In-plane spacing in the paper's data (Methods, "Data collection")."""
+
+EXAMPLE_MATRIX, EXAMPLE_SLICES = 192, 80
+SCAN_MARGIN_MM = 8.0
+SUBSLICE_MM = 1.3
+"""Thick slices are rendered as thinner ones and averaged."""
+
+OUTPUT_HU = (-1024, 3071)
+
+SHIFTS = (
+    (True, False, False),
+    (False, True, False),
+    (False, False, True),
+    (True, True, False),
+    (True, False, True),
+)
+"""Ways to leave the trained range: thicker slices, a sharper kernel, more noise (never both of the last two)."""
+
+
+@dataclass(frozen=True)
+class ScannerParameters:
+    """A protocol.
+
+    Attributes:
+        sharpness: of the kernel: 0 smooth (as B31f), 1 sharp (as B60f), beyond 1 sharper still.
+        mtf50: spatial frequency at which half of the contrast is left, in mm-1.
+        enhancement: how far the kernel lifts edges above their contrast.
+        noise: standard deviation of noise in the lungs at 1 mm slice thickness, before the kernel amplifies it, in HU.
+        noise_centre: how much more noise there is in the middle of the body than at its surface.
+        slice_thickness, slice_increment: in mm.
+        spacing: in-plane spacing of a full-size matrix, in mm.
+    """
+
+    sharpness: float
+    mtf50: float
+    enhancement: float
+    noise: float
+    noise_centre: float
+    slice_thickness: float
+    slice_increment: float
+    spacing: float
+
+    @property
+    def noise_hu(self) -> float:
+        """Standard deviation of noise in a slice, in HU: sharper kernels amplify it, thicker slices average it.
+
+        Less than by the square root of the thickness, as exposure control gives thick slices less dose.
+        """
+        return self.noise * (1 + 3 * self.sharpness) * float(max(self.slice_thickness, 0.6) ** -0.3)
+
+
+def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = False) -> ScannerParameters:
+    """Draw a protocol for lungs that are `lung_width` mm wide.
+
+    Args:
+        shifted: draw from beyond the trained range, in one of the ways of `SHIFTS`.
+    """
+    sharpness = rng.uniform(0, 1)
+    # Thin slices are the rule, as in the paper's data; thick ones must not be new to a network either.
+    thickness = float(np.exp(rng.uniform(np.log(0.6), np.log(5.0))))
+    noise = float(np.exp(rng.uniform(np.log(8), np.log(26))))
+    if shifted:
+        thicker, sharper, noisier = SHIFTS[rng.integers(len(SHIFTS))]
+        if thicker:
+            thickness = rng.uniform(5.5, 8.0)
+        if sharper:
+            sharpness = rng.uniform(1.1, 1.6)
+        if noisier:
+            noise = rng.uniform(29, 42)
+    smallest = float(np.clip((lung_width + 2 * SCAN_MARGIN_MM) / SCAN_MATRIX, *SPACING_MM))
+    return ScannerParameters(
+        sharpness=sharpness,
+        mtf50=(0.28 + 0.27 * sharpness) * rng.uniform(0.94, 1.06),
+        enhancement=max(0.0, 0.55 * (sharpness - 0.35)) * rng.uniform(0.7, 1.3),
+        noise=noise,
+        noise_centre=rng.uniform(0.1, 0.6),
+        slice_thickness=thickness,
+        slice_increment=thickness * rng.uniform(0.7, 1.0),
+        spacing=smallest + (SPACING_MM[1] - smallest) * rng.beta(1.2, 3),
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The grids of one scan.
+
+    Attributes:
+        rendered: the grid that the chest is rendered on.
+        every: rendered slices for each slice of the scan; odd.
+        profile: weights (scan slices x rendered slices) that turn rendered slices into the signal of the scan's.
+        noise_profile: weights (scan slices x acquired slices) that turn independent noise into the scan's.
+    """
+
+    rendered: Grid
+    every: int
+    profile: npt.NDArray[np.float32]
+    noise_profile: npt.NDArray[np.float32]
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the scan."""
+        return self.rendered.every(self.every)
+
+
+def plan(scanner: ScannerParameters, name: GridName, low: npt.ArrayLike, high: npt.ArrayLike) -> Sampling:
+    """Lay the grids for a scan of lungs whose bounding box runs from `low` to `high` (mm, z y x).
+
+    - `network`: the lungs' box has the network's 128 x 224 x 288 voxels; slices are those of the protocol, resampled.
+    - `scan`: a matrix of 512 x 512 with the protocol's spacing and increment.
+    - `example`: 192 x 192 x 80 voxels around the lungs, slices as thick as they are apart; of the protocol it has the
+      kernel and the noise.
+    """
+    start, stop = np.asarray(low, float), np.asarray(high, float)
+    extent = stop - start
+    if name == "network":
+        spacing = extent / NETWORK_BOX
+        origin = start + spacing / 2 - np.array(NETWORK_MARGIN) * spacing
+        z, y, x = (n + 2 * margin for n, margin in zip(NETWORK_BOX, NETWORK_MARGIN, strict=True))
+        grid = Grid((z, y, x), tuple(spacing.tolist()), tuple(origin.tolist()))
+        acquired, noise = _acquire(grid, scanner.slice_thickness, scanner.slice_increment)
+        return Sampling(grid, 1, acquired, noise)
+    if name == "scan":
+        matrix, spacing_yx, increment = SCAN_MATRIX, scanner.spacing, scanner.slice_increment
+        slices = int(np.ceil((extent[0] + 2 * SCAN_MARGIN_MM) / increment))
+    else:
+        matrix, slices = EXAMPLE_MATRIX, EXAMPLE_SLICES
+        spacing_yx = (float(extent[1:].max()) + 2 * SCAN_MARGIN_MM) / matrix
+        increment = float(extent[0] + 2 * SCAN_MARGIN_MM) / slices
+    every = 2 * int(np.ceil((increment / SUBSLICE_MM - 1) / 2)) + 1 if increment > SUBSLICE_MM else 1
+    fine = increment / every
+    middle = (start + stop) / 2
+    origin = middle - (np.array([slices * every, matrix, matrix]) - 1) / 2 * np.array([fine, spacing_yx, spacing_yx])
+    rendered = Grid((slices * every, matrix, matrix), (fine, spacing_yx, spacing_yx), tuple(origin.tolist()))
+    thickness = scanner.slice_thickness if name == "scan" else increment
+    profile = _profile(rendered.every(every).axis(0), rendered.axis(0), thickness)
+    return Sampling(rendered, every, profile, np.eye(slices, dtype=np.float32))
+
+
+def _profile(slices: Floats, rendered: Floats, thickness: float) -> npt.NDArray[np.float32]:
+    """Weights that average the rendered slices within `thickness` mm around each of `slices` (positions in mm)."""
+    step = abs(float(rendered[1] - rendered[0]))
+    offset = np.abs(slices[:, None] - rendered[None, :])
+    weights = np.clip((max(thickness, step) + step) / 2 - offset, 0, step)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def _acquire(grid: Grid, thickness: float, increment: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The two profiles of a scan whose slices, `increment` mm apart, were interpolated to those of `grid`."""
+    rendered = grid.axis(0)
+    slices = np.arange(rendered[0] - increment, rendered[-1] + 2 * increment, increment, dtype=np.float32)
+    position = (rendered - slices[0]) / increment
+    lower = np.minimum(position.astype(int), len(slices) - 2)
+    interpolation = np.zeros((len(rendered), len(slices)), np.float32)
+    rows = np.arange(len(rendered))
+    interpolation[rows, lower] = 1 - (position - lower)
+    interpolation[rows, lower + 1] = position - lower
+    used = interpolation.any(0)
+    near = np.clip(slices[used], rendered[0], rendered[-1])
+    return interpolation[:, used] @ _profile(near, rendered, thickness), interpolation[:, used]
+
+
+def scan(hounsfield: Floats, scanner: ScannerParameters, sampling: Sampling, rng: np.random.Generator) -> npt.NDArray[np.int16]:
+    """Scan a rendered chest (z y x, HU, on `sampling.rendered`): HU on `sampling.grid`, with noise from `rng`."""
+    grid = sampling.grid
+    transfer, texture = kernel(scanner, grid)
+    result = np.empty(grid.shape, np.int16)
+    middle = [(grid.axis(k) - grid.axis(k).mean()) / np.ptp(grid.axis(k)) * 2 for k in (1, 2)]
+    centre = np.exp(-1.5 * (middle[0][:, None] ** 2 + middle[1][None, :] ** 2))
+    level = scanner.noise_hu * (1 + scanner.noise_centre * (centre - 0.5)).astype(np.float32)
+    noise: dict[int, Floats] = {}
+    for k in range(grid.shape[0]):
+        signal = _combine(sampling.profile[k], hounsfield)
+        spectrum = fft.rfft2(signal, workers=1)
+        spectrum *= transfer
+        picture = fft.irfft2(spectrum, s=signal.shape, workers=1)
+        if scanner.noise > 0:
+            used = np.flatnonzero(sampling.noise_profile[k]).tolist()
+            # Acquired slices are drawn in order, once each, and forgotten when the scan has passed them.
+            for i in used:
+                if i not in noise:
+                    white = rng.standard_normal(signal.shape, dtype=np.float32)
+                    noise[i] = fft.irfft2(fft.rfft2(white, workers=1) * texture, s=signal.shape, workers=1)
+            noise = {i: noise[i] for i in noise if i >= used[0]}
+            grainy = sum((sampling.noise_profile[k, i] * noise[i] for i in used), start=np.float32(0))
+            picture += grainy * level
+        result[k] = np.clip(np.rint(picture), *OUTPUT_HU)
+    return result
+
+
+def _combine(weights: npt.NDArray[np.float32], slices: Floats) -> Floats:
+    used = np.flatnonzero(weights)
+    if len(used) == 1:
+        return np.asarray(slices[used[0]] * weights[used[0]], np.float32)
+    return np.asarray(sum((weights[i] * slices[i] for i in used), start=np.float32(0)), np.float32)
+
+
+def kernel(scanner: ScannerParameters, grid: Grid) -> tuple[Floats, Floats]:
+    """The kernel's MTF and the shape of its noise, for `rfft2` of a slice of `grid`.
+
+    MTF(f) = g(f) (1 + e (1 - g(2 f))) with g(f) = 2^-(f/f50)^2; noise power is a ramp times MTF^2, with unit variance.
+    """
+    _, rows, columns = grid.shape
+    f = np.hypot(np.fft.fftfreq(rows, grid.spacing[1])[:, None], np.fft.rfftfreq(columns, grid.spacing[2])[None, :])
+    gauss = np.exp2(-((f / scanner.mtf50) ** 2))
+    transfer = gauss * (1 + scanner.enhancement * (1 - np.exp2(-((2 * f / scanner.mtf50) ** 2))))
+    power = (f + 0.03) * transfer**2
+    # Frequencies of the half spectrum stand for two, except the first column and, for even sizes, the last.
+    count = np.full(columns // 2 + 1, 2.0)
+    count[0] = 1
+    if columns % 2 == 0:
+        count[-1] = 1
+    variance = float((power * count).sum()) / (rows * columns)
+    return transfer.astype(np.float32), np.sqrt(power / variance).astype(np.float32)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
+from model.simulation.confounders import NO_CONFOUNDERS
+
+CaseMaker = Callable[..., SimulatedCase]
+
+
+def draw(seed: int, cle: int | None = None, pse: int | None = None, panlobular: float = 0.0) -> CaseParameters:
+    return draw_parameters(np.random.SeedSequence(seed), cle, pse, panlobular=panlobular)
+
+
+def ideal(parameters: CaseParameters) -> CaseParameters:
+    """The same person without confounders, in a scanner without noise or blur that sees less than half a slice."""
+    scanner = replace(parameters.scanner, noise=0.0, mtf50=50.0, enhancement=0.0, slice_thickness=0.6, slice_increment=0.5)
+    return replace(parameters, confounders=NO_CONFOUNDERS, scanner=scanner)
+
+
+@pytest.fixture(scope="session")
+def ideal_case() -> CaseMaker:
+    """Makes a case of given scores without confounders, noise and blur; each one once a session."""
+
+    @cache
+    def make(seed: int, cle: int, pse: int, panlobular: float = 0.0) -> SimulatedCase:
+        return simulate(ideal(draw(seed, cle, pse, panlobular=panlobular)), "network")
+
+    return make

@@ -1,0 +1,157 @@
+"""The command: files, table, repeatability, errors."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import SimpleITK as sitk
+
+from model.fleischner import CENTRILOBULAR, PARASEPTAL
+from model.scan import Scan
+from model.simulation.__main__ import main
+
+COLUMNS = ["entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage"]
+
+
+def command(output: Path, *more: str, cases: int = 2) -> list[str]:
+    return ["--cases", str(cases), "--seed", "12", "--output", str(output), "--grid", "example", *more]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cohort") / "made" / "here"
+    assert main(command(output, "--panlobular", "4")) == 0
+    return output
+
+
+def rows(cohort: Path) -> list[dict[str, str]]:
+    with (cohort / "reference.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read(path: Path) -> npt.NDArray[np.int16]:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_each_case_is_laid_out_as_the_platform_does_with_its_truth(cohort: Path) -> None:
+    entities = [row["entity"] for row in rows(cohort)]
+    expected = {"reference.csv"}
+    for entity in entities:
+        expected |= {f"{entity}/images/ct/{entity}.mha", f"{entity}/images/lung-mask/{entity}.mha"}
+        expected |= {f"{entity}/truth/{name}.mha" for name in ("centrilobular", "paraseptal", "panlobular")}
+    assert set(contents(cohort)) == expected
+    assert len(set(entities)) == 2
+
+
+def test_files_are_compressed_have_one_geometry_and_their_types(cohort: Path) -> None:
+    for row in rows(cohort):
+        folder, entity = cohort / row["entity"], row["entity"]
+        ct = sitk.ReadImage(str(folder / f"images/ct/{entity}.mha"))
+        assert ct.GetPixelID() == sitk.sitkInt16
+        assert ct.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+        for path in sorted(folder.rglob("*.mha")):
+            header = path.read_bytes()[:600]
+            assert b"CompressedData = True" in header
+            image = sitk.ReadImage(str(path))
+            assert (image.GetSize(), image.GetSpacing(), image.GetOrigin()) == (
+                ct.GetSize(),
+                ct.GetSpacing(),
+                ct.GetOrigin(),
+            )
+            if path.parent.name != "ct":
+                assert image.GetPixelID() == sitk.sitkUInt8
+                assert set(np.unique(sitk.GetArrayViewFromImage(image))) <= {0, 1}
+
+
+def test_table_holds_what_the_truth_maps_hold(cohort: Path) -> None:
+    table = rows(cohort)
+    assert list(table[0])[:5] == COLUMNS
+    for row in table:
+        folder, entity = cohort / row["entity"], row["entity"]
+        lung = read(folder / f"images/lung-mask/{entity}.mha") > 0
+        for name, short, subtype in (("centrilobular", "cle", CENTRILOBULAR), ("paraseptal", "pse", PARASEPTAL)):
+            truth = read(folder / f"truth/{name}.mha") > 0
+            percentage = 100 * truth[lung].mean()
+            assert float(row[f"{short}_percentage"]) == pytest.approx(percentage, abs=1e-3)
+            assert int(row[f"{short}_score"]) == subtype.score(percentage)
+        assert float(row["panlobular_percentage"]) == pytest.approx(4, abs=0.05)
+        for name in ("scanner.mtf50", "scanner.slice_thickness", "disease.centrilobular.lobule_spacing"):
+            assert float(row[name]) > 0
+
+
+def test_what_is_written_is_a_scan_that_can_be_read(cohort: Path) -> None:
+    entity = rows(cohort)[0]["entity"]
+    scan = Scan.read(cohort / entity / f"images/ct/{entity}.mha", cohort / entity / f"images/lung-mask/{entity}.mha")
+    np.testing.assert_array_equal(scan.hounsfield, read(cohort / entity / f"images/ct/{entity}.mha"))
+
+
+def test_same_seed_gives_the_same_bytes_by_two_workers_and_in_a_longer_cohort(cohort: Path, tmp_path: Path) -> None:
+    assert main(command(tmp_path / "again", "--panlobular", "4", "--workers", "2", cases=3)) == 0
+    first, second = contents(cohort), contents(tmp_path / "again")
+    assert len(second) == len(first) + 5
+    for name in first:
+        if name != "reference.csv":
+            assert first[name] == second[name], name
+    lines = [files["reference.csv"].splitlines() for files in (first, second)]
+    assert lines[0] == lines[1][:3]
+
+
+def test_example_case_has_the_scores_asked_for_and_is_small_enough_to_ship(tmp_path: Path) -> None:
+    assert main(command(tmp_path, "--cle-score", "3", "--pse-score", "1", cases=1)) == 0
+    assert [(row["cle_score"], row["pse_score"]) for row in rows(tmp_path)] == [("3", "1")]
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.mha")) < 4.5e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--cases", "0"], "at least 1"),
+        (["--cases", "two"], "at least 1"),
+        (["--seed", "-1"], "at least 0"),
+        (["--workers", "0"], "at least 1"),
+        (["--grid", "huge"], "invalid choice"),
+        (["--cle-score", "6"], "invalid choice"),
+        (["--pse-score", "3"], "invalid choice"),
+        (["--panlobular", "nan"], "0 to 60"),
+        (["--lungs", "nowhere.mha"], "no such file"),
+    ],
+)
+def test_bad_arguments_end_with_2_one_line_and_no_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    output = tmp_path / "output"
+    try:
+        code = main([*command(output), *arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert reason in error
+    assert len(error.strip().splitlines()) == 1
+    assert not output.exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    assert main(command(tmp_path)) == 2
+    assert "already holds something" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: sitk.Image, path: str, **__: bool) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        main(command(tmp_path / "output", cases=1))
+    assert list((tmp_path / "output").iterdir()) == []
