@@ -101,8 +101,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
     def process_case(self, *, idx: int, case: Series) -> dict[str, Any]:
         """Score one case and write its maps (and with the run's first case the score files); return its result."""
         files: Case = case["case"]
-        self._outputs.discard(files.entity)
         try:
+            self._outputs.discard(files.entity)
             if case["problem"]:
                 raise FileLoaderError(case["problem"])
             return self._scored(files, is_first=idx == 0)
@@ -111,8 +111,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             message = str(error)
         except Exception as error:
             self.exit_code = 1
-            logger.info("%s", traceback.format_exc())
-            message = f"{files.entity}: {type(error).__name__}: {' '.join(str(error).split())}"
+            message = f"{files.entity}: {unexpected(error)}"
         print(message, file=sys.stderr)
         return failed_result(message, files.entity)
 
@@ -203,6 +202,12 @@ def provenance(subtyper: EmphysemaSubtyper) -> dict[str, Any]:
     }
 
 
+def unexpected(error: Exception) -> str:
+    """Log where an error of ours came from, and return it as one line."""
+    logger.info("%s", "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
     """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
     return {"entity": entity, "error_messages": [message]}
@@ -279,7 +284,7 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
 
 def limit_threads() -> None:
     """Use no more threads than the control group grants CPUs: a container may see all cores of a large machine."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cpus = min(cpus, max(int(quota) // int(period), 1))
@@ -314,7 +319,11 @@ def main(arguments: list[str] | None = None) -> int:
         logger.info("%s", note)
     logger.info("running on %s in %s", subtyper.device, subtyper.precision)
     algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview)
-    algorithm.process()
+    try:
+        algorithm.process()
+    except Exception as error:
+        print(f"{options.output}: {unexpected(error)}", file=sys.stderr)
+        return 1
     print(summary(algorithm.results, time.perf_counter() - start, options.output))
     return algorithm.exit_code
 

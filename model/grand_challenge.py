@@ -58,7 +58,7 @@ class Case:
     @classmethod
     def of(cls, ct: Path, lung_mask: Path) -> Case:
         """A case given by two paths; the mask's labels mean lobes if its folder is named so."""
-        return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.resolve().parent.name == Path(LOBES_FOLDER).name)
+        return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.absolute().parent.name == Path(LOBES_FOLDER).name)
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -74,7 +74,7 @@ class Case:
 
 def stem_of(path: Path) -> str:
     """File name without the suffix of an image format; the name of a folder as it is."""
-    name = path.resolve().name
+    name = path.name if path.name not in ("", "..") else path.resolve().name
     suffix = next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)] or name
 

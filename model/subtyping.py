@@ -143,11 +143,17 @@ class EmphysemaSubtyper:
 
         Returns:
             Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision.
+
+        Raises:
+            ArithmeticError: a value is not finite, as when float16 overflows.
         """
         with torch.inference_mode():
             image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
             features = self._network.reconstruction(self._network.backbone(image))
-            return DenseLogits(*(logits.cpu() for logits in self._network.head(features.float())))
+            logits = DenseLogits(*(dense.cpu() for dense in self._network.head(features.float())))
+        if not all(torch.isfinite(dense).all() for dense in logits):
+            raise ArithmeticError(f"the network's output is not finite in {self.precision}; float32 may help (--precision)")
+        return logits
 
     def _activations(
         self, logits: DenseLogits, prepared: NetworkInput

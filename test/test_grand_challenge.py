@@ -108,6 +108,12 @@ def test_stems(name: str, stem: str) -> None:
     assert stem_of(Path("/somewhere") / name) == stem
 
 
+def test_a_linked_file_is_called_by_its_link(tmp_path: Path) -> None:
+    touch(tmp_path, "store/0f3e9a.mha")
+    (tmp_path / "patient.mha").symlink_to(tmp_path / "store/0f3e9a.mha")
+    assert stem_of(tmp_path / "patient.mha") == "patient"
+
+
 def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(np.zeros((2, 2, 2), np.uint8))
     outputs = OutputFolder(tmp_path / "out")

@@ -172,6 +172,20 @@ def test_the_example_case_is_small_laid_out_as_the_platform_does_and_has_emphyse
     assert metrics["cle_percentage"] > 3
 
 
+def test_an_error_that_is_nobodys_input_ends_with_exit_1_and_one_line(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    """A file lies where a folder of maps must go."""
+    write_case(tmp_path / "input", *lesioned.images())
+    (tmp_path / "output" / "images").mkdir(parents=True)
+    (tmp_path / "output" / "images" / MAPS[1]).write_text("in the way")
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("scan: NotADirectoryError: ")
+    assert "Traceback" in done.stdout
+    assert files_in(tmp_path / "output") == [f"images/{MAPS[1]}", "results.json"]
+    assert results_of(tmp_path / "output") == [{"entity": "scan", "error_messages": [line]}]
+
+
 def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
     lobes = np.where(lesioned.lungs == 1, 3, np.where(lesioned.lungs == 2, 1, 0)).astype(np.uint8)
     lobes[:50][lobes[:50] > 0] += 1

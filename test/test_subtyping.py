@@ -88,6 +88,14 @@ def test_the_percentage_is_the_mean_inside_the_lung_at_the_maps_resolution(bundl
     assert subtyper.predict(scan).centrilobular.percentage == pytest.approx(expected, abs=1e-3)
 
 
+def test_output_that_is_not_finite_is_never_reported(tmp_path: Path, scan: Scan) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    network.head.paraseptal.weight.data.fill_(float("inf"))
+    write_bundle(tmp_path / "bundle", network, metadata)
+    with pytest.raises(ArithmeticError, match=r"not finite in torch\.float32"):
+        EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", "float32").predict(scan)
+
+
 def test_cuda_that_is_asked_for_and_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subtyping, "_why_no_cuda", lambda: "the driver is too old (found version 11040)")
     with pytest.raises(InputError, match=r"the GPU cannot be used: the driver is too old"):
