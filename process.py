@@ -7,6 +7,7 @@ On grand-challenge it runs without arguments, from /input to /output. Research s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -310,20 +311,18 @@ def main(arguments: list[str] | None = None) -> int:
         with stage("weights"):
             places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
             subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
-    except InputError as error:
-        with outputs:
-            outputs.write_results([failed_result(str(error))])
-        print(error, file=sys.stderr)
-        return 2
-    for note in subtyper.notes:
-        logger.info("%s", note)
-    logger.info("running on %s in %s", subtyper.device, subtyper.precision)
-    algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview)
-    try:
+        for note in subtyper.notes:
+            logger.info("%s", note)
+        logger.info("running on %s in %s", subtyper.device, subtyper.precision)
+        algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview)
         algorithm.process()
     except Exception as error:
-        print(f"{options.output}: {unexpected(error)}", file=sys.stderr)
-        return 1
+        is_input = isinstance(error, InputError)
+        message = str(error) if is_input else f"{options.output}: {unexpected(error)}"
+        with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
+            outputs.write_results([failed_result(message)])
+        print(message, file=sys.stderr)
+        return 2 if is_input else 1
     print(summary(algorithm.results, time.perf_counter() - start, options.output))
     return algorithm.exit_code
 

@@ -26,7 +26,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from model.errors import InputError
@@ -132,7 +132,10 @@ def read_bundle(folder: Path | str) -> Bundle:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(path, f"the file cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
         found = hashlib.sha256(content).hexdigest()
         if found != digest:
             raise InputError(path, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
@@ -164,8 +167,9 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
         files = {}
         for number, shard in enumerate(shards, start=1):
             path = partial / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
-            save_file(shard, path)
-            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = save(shard)
+            path.write_bytes(content)  # safetensors' own save_file would make it readable for its owner alone
+            files[path.name] = hashlib.sha256(content).hexdigest()
         document = {"format": FORMAT, **asdict(metadata), "files": files}
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         if folder.exists():

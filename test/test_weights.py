@@ -145,6 +145,7 @@ def test_a_bundle_keeps_every_file_under_60_mb_and_comes_back_whole(tmp_path: Pa
     write_bundle(tmp_path / "bundle", network, metadata)
     files = sorted((tmp_path / "bundle").iterdir())
     assert len(files) > 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {(tmp_path / "bundle" / METADATA_FILE).stat().st_mode & 0o777}
     assert all(path.stat().st_size < 60_000_000 for path in files)
     bundle = read_bundle(tmp_path / "bundle")
     assert bundle.metadata == metadata

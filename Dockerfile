@@ -1,0 +1,58 @@
+# The inference image, in the manner of grand-challenge.org: reads /input, writes /output, needs no network.
+# Build it with ./build.sh; torch comes in its CUDA build unless PIP_FIND_LINKS offers another.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+
+# A virtual environment with exactly what the lock lists; it works on any base that has Python 3.11.
+FROM ${BASE_IMAGE} AS inference-environment
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/inference.lock /tmp/inference.lock
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/inference.lock
+
+
+# Until trained weights ship, random ones, which say of themselves that they mean nothing.
+FROM inference-environment AS weights
+WORKDIR /opt/app
+COPY model model
+COPY weights weights
+RUN ls weights/*/bundle.json 2>/dev/null || /opt/venv/bin/python -m model.weights untrained weights/untrained
+
+
+FROM ${BASE_IMAGE} AS inference
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="emphysema-subtyping" \
+      org.opencontainers.image.description="Fleischner scores and activation maps of emphysema subtypes on chest CT. Research software, not a medical device." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      nl.diagnijmegen.rse.algorithm.name="emphysema-subtyping" \
+      nl.diagnijmegen.rse.algorithm.hardware.cpu.count=4 \
+      nl.diagnijmegen.rse.algorithm.hardware.memory=16G \
+      nl.diagnijmegen.rse.algorithm.hardware.gpu.count=1 \
+      nl.diagnijmegen.rse.algorithm.hardware.gpu.memory=16G
+
+# So that `docker run --gpus all` suffices.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && mkdir -p /input /output \
+    && chown algorithm /output
+
+# All of this belongs to root: the process that runs can read it, not change it.
+COPY --from=inference-environment /opt/venv /opt/venv
+COPY --from=weights /opt/app/weights /opt/app/weights
+COPY model /opt/app/model
+COPY process.py /opt/app/
+RUN /opt/venv/bin/python -m compileall -q /opt/app
+
+WORKDIR /opt/app
+USER 1000
+ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/process.py"]
