@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import SimpleITK as sitk
 import torch
@@ -24,6 +24,7 @@ from evalutils.io import FileLoader
 from pandas import DataFrame, Series
 
 from model import __version__, densitometry, grand_challenge
+from model.command_line import OneLineParser
 from model.errors import InputError
 from model.grand_challenge import Case, OutputFolder
 from model.preprocessing import MapType
@@ -237,13 +238,6 @@ def _summary_cell(metrics: dict[str, Any], prefix: str) -> str:
     percentage = metrics[f"{prefix}_percentage"]
     extent = "" if percentage is None else f", {percentage:.1f} %"
     return f"{metrics[f'{prefix}_severity_score']} {metrics[f'{prefix}_severity']}{extent}"
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Ends bad usage with one line on stderr and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def parsed_options(arguments: list[str]) -> argparse.Namespace:

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from model.command_line import OneLineParser
 from model.errors import InputError
 from model.network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from model.preprocessing import PROFILES
@@ -351,7 +352,7 @@ def _released_config(checkpoint: Path, state: Mapping[str, Tensor]) -> NetworkCo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m model.weights", description="Weight bundles.")
+    parser = OneLineParser(prog="python -m model.weights", description="Weight bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="make a bundle of a released checkpoint")
     convert.add_argument("checkpoint", type=Path)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write requirements/NAME.lock: every package, with its version, that a fresh environment gets from NAME's requirements.
-# Usage: requirements/lock.sh inference|development ...
+# Usage: requirements/lock.sh inference training development
 # torch's CPU and CUDA builds share one version number; what the CUDA build needs beyond it is pinned by torch itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."

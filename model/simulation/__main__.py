@@ -11,17 +11,11 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from model.command_line import OneLineParser
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.simulation.cohort import REFERENCE, CohortParameters, make_cohort
 from model.simulation.scanner import GridName
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def _whole(lowest: int) -> Callable[[str], int]:
@@ -48,7 +42,7 @@ def _scores(subtype: Subtype) -> range:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m model.simulation",
         description=(
             "Make simulated chest CT with emphysema of known type and extent: one folder a case, as process.py --input "
