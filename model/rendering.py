@@ -80,9 +80,10 @@ def most_affected_levels(maps: list[np.ndarray], lung: npt.NDArray[np.bool_]) ->
     for level in np.argsort(-np.asarray(burden), kind="stable"):
         if len(levels) < COLUMNS and burden[level] > 0 and all(abs(level - other) >= apart for other in levels):
             levels.append(int(level))
-    for share in (0.5, 0.25, 0.75):
-        if len(levels) < COLUMNS:
-            levels.append(round(low + share * (high - low)))
+    for share in (0.5, 0.25, 0.75, 0.375, 0.625):
+        level = round(low + share * (high - low))
+        if len(levels) < COLUMNS and all(abs(level - other) >= apart for other in levels):
+            levels.append(level)
     return sorted(levels, reverse=True)
 
 

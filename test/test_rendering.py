@@ -30,6 +30,14 @@ def test_without_activation_the_slices_are_quarters_of_the_lungs_height() -> Non
     assert most_affected_levels([np.zeros((50, 2, 2))], lung) == [34, 24, 14]
 
 
+def test_a_single_affected_slice_is_shown_once() -> None:
+    lung = np.zeros((50, 2, 2), bool)
+    lung[4:45] = True
+    activation = np.zeros((50, 2, 2), np.uint8)
+    activation[24] = 255  # the middle, which is the first choice where nothing is active
+    assert most_affected_levels([activation], lung) == [34, 24, 14]
+
+
 def test_grey_levels_span_the_lung_window() -> None:
     assert grey_levels(np.array([-3000, -1350, -600, 150, 1000], np.int16)).tolist() == [0, 0, 128, 255, 255]
 

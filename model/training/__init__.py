@@ -1,0 +1,1 @@
+"""The training stage: manifest, cache, augmentation, losses, strategies, loop and export. Inference needs none of it."""

@@ -1,0 +1,288 @@
+"""Random changes to training scans, drawn first and applied afterwards, so that any of them can be replayed.
+
+Image, lung, low-attenuation target and truth move together: one affine map from output to input positions, in voxels of the
+network's input, serves them all. Anything random is in an `Augmentation`; applying one twice gives the same tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class AugmentationRanges:
+    """What is drawn, and how often. Intensities are in units of the window, 850 HU wide: 0.01 is 8.5 HU.
+
+    Attributes:
+        flip_probability: of each axis, z, y, x. Only the mirrored chest could be one: gravity and the apex keep their side.
+        rotation_probability: of a rotation.
+        rotation_degrees: largest angle about each axis, z, y, x; turned in mm, so that nothing is sheared.
+        crop_probability: of a crop, brought back to full size.
+        crop_share: smallest share of each axis that a crop keeps.
+        smoothing_probability: of Gaussian smoothing.
+        smoothing_voxels: largest standard deviation, in voxels of the network's input.
+        jitter_probability: of a changed contrast and intensity.
+        contrast: largest relative change about the middle of the window.
+        shift: largest change of intensity.
+        noise_probability: of additive Gaussian noise.
+        noise: largest standard deviation.
+    """
+
+    flip_probability: Triple = (0.0, 0.0, 0.5)
+    rotation_probability: float = 0.4
+    rotation_degrees: Triple = (10.0, 5.0, 5.0)
+    crop_probability: float = 0.4
+    crop_share: float = 0.9
+    smoothing_probability: float = 0.25
+    smoothing_voxels: float = 0.8
+    jitter_probability: float = 0.5
+    contrast: float = 0.05
+    shift: float = 0.015
+    noise_probability: float = 0.4
+    noise: float = 0.04
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One drawn augmentation; the defaults change nothing.
+
+    Attributes:
+        flips: whether z, y, x are mirrored.
+        degrees: rotation about z, then y, then x.
+        crop_start: first corner of the crop, z, y, x, as a share of the image.
+        crop_size: its size, as a share of the image.
+        smoothing: standard deviation in voxels; 0: none.
+        contrast: factor about the middle of the window.
+        shift: added, in units of the window.
+        noise: standard deviation in units of the window; 0: none.
+        noise_seed: what the noise is drawn from.
+    """
+
+    flips: tuple[bool, bool, bool] = (False, False, False)
+    degrees: Triple = (0.0, 0.0, 0.0)
+    crop_start: Triple = (0.0, 0.0, 0.0)
+    crop_size: Triple = (1.0, 1.0, 1.0)
+    smoothing: float = 0.0
+    contrast: float = 1.0
+    shift: float = 0.0
+    noise: float = 0.0
+    noise_seed: int = 0
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether voxels have to be interpolated."""
+        return any(self.degrees) or self.crop_size != (1.0, 1.0, 1.0)
+
+
+def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity: str, occurrence: int = 0) -> Augmentation:
+    """Draw an augmentation that follows from its arguments alone: not from workers, devices or what was drawn before.
+
+    Args:
+        ranges: what may be drawn.
+        seed: of the run.
+        epoch: from 0.
+        entity: the case.
+        occurrence: how often the case has come up in this epoch already.
+    """
+    generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode())))
+
+    def chance(probability: float) -> bool:
+        return bool(generator.random() < probability)
+
+    def symmetric(limit: float) -> float:
+        return float(generator.uniform(-limit, limit))
+
+    flips = tuple(chance(probability) for probability in ranges.flip_probability)
+    degrees: tuple[float, ...] = (0.0, 0.0, 0.0)
+    if chance(ranges.rotation_probability):
+        degrees = tuple(symmetric(limit) for limit in ranges.rotation_degrees)
+    start: tuple[float, ...] = (0.0, 0.0, 0.0)
+    size: tuple[float, ...] = (1.0, 1.0, 1.0)
+    if chance(ranges.crop_probability):
+        size = tuple(float(generator.uniform(ranges.crop_share, 1)) for _ in range(3))
+        start = tuple(float(generator.uniform(0, 1 - share)) for share in size)
+    smoothing = float(generator.uniform(0, ranges.smoothing_voxels)) if chance(ranges.smoothing_probability) else 0.0
+    contrast, shift = 1.0, 0.0
+    if chance(ranges.jitter_probability):
+        contrast, shift = 1 + symmetric(ranges.contrast), symmetric(ranges.shift)
+    noise = float(generator.uniform(0, ranges.noise)) if chance(ranges.noise_probability) else 0.0
+    return Augmentation(
+        flips=flips,  # type: ignore[arg-type]
+        degrees=degrees,  # type: ignore[arg-type]
+        crop_start=start,  # type: ignore[arg-type]
+        crop_size=size,  # type: ignore[arg-type]
+        smoothing=smoothing,
+        contrast=contrast,
+        shift=shift,
+        noise=noise,
+        noise_seed=int(generator.integers(2**31)),
+    )
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where a volume's voxels lie on the network's input: voxel k lies at offset + stride k, the same for z, y and x."""
+
+    stride: float = 1.0
+    offset: float = 0.0
+
+
+INPUT_LATTICE = Lattice()
+PICKED_LATTICE = Lattice(stride=2.0)
+"""The maps' grid where every second voxel is picked, as `labels_on_map_grid` does."""
+
+AVERAGED_LATTICE = Lattice(stride=2.0, offset=0.5)
+"""The maps' grid where voxels are averaged two by two."""
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """Position in the input of each position of the output, in voxels, z y x: matrix @ output + translation."""
+
+    matrix: np.ndarray
+    translation: np.ndarray
+
+    def between(self, source: Lattice, target: Lattice) -> AffineMap:
+        """The same map from voxels on the lattice `target` (the output's) to voxels on `source` (the input's)."""
+        start = self.matrix @ np.full(3, target.offset) + self.translation
+        return AffineMap(self.matrix * (target.stride / source.stride), (start - source.offset) / source.stride)
+
+
+def spatial_map(augmentation: Augmentation, shape: tuple[int, int, int], extent_mm: Triple) -> AffineMap:
+    """Compose crop, flips and rotation.
+
+    Args:
+        augmentation: what to apply.
+        shape: of the network's input, z y x.
+        extent_mm: what that input spans, z y x.
+    """
+    last = np.array(shape, float) - 1
+    matrix = np.diag(np.array(augmentation.crop_size) / last)  # from voxels of the output to shares of the input
+    translation = np.array(augmentation.crop_start)
+    mirror = np.array([-1.0 if flip else 1.0 for flip in augmentation.flips])
+    matrix = mirror[:, None] * matrix
+    translation = mirror * (translation - 0.5)  # shares, from the centre
+    extent = np.array(extent_mm)
+    turn = (1 / extent)[:, None] * _rotation(augmentation.degrees) * extent
+    return AffineMap(last[:, None] * (turn @ matrix), last * (turn @ translation + 0.5))
+
+
+def _rotation(degrees: Triple) -> np.ndarray:
+    matrix = np.eye(3)
+    for axis, angle in enumerate(degrees):
+        first, second = (other for other in range(3) if other != axis)
+        turn = np.eye(3)
+        turn[first, first] = turn[second, second] = math.cos(math.radians(angle))
+        turn[first, second] = -math.sin(math.radians(angle))
+        turn[second, first] = math.sin(math.radians(angle))
+        matrix = turn @ matrix
+    return matrix
+
+
+def moved(
+    volume: Tensor,
+    augmentation: Augmentation,
+    extent_mm: Triple,
+    source: Lattice = INPUT_LATTICE,
+    target: Lattice = INPUT_LATTICE,
+) -> Tensor:
+    """Apply the spatial part of an augmentation.
+
+    Masks (bool) are taken by nearest neighbour, and are False beyond the border. Everything else is interpolated trilinearly,
+    and the border's own value goes on beyond it.
+
+    Args:
+        volume: C x Z x Y x X, bool or numbers; it spans the network's input on the lattice `source`.
+        augmentation: what to apply.
+        extent_mm: what the network's input spans, z y x.
+        source: where the voxels of `volume` lie.
+        target: where those of the result shall lie; another than `source` only if that is `INPUT_LATTICE`.
+
+    Returns:
+        C x Z x Y x X; bool stays bool, numbers become float32.
+    """
+    is_mask = volume.dtype == torch.bool
+    if not augmentation.is_affine:
+        axes = [axis + 1 for axis, flip in enumerate(augmentation.flips) if flip]
+        step = int(target.stride / source.stride)
+        result = (volume.flip(axes) if axes else volume)[:, ::step, ::step, ::step]
+        return result if is_mask else result.float()
+    z, y, x = (int(size * source.stride) for size in volume.shape[1:])
+    affine = spatial_map(augmentation, (z, y, x), extent_mm).between(source, target)
+    shape = (int(z / target.stride), int(y / target.stride), int(x / target.stride))
+    result = functional.grid_sample(
+        volume[None].float(),
+        _sampling_grid(affine, shape, volume.shape[1:], volume.device),
+        mode="nearest" if is_mask else "bilinear",
+        padding_mode="zeros" if is_mask else "border",
+        align_corners=True,
+    )[0]
+    return result > 0.5 if is_mask else result
+
+
+def _sampling_grid(affine: AffineMap, shape: tuple[int, int, int], sampled: Sequence[int], device: torch.device) -> Tensor:
+    """What `grid_sample` takes: 1 x Z x Y x X x 3, in x y z order, -1 to 1; by sums along axes, faster than `affine_grid`.
+
+    Args:
+        affine: from voxels of the output to voxels of the input.
+        shape: of the output, z y x.
+        sampled: shape of the input, z y x.
+        device: where to build it.
+    """
+    last = np.array(sampled, float) - 1
+    matrix, translation = 2 * affine.matrix / last[:, None], 2 * affine.translation / last - 1
+    grid = torch.empty((1, *shape, 3), dtype=torch.float32, device=device)
+    views = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
+    for axis in range(3):
+        parts = [
+            (torch.arange(size, dtype=torch.float64) * matrix[axis, other]).float().to(device).view(view)
+            for other, (size, view) in enumerate(zip(shape, views, strict=True))
+        ]
+        torch.add(parts[0] + parts[1] + float(translation[axis]), parts[2], out=grid[0, ..., 2 - axis])
+    return grid
+
+
+def with_changed_intensities(image: Tensor, augmentation: Augmentation) -> Tensor:
+    """Smooth, change contrast and intensity, and add noise, in that order; then clamp to the window.
+
+    Args:
+        image: Z x Y x X, float32, 0 to 1 in units of the window; it is changed in place.
+        augmentation: what to apply.
+    """
+    if augmentation.smoothing > 0:
+        for axis in range(3):
+            image = _smoothed(image, augmentation.smoothing, axis)
+    if (augmentation.contrast, augmentation.shift) != (1.0, 0.0):
+        image = image.mul_(augmentation.contrast).add_(0.5 * (1 - augmentation.contrast) + augmentation.shift)
+    if augmentation.noise > 0:
+        generator = torch.Generator(image.device).manual_seed(augmentation.noise_seed)
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        image = image.add_(noise, alpha=augmentation.noise)
+    return image.clamp_(0, 1)
+
+
+def _smoothed(image: Tensor, deviation: float, axis: int) -> Tensor:
+    """Gaussian along one axis by shifted copies, which is faster than a convolution; the border repeats itself."""
+    reach = max(math.ceil(3 * deviation), 1)
+    weights = [math.exp(-0.5 * (step / deviation) ** 2) for step in range(reach + 1)]
+    total = weights[0] + 2 * sum(weights[1:])
+    result = image * (weights[0] / total)
+    size = image.shape[axis]
+    for step, weight in enumerate(weights[1:], start=1):
+        share = weight / total
+        inner, first, last = size - step, image.narrow(axis, 0, 1), image.narrow(axis, size - 1, 1)
+        result.narrow(axis, step, inner).add_(image.narrow(axis, 0, inner), alpha=share)
+        result.narrow(axis, 0, inner).add_(image.narrow(axis, step, inner), alpha=share)
+        result.narrow(axis, 0, step).add_(first, alpha=share)
+        result.narrow(axis, inner, step).add_(last, alpha=share)
+    return result

@@ -1,0 +1,274 @@
+"""Scans prepared once for training and kept on disk: a file a case, which a changed profile or input file makes void.
+
+A file's name holds the entity and a digest of all that its content follows from; a reader that looks for another digest
+does not find it. Files are written beside their place and renamed: several processes may prepare the same cohort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from model.densitometry import LOW_ATTENUATION_HU
+from model.errors import InputError
+from model.network import INPUT_SHAPE, MAP_SHAPE
+from model.preprocessing import WINDOW_HU, Profile, prepare
+from model.regions import Regions
+from model.scan import ImageGeometry, Scan, read_image
+from model.training.manifest import TrainingCase
+
+FORMAT = 1
+LEVELS = 255
+TRUTH_LEVELS = 255
+DIGEST_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A scan as the cache holds it, before augmentation. Nothing is blanked outside the lung yet, whatever the profile:
+    interpolation and smoothing at the pleura must see the chest wall that a real input has there.
+
+    Attributes:
+        image: 128 x 224 x 288, uint8: intensities from `darkest` (0) to `brightest` (255), rounded.
+        darkest: what 0 stands for in the network's input.
+        brightest: what 255 stands for.
+        lung: 128 x 224 x 288, bool.
+        suspect: 128 x 224 x 288, bool: where maps count; None where the profile knows no such mask.
+        low_attenuation: 128 x 224 x 288, bool: the CT itself is below -950 HU there, inside the lung; by nearest neighbour.
+        truth: 2 x 64 x 112 x 144, uint8: share of the voxel that is centrilobular and paraseptal emphysema, times 255;
+            None without truth maps.
+        extent_mm: z, y, x size of the crop, from the middle of its first voxel to that of its last.
+        low_attenuation_percentage: LAA-950 of the scan at its own resolution, 0 to 100.
+        percentages: centrilobular and paraseptal emphysema at the scan's own resolution, 0 to 100; None if not known.
+    """
+
+    image: Tensor
+    darkest: float
+    brightest: float
+    lung: Tensor
+    suspect: Tensor | None
+    low_attenuation: Tensor
+    truth: Tensor | None
+    extent_mm: tuple[float, float, float]
+    low_attenuation_percentage: float
+    percentages: tuple[float, float] | None
+
+
+def cache_path(case: TrainingCase, profile: Profile, folder: Path) -> Path:
+    """Where `case`, prepared by `profile`, lies in the cache, if it is there.
+
+    A file counts as changed when its size or time of modification did.
+    """
+    state = {
+        "format": FORMAT,
+        "profile": _profile_state(profile),
+        "files": [[str(path.resolve()), *_file_state(path)] for path in case.files],
+        "percentages": case.percentages,
+    }
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return folder / profile.name / f"{case.entity}.{digest[:DIGEST_LENGTH]}.safetensors"
+
+
+def _profile_state(profile: Profile) -> dict[str, Any]:
+    """Every number of a profile, and of the code it calls that may change; a resampling rule is known by its type."""
+    state = {option.name: getattr(profile, option.name) for option in fields(Profile)}
+    state["resampling"] = type(profile.resampling).__name__
+    return state | {"shape": INPUT_SHAPE, "window": WINDOW_HU, "low_attenuation": LOW_ATTENUATION_HU}
+
+
+def _file_state(path: Path) -> list[int]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+
+
+def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
+    """Read a scan and prepare it as inference does, with what training needs beside.
+
+    Raises:
+        InputError: the scan, its mask or a truth map cannot be used.
+    """
+    scan = Scan.read(case.ct, case.lung_mask)
+    box = scan.lung_box()
+    regions = Regions(scan.lung[box].astype(np.uint8), {"both": (1,)}, box)
+    prepared = prepare(scan, regions, replace(profile, blank_outside=False))
+    image = prepared.image[0, 0]
+    darkest, brightest = float(image.min()), float(image.max())
+    lung = prepared.labels > 0
+    crop = scan.hounsfield[prepared.box]
+    low = crop[np.ix_(*profile.resampling.nearest(crop.shape, INPUT_SHAPE))] < LOW_ATTENUATION_HU
+    truth = None if case.truth is None else [_read_truth(path, scan) for path in case.truth]
+    percentages = case.percentages
+    if truth is not None and percentages is None:
+        centrilobular, paraseptal = (float(100 * part[scan.lung].mean(dtype=np.float64)) for part in truth)
+        percentages = centrilobular, paraseptal
+    z, y, x = ((size - 1) * spacing for size, spacing in zip(crop.shape, scan.spacing, strict=True))
+    return PreparedCase(
+        image=((image - darkest) * (LEVELS / max(brightest - darkest, 1e-6))).round().to(torch.uint8),
+        darkest=darkest,
+        brightest=brightest,
+        lung=torch.from_numpy(lung),
+        suspect=None if prepared.suspect is None else torch.from_numpy(prepared.suspect),
+        low_attenuation=torch.from_numpy(low & lung),
+        truth=None if truth is None else torch.cat([_on_map_grid(part[prepared.box]) for part in truth]),
+        extent_mm=(z, y, x),
+        low_attenuation_percentage=float(100 * (scan.hounsfield[scan.lung] < LOW_ATTENUATION_HU).mean()),
+        percentages=percentages,
+    )
+
+
+def _read_truth(path: Path, scan: Scan) -> npt.NDArray[np.float32]:
+    """A truth map in the patient's frame: 0 to 1; whole numbers above 0 count as 1."""
+    image = read_image(path)
+    if not ImageGeometry.of(image).same_grid(scan.geometry):
+        raise InputError(path, "the truth map lies on another grid than the CT", "a map on the CT's grid")
+    values = scan.orientation.to_patient(sitk.GetArrayFromImage(image))
+    return np.clip(values if values.dtype.kind == "f" else values > 0, 0, 1).astype(np.float32)
+
+
+def _on_map_grid(truth: npt.NDArray[np.float32]) -> Tensor:
+    """Mean of a crop of a truth map over each voxel of the maps' grid: 1 x 64 x 112 x 144, uint8."""
+    volume = torch.from_numpy(np.ascontiguousarray(truth))[None, None]
+    return (TRUTH_LEVELS * functional.interpolate(volume, MAP_SHAPE, mode="area")[0]).round().to(torch.uint8)
+
+
+def write_case(prepared: PreparedCase, path: Path) -> None:
+    """Write a prepared case, whole or not at all: 8 MB of image, 1 MB of bits for each mask, 2 MB of truth."""
+    tensors = {"image": prepared.image, "lung": _packed(prepared.lung), "low_attenuation": _packed(prepared.low_attenuation)}
+    if prepared.suspect is not None:
+        tensors["suspect"] = _packed(prepared.suspect)
+    if prepared.truth is not None:
+        tensors["truth"] = prepared.truth
+    numbers = {
+        "darkest": prepared.darkest,
+        "brightest": prepared.brightest,
+        "extent_mm": prepared.extent_mm,
+        "low_attenuation_percentage": prepared.low_attenuation_percentage,
+        "percentages": prepared.percentages,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        save_file(tensors, partial_path, {"numbers": json.dumps(numbers)})
+        partial_path.replace(path)
+    finally:
+        partial_path.unlink(missing_ok=True)
+    for other in path.parent.glob(f"{_escaped(path.name.rsplit('.', 2)[0])}.{'?' * DIGEST_LENGTH}.safetensors"):
+        if other != path:
+            other.unlink(missing_ok=True)  # prepared from files or a profile that have changed since
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def read_case(path: Path) -> PreparedCase:
+    """Read a prepared case, about 10 ms from the page cache."""
+    with safe_open(path, "pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+    return PreparedCase(
+        image=tensors["image"],
+        darkest=numbers["darkest"],
+        brightest=numbers["brightest"],
+        lung=_unpacked(tensors["lung"], INPUT_SHAPE),
+        suspect=_unpacked(tensors["suspect"], INPUT_SHAPE) if "suspect" in tensors else None,
+        low_attenuation=_unpacked(tensors["low_attenuation"], INPUT_SHAPE),
+        truth=tensors.get("truth"),
+        extent_mm=tuple(numbers["extent_mm"]),
+        low_attenuation_percentage=numbers["low_attenuation_percentage"],
+        percentages=None if numbers["percentages"] is None else tuple(numbers["percentages"]),
+    )
+
+
+class CaseFigures(NamedTuple):
+    """The figures of a prepared case, in percent of the lung; see `PreparedCase`."""
+
+    low_attenuation_percentage: float
+    percentages: tuple[float, float] | None
+
+
+def read_figures(path: Path) -> CaseFigures:
+    """Read the figures of a prepared case without its voxels."""
+    with safe_open(path, "pt") as file:
+        numbers = json.loads(file.metadata()["numbers"])
+    percentages = numbers["percentages"]
+    return CaseFigures(numbers["low_attenuation_percentage"], None if percentages is None else (percentages[0], percentages[1]))
+
+
+def _packed(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.numpy(), axis=None))
+
+
+def _unpacked(bits: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return torch.from_numpy(np.unpackbits(bits.numpy()).view(np.bool_)).reshape(shape)
+
+
+def prepare_cohort(cases: Sequence[TrainingCase], profile: Profile, folder: Path, workers: int = 0) -> Iterator[int]:
+    """Prepare every case that the cache does not hold yet.
+
+    Args:
+        cases: rows of a manifest.
+        profile: how the network's input is prepared.
+        folder: the cache.
+        workers: processes that work beside this one; 0: none.
+
+    Yields:
+        How many cases are ready, after each.
+
+    Raises:
+        InputError: scans cannot be used: one error, after the last case, that lists every one of them.
+    """
+    missing = [case for case in cases if not cache_path(case, profile, folder).is_file()]
+    ready = len(cases) - len(missing)
+    yield ready
+    problems = []
+    for problem in _prepared(missing, profile, folder, workers):
+        if problem:
+            problems.append(problem)
+        ready += 1
+        yield ready
+    if problems:
+        found = f"{len(problems)} scan{'s' if len(problems) > 1 else ''} cannot be used: {'; '.join(problems)}"
+        raise InputError("manifest", found, "chest CTs in HU with masks of their lungs")
+
+
+def _prepared(cases: list[TrainingCase], profile: Profile, folder: Path, workers: int) -> Iterable[str | None]:
+    task = partial(_prepare_and_write, profile=profile, folder=folder)
+    if not workers or len(cases) < 2:
+        yield from map(task, cases)
+        return
+    # Not forked: a fork of a process whose libraries run threads may hang.
+    with ProcessPoolExecutor(min(workers, len(cases)), multiprocessing.get_context("spawn"), _single_thread) as pool:
+        yield from pool.map(task, cases)
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _prepare_and_write(case: TrainingCase, profile: Profile, folder: Path) -> str | None:
+    """Prepare one case; what is wrong with it comes back as text, so that the others go on."""
+    try:
+        path = cache_path(case, profile, folder)
+        write_case(prepare_case(case, profile), path)
+    except InputError as error:
+        return f"{case.entity}: {error}"
+    return None

@@ -1,0 +1,87 @@
+"""From a run's best checkpoint to a weight bundle that inference can use, with its provenance and validation figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.errors import InputError
+from model.network import EmphysemaNetwork, build_network
+from model.training.settings import BEST, CHECKPOINT_FOLDER, RunSettings
+from model.weights import BundleMetadata, write_bundle
+
+BUNDLE_FOLDER = "bundle"
+NETWORK_PREFIX = "network."
+
+
+def export_run(folder: Path, name: str | None = None) -> Path:
+    """Write the bundle of a run, finished or interrupted, from its best checkpoint so far.
+
+    Args:
+        folder: of the run.
+        name: of the bundle; None: the folder's.
+
+    Returns:
+        The bundle's folder, inside the run's.
+
+    Raises:
+        InputError: the folder holds no run, or one that has not finished an epoch.
+    """
+    settings = RunSettings.read(folder)
+    path = folder / CHECKPOINT_FOLDER / f"{BEST}.ckpt"
+    if not path.is_file():
+        raise InputError(folder, "no epoch of the run is finished: there is no best checkpoint", "a run with a checkpoint")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    bundle = folder / BUNDLE_FOLDER
+    metadata = bundle_metadata(settings, checkpoint, name or folder.resolve().name, sha256)
+    write_bundle(bundle, network_of(settings, checkpoint["state_dict"]), metadata)
+    return bundle
+
+
+def network_of(settings: RunSettings, state: Mapping[str, Tensor]) -> EmphysemaNetwork:
+    """Build the network of a checkpoint, whose tensors are named `network.…`."""
+    network = build_network(settings.network)
+    network.load_state_dict(
+        {key.removeprefix(NETWORK_PREFIX): value for key, value in state.items() if key.startswith(NETWORK_PREFIX)}
+    )
+    return network.eval()
+
+
+def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: str, sha256: str) -> BundleMetadata:
+    """What a bundle says of the run that it comes from."""
+    epoch = int(checkpoint["finished_epochs"])
+    start = f"weights of the bundle with sha256 {settings.init_sha256}" if settings.init_sha256 else "random weights"
+    supervision = "voxel truth maps" if settings.supervision == "voxels" else "visual scores alone"
+    origin = (
+        f"trained by train.py, recipe {settings.recipe.name}, from {supervision}, starting with {start}; best of its epochs by "
+        f"validation {settings.monitor}: number {epoch}; seed {settings.seed}; manifest sha256 {settings.manifest_sha256}"
+    )
+    run = {
+        "epoch": epoch,
+        "steps": int(checkpoint["global_step"]),
+        "seed": settings.seed,
+        "manifest_sha256": settings.manifest_sha256,
+        "init_sha256": settings.init_sha256,
+        "supervision": settings.supervision,
+        "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},
+        "batch": settings.recipe.batch * settings.devices * settings.nodes * settings.accumulate,
+        "precision": settings.precision,
+        "augmented": settings.augmented,
+    }
+    return BundleMetadata(
+        name=name,
+        network=settings.network,
+        profile=settings.profile,
+        origin=origin,
+        trained_on=settings.trained_on,
+        licence=settings.licence,
+        source_sha256=sha256,
+        performance={"validation": checkpoint.get("validation"), "training": run},
+    )

@@ -1,0 +1,251 @@
+"""The training loop: a thin Lightning module around a network and a strategy, and the trainer that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+from model.fleischner import SUBTYPES
+from model.network import DenseLogits, EmphysemaNetwork
+from model.training.dataset import Batch
+from model.training.distributed import CpuBatchNormSync, gathered, summed
+from model.training.performance import Performance, measure
+from model.training.pictures import figure, png
+from model.training.recipes import Recipe
+from model.training.settings import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunSettings
+from model.training.strategies import Strategy
+
+PICTURE_FOLDER = "pictures"
+
+LIGHTNING_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+
+
+class Reference(NamedTuple):
+    """What is known of the validation set, case by case: names (N), scores (N x 2), percentages (N x 2, nan if not known) and
+    LAA-950 (N), in percent of the lung."""
+
+    entities: list[str]
+    scores: np.ndarray
+    percentages: np.ndarray
+    low_attenuation: np.ndarray
+
+
+def dense_logits(network: EmphysemaNetwork, image: Tensor) -> DenseLogits:
+    """Run the network; the last convolution in float32 whatever the precision, as inference does it.
+
+    Args:
+        network: in any mode.
+        image: B x 1 x 128 x 224 x 288.
+
+    Returns:
+        Dense logits, float32.
+    """
+    features = network.reconstruction(network.backbone(image))
+    with torch.autocast(image.device.type, enabled=False):
+        return cast(DenseLogits, network.head(features.float()))
+
+
+class EpochTally:
+    """Sums over one epoch of training: the terms of the loss, and for each score how many cases were right and were seen."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, Tensor] = {}
+        self._cases = 0
+        self._right = [torch.zeros(len(subtype.grades)) for subtype in SUBTYPES]
+        self._seen = [torch.zeros(len(subtype.grades)) for subtype in SUBTYPES]
+
+    def add(self, terms: dict[str, Tensor], scores: Tensor | None, truth: Tensor) -> None:
+        """Add a batch: terms (B each), and the scores that were found (B x 2, or None where nobody asks) and the true ones."""
+        self._cases += len(truth)
+        for name, term in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros((), device=term.device)) + term.sum()
+        if scores is None:
+            return
+        found, expected = scores.cpu(), truth.cpu()
+        for place, (right, seen) in enumerate(zip(self._right, self._seen, strict=True)):
+            hits = (found[:, place] == expected[:, place]).float()
+            right.index_add_(0, expected[:, place], hits)
+            seen.index_add_(0, expected[:, place], torch.ones_like(hits))
+
+    def totals(self, device: torch.device) -> tuple[dict[str, float], list[Tensor], list[Tensor]]:
+        """Over all processes: means of the terms and of the loss, and how many cases of each score were right and were seen."""
+        names = list(self._terms)
+        sums = torch.stack([self._terms[name] for name in names] + [torch.tensor(float(self._cases), device=device)])
+        *totals, cases = summed(sums.double()).tolist()
+        means = {name: total / cases for name, total in zip(names, totals, strict=True)}
+        right, seen = ([summed(counts.to(device)) for counts in part] for part in (self._right, self._seen))
+        return {"loss": sum(means.values()), **means}, right, seen
+
+
+class EmphysemaTraining(LightningModule):
+    """Steps, epochs and figures; what is learnt and how is in `network`, `strategy` and `recipe`.
+
+    Args:
+        network: what is trained.
+        strategy: its losses and the reading of its scores.
+        recipe: learning rate and its decay.
+        reference: what is known of the validation set.
+        pictured: places of the validation cases that pictures are drawn of after every epoch.
+        folder: where pictures go; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        network: EmphysemaNetwork,
+        strategy: Strategy,
+        recipe: Recipe,
+        reference: Reference,
+        pictured: Sequence[int] = (),
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.strategy = strategy
+        self.performance: Performance | None = None
+        self._finished_epochs = 0
+        self._recipe = recipe
+        self._reference = reference
+        self._pictured = frozenset(pictured)
+        self._folder = folder
+        self._validated: list[Tensor] = []
+        self._tally = EpochTally()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.network.parameters(), lr=self._recipe.learning_rate)
+
+    def on_train_epoch_start(self) -> None:
+        # A function of the epoch alone, and no scheduler: nothing to store, and nothing to lose when a run is resumed.
+        for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
+            group["lr"] = self._recipe.learning_rate * self._recipe.decay**self.current_epoch
+        self._tally = EpochTally()
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        logits = dense_logits(self.network, batch.image)
+        terms = self.strategy.terms(logits, batch)
+        loss = torch.stack(list(terms.values())).sum(dim=0).mean()
+        if not torch.isfinite(loss):
+            found = ", ".join(f"{name} {float(term.mean()):.4g}" for name, term in terms.items())
+            raise FloatingPointError(f"the loss is not finite in epoch {self.current_epoch}, step {self.global_step}: {found}")
+        self.log("train/step_loss", loss.detach(), prog_bar=True)
+        scores = self.strategy.training_scores(logits)
+        self._tally.add({name: term.detach() for name, term in terms.items()}, scores, batch.scores)
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        logits = dense_logits(self.network, batch.image)
+        terms = self.strategy.validation_terms(logits, batch)
+        losses = torch.stack(list(terms.values())).sum(dim=0)
+        scores, percentages = self.strategy.predictions(logits, batch)
+        columns = (batch.place[:, None].cpu(), losses[:, None].cpu(), scores, percentages)
+        self._validated.append(torch.cat([column.double() for column in columns], dim=1))
+        for row, place in enumerate(batch.place.tolist()):
+            if place in self._pictured:
+                self._draw(batch, logits, row, self._reference.entities[place])
+
+    def _draw(self, batch: Batch, logits: DenseLogits, row: int, entity: str) -> None:
+        activations = self.strategy.activations(logits, batch.lung)
+        pixels = figure(batch.image[row, 0].float(), activations[row], batch.lung[row, 0])
+        if self._folder is not None:
+            path = self._folder / PICTURE_FOLDER / f"epoch-{self.current_epoch:03d}-{entity}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            png(pixels).save(path)
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
+                logger.experiment.add_image(entity, pixels, self.current_epoch, dataformats="HWC")
+
+    def on_validation_epoch_end(self) -> None:
+        # Validation ends an epoch. What processes exchange, they exchange here: Lightning's own hooks at the end of training
+        # epochs run in another order on the process that shows the progress bar.
+        self._finish_training_epoch()
+        rows = self._gathered(torch.cat(self._validated))
+        self._validated.clear()
+        self._finished_epochs = self.current_epoch + 1
+        places = rows[:, 0].astype(np.int64)
+        reference = self._reference
+        performance = measure(
+            rows[:, 2:4].astype(np.int64),
+            rows[:, 4:6],
+            reference.scores[places],
+            reference.percentages[places],
+            reference.low_attenuation[places],
+        )
+        self.performance = performance
+        self.log("validation/loss", float(rows[:, 1].mean()), prog_bar=True)
+        self.log("validation/kappa", performance.kappa, prog_bar=True)
+        for subtype, agreement in zip(SUBTYPES, (performance.centrilobular, performance.paraseptal), strict=True):
+            self.log(f"validation/accuracy_{subtype.name}", agreement.accuracy)
+            self.log(f"validation/kappa_{subtype.name}", agreement.kappa)
+            if agreement.percentage_error is not None:
+                self.log(f"validation/percentage_error_{subtype.name}", agreement.percentage_error)
+
+    def _finish_training_epoch(self) -> None:
+        means, right, seen = self._tally.totals(self.device)
+        for name, mean in means.items():
+            self.log(f"train/{name}", mean)
+        self.log("learning_rate", cast(torch.optim.Optimizer, self.optimizers()).param_groups[0]["lr"])
+        self.strategy.finish_epoch(right, seen)
+
+    def _gathered(self, rows: Tensor) -> np.ndarray:
+        """The rows of all processes, one a case, by place: where cases do not divide evenly, some were seen twice."""
+        everywhere = gathered(rows.to(self.device)).cpu().numpy()
+        _, first = np.unique(everywhere[:, 0], return_index=True)
+        return everywhere[first]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.performance is not None:
+            checkpoint["validation"] = self.performance.as_document()
+            checkpoint["finished_epochs"] = self._finished_epochs
+
+
+def build_trainer(settings: RunSettings, folder: Path, steps: int) -> Trainer:
+    """A trainer that writes checkpoints, logs and pictures below `folder`.
+
+    Args:
+        settings: of the run.
+        folder: the run's.
+        steps: batches in an epoch.
+    """
+    processes = settings.devices * settings.nodes
+    on_cpu = settings.device == "cpu"
+    monitor, mode = MONITORS[settings.monitor]
+    return Trainer(
+        accelerator="cpu" if on_cpu else "gpu",
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        strategy=DDPStrategy(process_group_backend="gloo" if on_cpu else "nccl") if processes > 1 else "auto",
+        sync_batchnorm=processes > 1 and not on_cpu,
+        plugins=[CpuBatchNormSync()] if processes > 1 and on_cpu else None,
+        precision=cast(Any, LIGHTNING_PRECISIONS[settings.precision]),
+        max_epochs=settings.recipe.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        use_distributed_sampler=False,  # `EpochSampler` shares the epoch itself
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(10, steps),
+        enable_model_summary=False,
+        logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version="")],
+        callbacks=[
+            TQDMProgressBar(),
+            EarlyStopping(monitor, mode=mode, patience=settings.recipe.patience, check_on_train_epoch_end=True),
+            ModelCheckpoint(
+                folder / CHECKPOINT_FOLDER,
+                filename=BEST,
+                monitor=monitor,
+                mode=mode,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            # Another one, since `save_last` skips the epochs that are not the best; it comes after, to hold the other's state.
+            ModelCheckpoint(
+                folder / CHECKPOINT_FOLDER, filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False
+            ),
+        ],
+    )

@@ -1,0 +1,169 @@
+"""A whole training run: from checked settings and a manifest to the bundle of the best epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import seed_everything
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from model.errors import InputError
+from model.fleischner import CENTRILOBULAR
+from model.network import EmphysemaNetwork, build_network
+from model.preprocessing import PROFILES, Profile
+from model.training.augmentation import AugmentationRanges
+from model.training.cache import cache_path, prepare_cohort, read_figures
+from model.training.dataset import Batch, CohortDataset, EpochSampler, stacked
+from model.training.distributed import ProcessPlace
+from model.training.export import export_run
+from model.training.loop import EmphysemaTraining, Reference, build_trainer
+from model.training.manifest import Manifest, TrainingCase
+from model.training.settings import CHECKPOINT_FOLDER, LAST, RunSettings
+from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
+from model.weights import read_bundle
+
+PICTURED_CASES = 3
+_POLL_SECONDS = 1.0
+
+
+def train(
+    settings: RunSettings,
+    manifest: Manifest,
+    output: Path,
+    *,
+    cache: Path,
+    workers: int = 0,
+    init: Path | None = None,
+    resume: bool = False,
+    name: str | None = None,
+) -> Path | None:
+    """Train a network and export its best epoch.
+
+    Args:
+        settings: of the run.
+        manifest: the cohort; its `test` cases are left alone.
+        output: the run's folder; new, or with `resume` one that a run was started in.
+        cache: where prepared cases are kept.
+        workers: processes that prepare cases and batches.
+        init: bundle that the weights start from.
+        resume: whether to go on from the last finished epoch.
+        name: of the bundle; None: that of the run's folder.
+
+    Returns:
+        The bundle's folder; None in all but the first of several processes.
+
+    Raises:
+        InputError: the output folder, a scan or the bundle cannot be used; nothing was written to `output` then.
+    """
+    place = ProcessPlace.here()
+    output = output.resolve()  # checkpoints tell by this path that they belong to the run
+    if place.is_first:
+        _check_output(settings, output, resume)
+    checkpoint = output / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
+    network = _initial_network(settings, init)
+    profile = PROFILES[settings.profile]
+    training, validation = manifest.of("train"), manifest.of("validation")
+    _fill_cache((*training, *validation), profile, cache, workers, place)
+    if place.is_first:
+        output.mkdir(parents=True, exist_ok=True)
+        settings.write(output)
+
+    strategy = _strategy(settings, training)
+    if init is None:
+        strategy.initialise(network)
+    reference = _reference(validation, profile, cache)
+    seed_everything(settings.seed, workers=True, verbose=False)
+    module = EmphysemaTraining(network, strategy, settings.recipe, reference, _pictured(reference), output)
+    processes = settings.devices * settings.nodes
+    with_truth = settings.supervision == "voxels"
+    ranges = AugmentationRanges() if settings.augmented else None
+    learnt = CohortDataset(training, profile, cache, seed=settings.seed, ranges=ranges, with_truth=with_truth)
+    judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
+    steps = -(-len(learnt) // (processes * settings.recipe.batch))
+    trainer = build_trainer(settings, output, steps)
+    strata = [case.scores.centrilobular for case in training] if settings.recipe.uniform_centrilobular else None
+    rank = trainer.global_rank
+    training_order = EpochSampler(len(learnt), seed=settings.seed, strata=strata, rank=rank, processes=processes)
+    validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=processes)
+    trainer.fit(
+        module,
+        _loader(learnt, settings, workers, training_order),
+        _loader(judged, settings, workers, validation_order),
+        ckpt_path=checkpoint if resume and checkpoint.is_file() else None,
+    )
+    return export_run(output, name) if trainer.is_global_zero else None
+
+
+def _check_output(settings: RunSettings, output: Path, resume: bool) -> None:
+    if resume:
+        RunSettings.read(output).check_resumable(settings, output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(output, "it already holds something", "a new folder, or --resume to go on with the run in it")
+
+
+def _initial_network(settings: RunSettings, init: Path | None) -> EmphysemaNetwork:
+    if init is None:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(settings.seed)
+            network = build_network(settings.network)
+    else:
+        bundle = read_bundle(init)
+        if bundle.metadata.profile != settings.profile:
+            raise InputError(init, f"its profile is {bundle.metadata.profile}", f"one with the profile {settings.profile}")
+        if bundle.metadata.network != settings.network:
+            raise InputError(init, f"its network is {bundle.metadata.network}", f"{settings.network}")
+        network = bundle.network.train()
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def _fill_cache(cases: Sequence[TrainingCase], profile: Profile, cache: Path, workers: int, place: ProcessPlace) -> None:
+    """Prepare what is missing; the other processes of a machine wait for its first one."""
+    if place.is_first_of_machine:
+        with tqdm(total=len(cases), desc="preparing", unit="scan", disable=None) as bar:
+            for ready in prepare_cohort(cases, profile, cache, workers):
+                bar.update(ready - bar.n)
+        return
+    while not all(cache_path(case, profile, cache).is_file() for case in cases):
+        time.sleep(_POLL_SECONDS)
+
+
+def _strategy(settings: RunSettings, training: Sequence[TrainingCase]) -> Strategy:
+    counts = score_counts([case.scores for case in training])
+    if settings.network.head == "classification":
+        return ClassificationStrategy(counts)
+    return RegressionStrategy(settings.recipe, counts, "voxels" if settings.supervision == "voxels" else "scores")
+
+
+def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path) -> Reference:
+    figures = [read_figures(cache_path(case, profile, cache)) for case in cases]
+    unknown = (np.nan, np.nan)
+    return Reference(
+        entities=[case.entity for case in cases],
+        scores=np.array([case.scores for case in cases], np.int64),
+        percentages=np.array([figure.percentages or unknown for figure in figures], np.float64),
+        low_attenuation=np.array([figure.low_attenuation_percentage for figure in figures], np.float64),
+    )
+
+
+def _pictured(reference: Reference) -> list[int]:
+    """The validation cases to draw: the mildest, one from the middle, and the worst."""
+    order = np.argsort(reference.scores @ np.array([1, len(CENTRILOBULAR.grades)]), kind="stable")
+    count = min(PICTURED_CASES, len(order))
+    return [int(order[place]) for place in np.linspace(0, len(order) - 1, count).round().astype(int)]
+
+
+def _loader(dataset: CohortDataset, settings: RunSettings, workers: int, sampler: EpochSampler) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_size=settings.recipe.batch,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=stacked,
+        pin_memory=settings.device == "cuda",
+        persistent_workers=workers > 0,
+    )

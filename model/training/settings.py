@@ -1,0 +1,115 @@
+"""What a run was started with: stored beside its checkpoints, so that it can be resumed as it was and exported later."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from model.errors import InputError
+from model.network import NetworkConfig
+from model.training.recipes import Recipe
+
+Monitor = Literal["kappa", "loss"]
+MONITORS = {"kappa": ("validation/kappa", "max"), "loss": ("validation/loss", "min")}
+"""The logged figure that early stopping and the best checkpoint follow, and which way is better."""
+
+SETTINGS_FILE = "run.json"
+CHECKPOINT_FOLDER = "checkpoints"
+BEST, LAST = "best", "last"
+"""Stems of the two checkpoints: the best epoch's, to be exported, and the last one's, to be resumed."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that a run's result follows from, besides the files of its manifest.
+
+    Attributes:
+        manifest: path as it was given.
+        manifest_sha256: of that file.
+        network: backbone, head (which is the strategy) and base width.
+        recipe: losses, learning rate and the rest, every option in it.
+        profile: of preprocessing.
+        supervision: `scores`, or `voxels` where truth maps take the place of equations 2 and 3.
+        monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
+        init_sha256: of the bundle that the weights start from; None: drawn at random.
+        seed: of weights, order and augmentation.
+        precision: float32, bfloat16 or float16.
+        device: cpu or cuda.
+        devices: on each machine.
+        nodes: machines.
+        accumulate: batches whose gradients are summed before a step.
+        augmented: whether training scans are augmented.
+        trained_on: what the data are, for the bundle.
+        licence: of the bundle.
+    """
+
+    manifest: str
+    manifest_sha256: str
+    network: NetworkConfig
+    recipe: Recipe
+    profile: str
+    supervision: str
+    monitor: Monitor
+    init_sha256: str | None
+    seed: int
+    precision: str
+    device: str
+    devices: int
+    nodes: int
+    accumulate: int
+    augmented: bool
+    trained_on: str
+    licence: str
+
+    def write(self, folder: Path) -> None:
+        """Write the settings into a run's folder, whole or not at all."""
+        partial = folder / f".{SETTINGS_FILE}.partial-{os.getpid()}"
+        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+        partial.replace(folder / SETTINGS_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> RunSettings:
+        """Read the settings of a run.
+
+        Raises:
+            InputError: the folder holds no run.
+        """
+        expected = "the folder of a run of train.py"
+        try:
+            document = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            if document.pop("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}")
+            document["network"] = NetworkConfig(**document["network"])
+            document["recipe"] = Recipe(**document["recipe"])
+            return cls(**document)
+        except OSError as error:
+            raise InputError(folder, f"{SETTINGS_FILE} cannot be read ({error})", expected) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(folder / SETTINGS_FILE, f"not the settings of a run ({error})", expected) from error
+
+    def check_resumable(self, other: RunSettings, folder: Path) -> None:
+        """Check that `other`, what is asked for now, goes on with the run that was started with these settings.
+
+        Epochs and patience may change, and what the bundle is to say of the data.
+
+        Raises:
+            InputError: anything else differs; every difference is named.
+        """
+        before, now = _flat(self), _flat(other)
+        differences = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
+        if differences:
+            raise InputError(folder, f"it cannot be resumed: {', '.join(differences)}", "the options that it was started with")
+
+
+_FREE = {"manifest", "trained_on", "licence", "epochs", "patience"}
+
+
+def _flat(settings: RunSettings) -> dict[str, Any]:
+    values = {option.name: getattr(settings, option.name) for option in fields(RunSettings)}
+    values |= asdict(values.pop("network")) | asdict(values.pop("recipe"))
+    return {name: value for name, value in values.items() if name not in _FREE}

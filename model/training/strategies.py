@@ -1,0 +1,230 @@
+"""The two ways of training that the paper compares: regression of percentages, and classification of scores.
+
+A strategy knows the losses of its head and how scores are read off its dense logits; the loop knows neither. What a strategy
+learns of the cohort (class weights) lies in buffers, so that it is part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES
+from model.network import DenseLogits, EmphysemaNetwork, HeadName, class_activation_map, class_probabilities, lung_mean
+from model.preprocessing import ActivationMaps, NetworkInput, finish
+from model.subtyping import PERCENTAGE_DECIMALS
+from model.training import losses
+from model.training.dataset import Batch
+from model.training.manifest import Scores
+from model.training.recipes import Recipe
+
+Supervision = Literal["scores", "voxels"]
+
+
+class Prediction(NamedTuple):
+    """What a network says of B cases.
+
+    Attributes:
+        scores: B x 2, int64, centrilobular and paraseptal; on the CPU.
+        percentages: B x 2, float64, percent of the lung; nan from a classification network; on the CPU.
+    """
+
+    scores: Tensor
+    percentages: Tensor
+
+
+def score_counts(scores: Sequence[Scores]) -> tuple[Tensor, Tensor]:
+    """How often each score occurs: 6 centrilobular and 3 paraseptal counts."""
+    columns = zip(*scores, strict=True)
+    centrilobular, paraseptal = (
+        torch.bincount(torch.tensor(column), minlength=len(subtype.grades))
+        for column, subtype in zip(columns, SUBTYPES, strict=True)
+    )
+    return centrilobular, paraseptal
+
+
+class Strategy(nn.Module, ABC):
+    """How one head is trained."""
+
+    head: HeadName
+
+    def initialise(self, network: EmphysemaNetwork) -> None:
+        """Change the weights of a network that was never trained."""
+
+    @abstractmethod
+    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the training loss by name; each B, float32. The loss is their sum."""
+
+    def validation_terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        """As `terms`, but with what does not change from epoch to epoch, so that epochs can be compared."""
+        return self.terms(logits, batch)
+
+    @abstractmethod
+    def activations(self, logits: DenseLogits, lung: Tensor) -> Tensor:
+        """Activation maps, B x 2 x 64 x 112 x 144, 0 to 1: what is shown. `lung` is B x 1 x 64 x 112 x 144."""
+
+    @abstractmethod
+    def predictions(self, logits: DenseLogits, batch: Batch) -> Prediction:
+        """Scores and percentages as inference reports them."""
+
+    def training_scores(self, _: DenseLogits) -> Tensor | None:
+        """Scores during training, B x 2, if `finish_epoch` wants to know how often they were right."""
+        return None
+
+    def finish_epoch(self, right: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
+        """Take note of an epoch of training: for each subtype, how many cases of each score were right, and were seen."""
+
+
+class RegressionStrategy(Strategy):
+    """L = L_INT + L_OL + L_SEG ("regression training"), each weighted as the recipe says.
+
+    With supervision by voxels, truth maps take the place of the overlap and segmentation losses: cross-entropy and soft Dice
+    of each map inside the lung.
+
+    Args:
+        recipe: the options.
+        counts: cases of each score in the training set, centrilobular and paraseptal.
+        supervision: what is known of the training set.
+    """
+
+    head: HeadName = "regression"
+
+    def __init__(self, recipe: Recipe, counts: tuple[Tensor, Tensor], supervision: Supervision = "scores") -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.supervision = supervision
+        for subtype, count in zip(SUBTYPES, counts, strict=True):
+            intervals = losses.percentage_intervals(subtype, absent_is_zero=recipe.absent_is_zero)
+            weights = losses.clipped_balanced_weights(count) if recipe.class_weighted_intervals else torch.ones(len(count))
+            self.register_buffer(f"{subtype.name}_intervals", intervals)
+            self.register_buffer(f"{subtype.name}_weights", weights)
+
+    def initialise(self, network: EmphysemaNetwork) -> None:
+        # Left to chance, the sum of both maps begins above 1 in many networks, where equation 3 passes no gradient.
+        share = self.recipe.initial_activation
+        for part in (network.head.centrilobular, network.head.paraseptal):
+            nn.init.constant_(cast(Tensor, part.bias), math.log(share / (1 - share)))
+
+    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        maps = [part.sigmoid() for part in logits]
+        terms = {
+            f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
+        }
+        if self.supervision == "voxels":
+            return terms | self._voxel_terms(logits, maps, batch)
+        return terms | self._map_terms(maps, batch)
+
+    def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
+        recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
+        intervals = self.get_buffer(f"{name}_intervals")[scores]
+        fraction, lower, upper = (
+            losses.power_law(value, recipe.percentage_scale, recipe.percentage_exponent)
+            for value in (lung_mean(activation, batch.lung)[:, 0], intervals[:, 0], intervals[:, 1])
+        )
+        weights = recipe.interval_weight * self.get_buffer(f"{name}_weights")[scores]
+        return weights * losses.interval_loss(fraction, lower, upper)
+
+    def _map_terms(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        centrilobular, paraseptal = maps
+        recipe = self.recipe
+        target = batch.low_attenuation.to(centrilobular.dtype)
+        if recipe.empty_target_if_absent:
+            target = target * (batch.scores > 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
+        region = batch.lung.to(centrilobular.dtype) if recipe.overlap_in_lung else None
+        return {
+            "overlap": recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region),
+            "segmentation": losses.segmentation_loss(centrilobular, paraseptal, target, recipe.smoothness),
+        }
+
+    def _voxel_terms(self, logits: DenseLogits, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        assert batch.truth is not None, "supervision by voxels needs truth maps"
+        region = batch.lung.to(maps[0].dtype)
+        terms = {}
+        for place, subtype in enumerate(SUBTYPES):
+            truth = batch.truth[:, place : place + 1]
+            terms[f"cross_entropy_{subtype.name}"] = losses.voxel_cross_entropy(logits[place], truth, region)
+            terms[f"dice_{subtype.name}"] = losses.voxel_dice_loss(maps[place], truth, region)
+        return terms
+
+    def activations(self, logits: DenseLogits, lung: Tensor) -> Tensor:
+        return torch.cat([part.sigmoid() for part in logits], dim=1) * lung
+
+    def predictions(self, logits: DenseLogits, batch: Batch) -> Prediction:
+        if batch.suspect is None:
+            percentages = 100 * torch.cat([lung_mean(part.double().sigmoid(), batch.lung) for part in logits], dim=1).cpu()
+        else:
+            percentages = _percentages_where_suspect([part.sigmoid().cpu() for part in logits], batch)
+        percentages = percentages.clamp(0, 100).round(decimals=PERCENTAGE_DECIMALS)
+        scores = [[subtype.score(value) for subtype, value in zip(SUBTYPES, row, strict=True)] for row in percentages.tolist()]
+        return Prediction(torch.tensor(scores), percentages)
+
+
+def _percentages_where_suspect(maps: list[Tensor], batch: Batch) -> Tensor:
+    """As inference does it for profiles with a suspect mask: the maps are brought to the input's grid first."""
+    assert batch.suspect is not None
+    assert batch.input_lung is not None
+    everywhere = (slice(None),) * 3
+    rows = []
+    for case in range(len(batch.image)):
+        labels, suspect = (mask[case, 0].cpu().numpy() for mask in (batch.input_lung, batch.suspect))
+        prepared = NetworkInput(batch.image[case : case + 1], labels.astype(np.uint8), suspect, everywhere)
+        finished: ActivationMaps = finish(maps[0][case : case + 1], maps[1][case : case + 1], prepared)
+        inside = torch.from_numpy(finished.labels) > 0
+        rows.append([100 * float(part[inside].double().mean()) for part in (finished.centrilobular, finished.paraseptal)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+class ClassificationStrategy(Strategy):
+    """Cross-entropy of each subtype's scores, weighted by class ("classification training").
+
+    The weights start at the inverse frequency of each score in the training set and are updated after each epoch; on the
+    validation set they stay as they started.
+
+    Args:
+        counts: cases of each score in the training set, centrilobular and paraseptal.
+    """
+
+    head: HeadName = "classification"
+
+    def __init__(self, counts: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        for subtype, count in zip(SUBTYPES, counts, strict=True):
+            weights = losses.inverse_frequency_weights(count)
+            self.register_buffer(f"{subtype.name}_initial_weights", weights)
+            self.register_buffer(f"{subtype.name}_weights", weights.clone())
+
+    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        return self._cross_entropies(logits, batch, "weights")
+
+    def validation_terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        return self._cross_entropies(logits, batch, "initial_weights")
+
+    def _cross_entropies(self, logits: DenseLogits, batch: Batch, weights: str) -> dict[str, Tensor]:
+        return {
+            f"cross_entropy_{subtype.name}": losses.weighted_cross_entropy(
+                logits[place].mean(dim=(2, 3, 4)), batch.scores[:, place], self.get_buffer(f"{subtype.name}_{weights}")
+            )
+            for place, subtype in enumerate(SUBTYPES)
+        }
+
+    def activations(self, logits: DenseLogits, lung: Tensor) -> Tensor:
+        return torch.cat([class_activation_map(part, lung) for part in logits], dim=1)
+
+    def predictions(self, logits: DenseLogits, _: Batch) -> Prediction:
+        scores = self.training_scores(logits).cpu()
+        return Prediction(scores, torch.full(scores.shape, math.nan, dtype=torch.float64))
+
+    def training_scores(self, logits: DenseLogits) -> Tensor:
+        return torch.stack([class_probabilities(part).argmax(dim=1) for part in logits], dim=1)
+
+    def finish_epoch(self, right: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
+        for subtype, hits, cases in zip((CENTRILOBULAR, PARASEPTAL), right, seen, strict=True):
+            initial = self.get_buffer(f"{subtype.name}_initial_weights")
+            accuracy = (hits / cases).to(initial.device)
+            self.get_buffer(f"{subtype.name}_weights").copy_(losses.updated_class_weights(initial, accuracy))

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.preprocessing import PAPER
+from model.training.augmentation import (
+    AVERAGED_LATTICE,
+    PICKED_LATTICE,
+    Augmentation,
+    AugmentationRanges,
+    draw_augmentation,
+    moved,
+    spatial_map,
+    with_changed_intensities,
+)
+from model.training.cache import PreparedCase
+from model.training.dataset import assemble
+
+ALWAYS = AugmentationRanges(
+    flip_probability=(0.5, 0.5, 0.5),
+    rotation_probability=1,
+    crop_probability=1,
+    smoothing_probability=1,
+    jitter_probability=1,
+    noise_probability=1,
+)
+SHAPE = (32, 40, 48)
+EXTENT = (300.0, 200.0, 280.0)
+
+
+def marked(places: list[tuple[int, int, int]]) -> Tensor:
+    volume = torch.zeros(1, *SHAPE, dtype=torch.bool)
+    for z, y, x in places:
+        volume[0, z : z + 4, y : y + 4, x : x + 4] = True
+    return volume
+
+
+def centre(volume: Tensor) -> np.ndarray:
+    """Centre of mass in voxels, z y x."""
+    weight = volume.double()
+    return np.array(
+        [
+            float((weight * axis).sum() / weight.sum())
+            for axis in torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in volume.shape), indexing="ij")
+        ]
+    )
+
+
+def test_the_same_seed_epoch_and_entity_draw_the_same_augmentation_and_others_do_not() -> None:
+    first = draw_augmentation(ALWAYS, 1, 2, "a")
+    assert draw_augmentation(ALWAYS, 1, 2, "a") == first
+    others = [(2, 2, "a", 0), (1, 3, "a", 0), (1, 2, "b", 0), (1, 2, "a", 1)]
+    assert all(draw_augmentation(ALWAYS, *key) != first for key in others)
+
+
+def test_an_augmentation_is_replayed_bit_by_bit() -> None:
+    image = torch.rand(SHAPE)
+    augmentation = draw_augmentation(ALWAYS, 0, 0, "a")
+    torch.manual_seed(1)
+    once = with_changed_intensities(moved(image[None], augmentation, EXTENT)[0], augmentation)
+    torch.manual_seed(2)  # nothing is drawn from the global generator
+    again = with_changed_intensities(moved(image[None], augmentation, EXTENT)[0], augmentation)
+    assert torch.equal(once, again)
+
+
+def test_without_chances_nothing_is_changed() -> None:
+    never = AugmentationRanges(
+        (0.0, 0.0, 0.0), 0, crop_probability=0, smoothing_probability=0, jitter_probability=0, noise_probability=0
+    )
+    augmentation = draw_augmentation(never, 0, 0, "a")
+    assert replace(augmentation, noise_seed=0) == Augmentation()
+    image = torch.rand(1, *SHAPE)
+    assert torch.equal(with_changed_intensities(moved(image, augmentation, EXTENT)[0].clone(), augmentation), image[0])
+
+
+def test_drawn_parameters_stay_in_their_ranges() -> None:
+    drawn = [draw_augmentation(ALWAYS, 0, epoch, "a") for epoch in range(200)]
+    degrees = np.array([augmentation.degrees for augmentation in drawn])
+    assert (np.abs(degrees) <= ALWAYS.rotation_degrees).all()
+    assert np.abs(degrees[:, 0]).max() > 0.8 * ALWAYS.rotation_degrees[0]
+    sizes = np.array([augmentation.crop_size for augmentation in drawn])
+    ends = np.array([augmentation.crop_start for augmentation in drawn]) + sizes
+    assert sizes.min() >= ALWAYS.crop_share
+    assert ends.max() <= 1
+    assert max(augmentation.noise for augmentation in drawn) <= ALWAYS.noise
+    assert 0.3 < np.mean([augmentation.flips[2] for augmentation in drawn]) < 0.7
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_flip_is_the_mirror_image_whether_it_is_interpolated_or_not(axis: int) -> None:
+    flips = tuple(axis == other for other in range(3))
+    volume = torch.rand(1, *SHAPE)
+    plain = moved(volume, Augmentation(flips=flips), EXTENT)  # type: ignore[arg-type]
+    assert torch.equal(plain, volume.flip(axis + 1))
+    interpolated = moved(volume, Augmentation(flips=flips, degrees=(1e-9, 0, 0)), EXTENT)  # type: ignore[arg-type]
+    torch.testing.assert_close(interpolated, plain, atol=1e-4, rtol=0)
+
+
+def test_a_quarter_turn_about_the_vertical_takes_posterior_to_left_in_mm() -> None:
+    """In mm and not in voxels: a point 40 mm behind the centre comes to lie 40 mm beside it."""
+    affine = spatial_map(Augmentation(degrees=(90.0, 0.0, 0.0)), SHAPE, EXTENT)
+    spacing = np.array(EXTENT) / (np.array(SHAPE) - 1)
+    middle = (np.array(SHAPE) - 1) / 2
+    source = (affine.matrix @ (middle + np.array([0, 0, 40.0]) / spacing) + affine.translation - middle) * spacing
+    assert np.abs(source) == pytest.approx([0, 40.0, 0], abs=1e-9)
+
+
+def test_a_crop_fills_the_volume_with_its_part() -> None:
+    ramp = torch.linspace(0, 1, SHAPE[2]).expand(1, *SHAPE).contiguous()
+    augmentation = Augmentation(crop_start=(0.0, 0.0, 0.25), crop_size=(1.0, 1.0, 0.5))
+    found = moved(ramp, augmentation, EXTENT)
+    torch.testing.assert_close(found[0, 0, 0], torch.linspace(0.25, 0.75, SHAPE[2]))
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_image_masks_and_targets_move_together(number: int) -> None:
+    """A marked block ends at the same place in the image, the lung, the low-attenuation target and the truth."""
+    block = marked([(14, 12, 26)])
+    augmentation = replace(draw_augmentation(ALWAYS, 4, number, "a"))
+    averaged = torch.nn.functional.avg_pool3d(block.float()[None], 2)[0]
+    image = moved(block.float(), augmentation, EXTENT)
+    lung = moved(block, augmentation, EXTENT)
+    picked = moved(block, augmentation, EXTENT, target=PICKED_LATTICE)
+    truth = moved(averaged, augmentation, EXTENT, AVERAGED_LATTICE, AVERAGED_LATTICE)
+    place = centre(image[0])
+    assert np.abs(place - centre(block[0])).max() > 0.3  # it did move
+    assert centre(lung[0]) == pytest.approx(place, abs=0.35)
+    assert torch.equal(picked, lung[:, ::2, ::2, ::2])
+    assert 2 * centre(truth[0]) + 0.5 == pytest.approx(place, abs=0.25)
+
+
+def prepared_case() -> PreparedCase:
+    shape = (128, 224, 288)
+    block = torch.zeros(shape, dtype=torch.bool)
+    block[40:60, 100:130, 60:90] = True
+    lung = torch.zeros(shape, dtype=torch.bool)
+    lung[10:-10, 30:-30, 20:130] = True
+    truth = torch.zeros(2, 64, 112, 144, dtype=torch.uint8)
+    truth[0, 20:30, 50:65, 30:45] = 255
+    return PreparedCase(
+        image=torch.where(block, 50, 150).to(torch.uint8),
+        darkest=0.0,
+        brightest=1.0,
+        lung=lung,
+        suspect=None,
+        low_attenuation=block,
+        truth=truth,
+        extent_mm=(280.0, 220.0, 300.0),
+        low_attenuation_percentage=1.0,
+        percentages=None,
+    )
+
+
+def test_a_sample_keeps_its_parts_aligned_and_is_blank_outside_the_moved_lung() -> None:
+    augmentation = replace(draw_augmentation(ALWAYS, 0, 1, "a"), contrast=1.0, shift=0.0, noise=0.02)
+    sample = assemble(prepared_case(), (1, 0), 0, PAPER, augmentation, with_truth=True, with_suspect=False)
+    assert sample.truth is not None
+    dark = (sample.image[0] < 0.4) & (sample.image[0] > 0)
+    place = centre(dark)
+    assert 2 * centre(sample.low_attenuation[0]) == pytest.approx(place, abs=1.0)
+    assert 2 * centre(sample.truth[0]) + 0.5 == pytest.approx(place, abs=1.0)
+    inside = sample.image[0, ::2, ::2, ::2] > 0
+    assert torch.equal(inside, sample.lung[0])
+
+
+def test_smoothing_and_turning_do_not_darken_the_rim_of_the_lung() -> None:
+    """What lies outside the lung is blanked after interpolation; before it, a dark rim would look like paraseptal emphysema."""
+    bright = replace(prepared_case(), image=torch.full((128, 224, 288), 150, dtype=torch.uint8))
+    augmentation = Augmentation(degrees=(7.0, 3.0, 2.0), smoothing=0.8)
+    sample = assemble(bright, (1, 0), 0, PAPER, augmentation, with_truth=False, with_suspect=False)
+    inside = sample.image[sample.image > 0]
+    assert inside.numel() > 1_000_000
+    torch.testing.assert_close(inside, torch.full_like(inside, 150 / 255))
+
+
+def test_smoothing_is_gaussian_and_keeps_the_mean() -> None:
+    volume = torch.zeros(21, 21, 21)
+    volume[10, 10, 10] = 1.0
+    smoothed = with_changed_intensities(volume, Augmentation(smoothing=1.5))
+    assert float(smoothed.sum()) == pytest.approx(1, abs=1e-3)
+    distance = torch.arange(21.0) - 10
+    spread = float((smoothed.sum(dim=(1, 2)) * distance**2).sum())
+    assert spread == pytest.approx(1.5**2, rel=0.05)  # the kernel ends at three deviations
+
+
+def test_contrast_turns_about_the_middle_of_the_window_and_stays_inside_it() -> None:
+    image = torch.tensor([0.0, 0.4, 0.5, 1.0]).view(1, 1, 4)
+    found = with_changed_intensities(image, Augmentation(contrast=1.1, shift=0.02))
+    assert found.flatten().tolist() == pytest.approx([0.0, 0.41, 0.52, 1.0])
+
+
+def test_noise_has_the_drawn_deviation() -> None:
+    noisy = with_changed_intensities(torch.full((40, 40, 40), 0.5), Augmentation(noise=0.03, noise_seed=5))
+    assert float(noisy.std()) == pytest.approx(0.03, rel=0.02)
+    assert float(noisy.mean()) == pytest.approx(0.5, abs=1e-3)

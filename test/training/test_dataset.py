@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from model.training.dataset import Batch, Draw, EpochSampler, stacked
+
+
+def order(sampler: EpochSampler) -> list[int]:
+    return [draw.place for draw in sampler]
+
+
+def test_every_case_comes_up_once_an_epoch_in_an_order_that_seed_and_epoch_fix() -> None:
+    sampler, same = EpochSampler(20, seed=3), EpochSampler(20, seed=3)
+    first = order(sampler)
+    assert sorted(first) == list(range(20))
+    assert order(same) == first
+    sampler.set_epoch(1)
+    assert order(sampler) != first
+    sampler.set_epoch(0)
+    assert order(sampler) == first
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_each_global_batch_of_the_one_process_order(processes: int) -> None:
+    alone = order(EpochSampler(12, seed=1))
+    parts = [order(EpochSampler(12, seed=1, rank=rank, processes=processes)) for rank in range(processes)]
+    together = [place for turn in zip(*parts, strict=True) for place in turn]
+    assert together == alone
+
+
+def test_an_uneven_epoch_is_filled_up_so_that_no_process_waits() -> None:
+    parts = [list(EpochSampler(3, shuffled=False, rank=rank, processes=2)) for rank in range(2)]
+    assert [len(part) for part in parts] == [2, 2] == [len(EpochSampler(3, rank=rank, processes=2)) for rank in range(2)]
+    assert {draw.place for part in parts for draw in part} == {0, 1, 2}
+
+
+def test_uniform_sampling_makes_rare_scores_as_likely() -> None:
+    strata = [0] * 900 + [5] * 100
+    sampler = EpochSampler(1000, strata=strata)
+    drawn = Counter(strata[place] for place in order(sampler))
+    assert 430 < drawn[5] < 570
+
+
+def test_a_case_that_comes_up_again_is_another_draw() -> None:
+    draws = list(EpochSampler(8, strata=[0] * 7 + [1]))
+    again = [draw for draw in draws if draw.place == 7]
+    assert [draw.occurrence for draw in again] == list(range(len(again)))
+    assert len(again) > 1
+    assert isinstance(draws[0], Draw)
+
+
+def test_stacking_keeps_what_is_not_there_away() -> None:
+    part = torch.zeros(1, 2, 2, 2)
+    sample = Batch(part, part.bool(), part.bool(), None, None, None, torch.tensor([1, 2]), torch.tensor(4))
+    batch = stacked([sample, sample])
+    assert batch.image.shape == (2, 1, 2, 2, 2)
+    assert batch.truth is None
+    assert batch.place.tolist() == [4, 4]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.fleischner import SUBTYPES
+from model.network import DenseLogits, NetworkConfig, build_network
+from model.training.dataset import Batch
+from model.training.manifest import Scores
+from model.training.recipes import PAPER, RECIPES, RELEASED, Recipe
+from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
+
+COUNTS = (torch.tensor([2, 2, 2, 2, 2, 2]), torch.tensor([4, 4, 4]))
+SHAPE = (2, 2, 4)
+"""A small map; 16 voxels."""
+
+
+def logits_of(centrilobular: float, paraseptal: float) -> DenseLogits:
+    """Even maps of that activation, one case."""
+    parts = (torch.full((1, 1, *SHAPE), math.log(p / (1 - p)), requires_grad=True) for p in (centrilobular, paraseptal))
+    return DenseLogits(*parts)
+
+
+def batch_of(scores: tuple[int, int], low_attenuation: float = 0.0, truth: Tensor | None = None) -> Batch:
+    """Half of the map is lung; `low_attenuation` is the target everywhere."""
+    lung = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
+    lung[:, :, 0] = True
+    target = torch.full((1, 1, *SHAPE), low_attenuation).bool()
+    return Batch(torch.zeros(1, 1, 4, 4, 8), lung, target, truth, None, None, torch.tensor([scores]), torch.tensor([0]))
+
+
+def term(recipe: Recipe, name: str, maps: tuple[float, float], batch: Batch, counts: tuple[Tensor, Tensor] = COUNTS) -> float:
+    return float(RegressionStrategy(recipe, counts).terms(logits_of(*maps), batch)[name].detach())
+
+
+def test_the_paper_recipe_is_the_text() -> None:
+    assert (PAPER.epochs, PAPER.patience, PAPER.batch, PAPER.learning_rate, PAPER.decay) == (200, 10, 4, 1e-5, 0.9)
+
+
+def test_recipes_differ_in_what_the_blueprint_lists_and_in_nothing_else() -> None:
+    different = {option.name for option in fields(Recipe) if getattr(PAPER, option.name) != getattr(RELEASED, option.name)}
+    assert different == {
+        "name",
+        "decay",
+        "interval_weight",
+        "percentage_scale",
+        "percentage_exponent",
+        "class_weighted_intervals",
+        "absent_is_zero",
+        "overlap_weight",
+        "overlap_in_lung",
+        "smoothness",
+        "empty_target_if_absent",
+        "uniform_centrilobular",
+    }
+    assert (RELEASED.percentage_scale, RELEASED.percentage_exponent) == (0.7338, 0.2578)
+    assert (RELEASED.decay, RELEASED.smoothness, RELEASED.overlap_weight, RELEASED.interval_weight) == (0.95, 0.85, 2, 10)
+
+
+@pytest.mark.parametrize("change", [{"decay": 0.0}, {"epochs": 0}, {"smoothness": -1.0}, {"initial_activation": 1.0}])
+def test_a_recipe_refuses_numbers_that_no_training_can_use(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(PAPER, **change)  # type: ignore[arg-type]
+
+
+def test_the_paper_loss_is_the_plain_sum_of_the_three_equations() -> None:
+    terms = RegressionStrategy(PAPER, COUNTS).terms(logits_of(0.3, 0.2), batch_of((3, 0), low_attenuation=1))
+    assert list(terms) == ["interval_centrilobular", "interval_paraseptal", "overlap", "segmentation"]
+    # eq. 1: 0.3 against 0.1..0.2 is 0.15^2 - 0.05^2; 0.2 against 0..0.01 is 0.195^2 - 0.005^2
+    # eq. 2: 2 * 0.06 / 0.5; eq. 3: -ln 0.5
+    expected = [0.02, 0.038, 0.24, math.log(2)]
+    assert [float(value.detach()) for value in terms.values()] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "maps", "scores", "expected"),
+    [
+        # 0.2 against exactly 0
+        ({"absent_is_zero": True}, "interval_paraseptal", (0.3, 0.2), (3, 0), 0.04),
+        ({"interval_weight": 10.0}, "interval_centrilobular", (0.3, 0.2), (3, 0), 0.2),
+        ({"overlap_weight": 2.0}, "overlap", (0.3, 0.2), (3, 0), 0.48),
+        ({"smoothness": 0.85}, "segmentation", (0.3, 0.2), (3, 0), 0.85 * math.log(2)),
+        # sqrt: 0.09 becomes 0.3; 0.01..0.05 becomes 0.1..0.2236: (0.3 - 0.1618)^2 - 0.0618^2
+        ({"percentage_exponent": 0.5}, "interval_centrilobular", (0.09, 0.2), (1, 0), 0.015279),
+        # an empty target: -ln(1 - 0.5), as before; with the maps 0.3 and 0.4 it is -ln 0.3 instead of -ln 0.7
+        ({"empty_target_if_absent": True}, "segmentation", (0.3, 0.4), (0, 0), -math.log(0.3)),
+        ({"empty_target_if_absent": True}, "segmentation", (0.3, 0.4), (0, 1), -math.log(0.7)),
+    ],
+)
+def test_each_option_of_the_released_recipe_does_what_it_is_named_after(
+    option: dict[str, float], name: str, maps: tuple[float, float], scores: tuple[int, int], expected: float
+) -> None:
+    recipe = replace(PAPER, **option)  # type: ignore[arg-type]
+    assert term(recipe, name, maps, batch_of(scores, low_attenuation=1)) == pytest.approx(expected, abs=2e-6)
+
+
+def test_class_weighted_intervals_use_the_weight_of_the_case_s_own_score() -> None:
+    counts = (torch.tensor([90, 9, 1, 0, 0, 0]), torch.tensor([1, 1, 1]))
+    recipe = replace(PAPER, class_weighted_intervals=True)
+    plain = [term(PAPER, "interval_centrilobular", (0.5, 0.2), batch_of((score, 0)), counts) for score in (0, 2)]
+    weighted = [term(recipe, "interval_centrilobular", (0.5, 0.2), batch_of((score, 0)), counts) for score in (0, 2)]
+    # 0.0099 and 0.8911 of the sum of inverse frequencies, clipped to 0.2 and 0.8
+    assert [b / a for a, b in zip(plain, weighted, strict=True)] == pytest.approx([0.2, 0.8])
+
+
+def test_overlap_in_lung_ignores_what_lies_outside() -> None:
+    centrilobular = torch.full((1, 1, *SHAPE), -30.0)
+    centrilobular[:, :, 1] = 30.0  # active outside the lung only
+    logits = DenseLogits(centrilobular, torch.full((1, 1, *SHAPE), 30.0))
+    batch = batch_of((3, 1))
+    whole = RegressionStrategy(PAPER, COUNTS).terms(logits, batch)["overlap"]
+    inside = RegressionStrategy(replace(PAPER, overlap_in_lung=True), COUNTS).terms(logits, batch)["overlap"]
+    assert float(whole) == pytest.approx(2 * 8 / (8 + 16))
+    assert float(inside) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_percentages_are_means_inside_the_lung() -> None:
+    logits = logits_of(0.9, 0.2)
+    outside = torch.full((1, 1, *SHAPE), math.log(0.12 / 0.88))
+    outside[:, :, 1] = 5.0
+    prediction = RegressionStrategy(PAPER, COUNTS).predictions(DenseLogits(outside, logits.paraseptal), batch_of((0, 0)))
+    assert prediction.percentages.tolist()[0] == pytest.approx([12.0, 20.0], abs=1e-4)
+    assert prediction.scores.tolist() == [[3, 2]]
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+def test_the_interval_loss_reaches_the_lung_only_and_each_map_its_own(recipe: Recipe) -> None:
+    logits = logits_of(0.5, 0.4)
+    terms = RegressionStrategy(recipe, COUNTS).terms(logits, batch_of((1, 0)))
+    terms["interval_centrilobular"].sum().backward()
+    gradient = logits.centrilobular.grad
+    assert gradient is not None
+    assert (gradient[:, :, 0] > 0).all()
+    assert (gradient[:, :, 1] == 0).all()
+    assert logits.paraseptal.grad is None
+
+
+def test_the_loss_reaches_every_parameter_of_the_network() -> None:
+    network = build_network(NetworkConfig("resnet18", "regression", 2))
+    logits = network(torch.rand(1, 1, 16, 16, 16))
+    lung = torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)
+    batch = Batch(torch.zeros(1), lung, lung, None, None, None, torch.tensor([[3, 1]]), torch.tensor([0]))
+    torch.stack(list(RegressionStrategy(PAPER, COUNTS).terms(logits, batch).values())).sum().backward()
+    silent = [name for name, value in network.named_parameters() if value.grad is None]
+    assert silent == []
+
+
+def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
+    network = build_network(NetworkConfig("resnet18", "regression", 2))
+    RegressionStrategy(replace(PAPER, initial_activation=0.1), COUNTS).initialise(network)
+    assert network.head.centrilobular.bias is not None
+    assert network.head.centrilobular.bias.sigmoid().item() == pytest.approx(0.1)
+
+
+def test_supervision_by_voxels_takes_the_place_of_overlap_and_segmentation() -> None:
+    truth = torch.zeros(1, 2, *SHAPE)
+    truth[:, 0] = 1
+    strategy = RegressionStrategy(PAPER, COUNTS, "voxels")
+    terms = strategy.terms(logits_of(0.5, 0.25), batch_of((5, 0), truth=truth))
+    assert not {"overlap", "segmentation"} & set(terms)
+    assert float(terms["cross_entropy_centrilobular"].detach()) == pytest.approx(-math.log(0.5))
+    assert float(terms["cross_entropy_paraseptal"].detach()) == pytest.approx(-math.log(0.75))
+
+
+def class_logits(centrilobular: int, paraseptal: int) -> DenseLogits:
+    """Logits that name these scores."""
+    parts = []
+    for score, subtype in zip((centrilobular, paraseptal), SUBTYPES, strict=True):
+        part = torch.zeros(1, len(subtype.grades), *SHAPE)
+        part[:, score] = 2.0
+        parts.append(part)
+    return DenseLogits(*parts)
+
+
+def test_classification_pools_over_the_whole_volume_and_weighs_by_class() -> None:
+    counts = (torch.tensor([1, 3, 0, 0, 0, 0]), torch.tensor([2, 2, 0]))
+    terms = ClassificationStrategy(counts).terms(class_logits(0, 1), batch_of((0, 1)))
+    # weight of centrilobular 0: 4 cases / (2 classes * 1 case); cross-entropy ln(e^2 + 5) - 2 and ln(e^2 + 2) - 2
+    expected = [2 * (math.log(math.e**2 + 5) - 2), math.log(math.e**2 + 2) - 2]
+    assert [float(value) for value in terms.values()] == pytest.approx(expected)
+
+
+def test_class_weights_follow_the_accuracy_of_the_last_epoch_and_validation_does_not() -> None:
+    strategy = ClassificationStrategy((torch.tensor([5, 5, 0, 0, 0, 0]), torch.tensor([5, 5, 0])))
+    batch, logits = batch_of((1, 1)), class_logits(0, 0)
+    before = strategy.terms(logits, batch)["cross_entropy_centrilobular"]
+    validation = strategy.validation_terms(logits, batch)["cross_entropy_centrilobular"]
+    right = [torch.tensor([4.0, 1.0, 0, 0, 0, 0]), torch.tensor([5.0, 5.0, 0])]
+    seen = [torch.tensor([5.0, 5.0, 0, 0, 0, 0]), torch.tensor([5.0, 5.0, 0])]
+    strategy.finish_epoch(right, seen)
+    after = strategy.terms(logits, batch)["cross_entropy_centrilobular"]
+    assert float(after / before) == pytest.approx(0.8 / 0.5)  # errors 0.2 and 0.8, on a mean of 1
+    assert strategy.validation_terms(logits, batch)["cross_entropy_centrilobular"] == validation
+    assert strategy.get_buffer("paraseptal_weights").tolist() == pytest.approx([1, 1, 0])
+
+
+def test_class_weights_are_part_of_the_state() -> None:
+    strategy: Strategy = ClassificationStrategy(COUNTS)
+    assert {"centrilobular_weights", "paraseptal_weights"} <= set(strategy.state_dict())
+
+
+def test_scores_are_counted_for_each_subtype() -> None:
+    centrilobular, paraseptal = score_counts([Scores(0, 2), Scores(5, 2), Scores(0, 0)])
+    assert centrilobular.tolist() == [2, 0, 0, 0, 0, 1]
+    assert paraseptal.tolist() == [1, 0, 2]

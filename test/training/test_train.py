@@ -1,0 +1,257 @@
+"""The command line, from a manifest to a bundle that scores: a network of base width 2 for a few steps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from model.scan import Scan
+from model.subtyping import EmphysemaSubtyper
+from model.training.manifest import read_manifest
+from model.training.settings import RunSettings
+from model.weights import read_bundle, read_metadata
+from test.training.cohort import row, write_manifest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TINY = ("--backbone", "resnet18", "--base-width", "2", "--device", "cpu", "--workers", "0", "--learning-rate", "0.01")
+
+
+def command(manifest: Path, output: Path, *options: str) -> list[str]:
+    cache = manifest.parent / "cache"
+    return ["--manifest", str(manifest), "--output", str(output), "--cache", str(cache), *TINY, *options]
+
+
+def short(manifest: Path) -> Path:
+    """Two scans to train on and one to validate on: the fewest that show anything."""
+    rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
+    return write_manifest(manifest.parent / "short.csv", rows)
+
+
+def history(output: Path) -> list[dict[str, str]]:
+    """Training and validation losses of every epoch, of all parts of a resumed run together; the last word counts."""
+    epochs: dict[str, dict[str, str]] = {}
+    for path in sorted(output.glob("log/version_*/metrics.csv")):
+        with path.open(newline="") as stream:
+            for line in csv.DictReader(stream):
+                found = {name: line[name] for name in line if name in ("train/loss", "validation/loss") and line[name]}
+                epochs.setdefault(line["epoch"], {}).update(found)
+    return [epochs[epoch] for epoch in sorted(epochs, key=int)]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of the regression network, recipe `paper`."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main(command(short(manifest), output, "--epochs", "2", "--batch", "1")) == 0
+    return output
+
+
+@pytest.mark.slow
+def test_training_writes_logs_pictures_and_a_bundle_that_says_where_it_comes_from(uninterrupted: Path, manifest: Path) -> None:
+    metadata = read_metadata(uninterrupted / "bundle")
+    training = metadata.performance["training"]
+    assert training["recipe"]["name"] == "paper"
+    assert training["manifest_sha256"] == read_manifest(manifest.parent / "short.csv").sha256 in metadata.origin
+    assert metadata.trained_on == "short.csv (2 train, 1 validation)"
+    validation = metadata.performance["validation"]
+    assert validation["cases"] == 1
+    # the phantom's sphere is all of its low attenuation: the baseline reads its percentage off almost exactly
+    assert validation["laa950_alone"]["centrilobular"]["percentage_error"] < 0.1
+    assert len(history(uninterrupted)) == 2
+    assert list(uninterrupted.glob("tensorboard/events*"))
+    assert sorted(path.name for path in (uninterrupted / "pictures").iterdir()) == ["epoch-000-f.png", "epoch-001-f.png"]
+
+
+@pytest.mark.slow
+def test_the_validation_figures_are_those_of_inference_with_the_bundle(uninterrupted: Path, manifest: Path) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(uninterrupted / "bundle", "cpu", "float32")
+    (case,) = read_manifest(manifest.parent / "short.csv").of("validation")
+    found = subtyper.predict(Scan.read(case.ct, case.lung_mask))
+    assert found.centrilobular.percentage is not None
+    reported = read_metadata(uninterrupted / "bundle").performance["validation"]["centrilobular"]
+    sphere = Scan.read(case.ct, case.truth[0] if case.truth else case.ct)
+    truth = 100 * np.count_nonzero(sphere.lung) / np.count_nonzero(Scan.read(case.ct, case.lung_mask).lung)
+    assert abs(found.centrilobular.percentage - truth) == pytest.approx(reported["percentage_error"], abs=0.5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    arguments = command(short(manifest), output, "--epochs", "2", "--batch", "1")
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stdout=log, stderr=log)
+    checkpoint = output / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not checkpoint.is_file():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)  # in the middle of the second epoch
+    process.wait()
+    assert torch.load(checkpoint, weights_only=True)["finished_epochs"] == 1
+    assert not (output / "bundle").exists()
+    assert train.main(["--output", str(output), "--export-only"]) == 0
+    assert read_metadata(output / "bundle").performance["training"]["epoch"] == 1
+    assert train.main([*arguments, "--resume"]) == 0
+    assert len(history(output)) == 2
+    assert history(output) == history(uninterrupted)
+    found, expected = weights(output), weights(uninterrupted)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_the_whole_batch(manifest: Path, tmp_path: Path) -> None:
+    rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("e", 0, 0, "validation"), row("f", 2, 0, "validation")]
+    path = write_manifest(manifest.parent / "even.csv", rows)
+    options = ("--epochs", "1", "--precision", "float32")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train.main(command(path, one, *options, "--batch", "2")) == 0
+    arguments = command(path, two, *options, "--batch", "1", "--devices", "2")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
+    for alone, together in zip(history(one), history(two), strict=True):
+        assert {name: float(value) for name, value in together.items()} == pytest.approx(
+            {name: float(value) for name, value in alone.items()}, rel=1e-4
+        )
+    found, expected = weights(two), weights(one)
+    running = [name for name in expected if name.endswith("running_var")]
+    assert running
+    for name in running:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
+    assert read_metadata(two / "bundle").performance["training"]["batch"] == 2
+
+
+@pytest.mark.slow
+def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manifest: Path, tmp_path: Path) -> None:
+    output = tmp_path / "classes"
+    options = ("--strategy", "classification", "--recipe", "released", "--epochs", "1", "--accumulate", "2", "--batch", "1")
+    assert train.main(command(short(manifest), output, *options)) == 0
+    state = weights(output)
+    initial, after = (state[f"strategy.centrilobular_{kind}weights"] for kind in ("initial_", ""))
+    assert initial.tolist() == pytest.approx([0, 1, 0, 1, 0, 0])
+    assert float(after.sum()) == pytest.approx(2)
+    bundle = read_bundle(output / "bundle")
+    assert bundle.metadata.network.head == "classification"
+
+    further = tmp_path / "further"
+    gently = ("--strategy", "classification", "--epochs", "1", "--batch", "2", "--learning-rate", "1e-9", "--no-augment")
+    assert train.main(command(short(manifest), further, *gently, "--init", str(output / "bundle"))) == 0
+    for name, value in bundle.network.named_parameters():
+        torch.testing.assert_close(weights(further)[f"network.{name}"], value, rtol=0, atol=1e-6)
+    assert read_metadata(further / "bundle").performance["training"]["init_sha256"] == bundle.sha256
+
+
+@pytest.mark.slow
+def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(manifest: Path, tmp_path: Path) -> None:
+    rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
+    path = write_manifest(manifest.parent / "voxels.csv", rows)
+    output = tmp_path / "voxels"
+    options = ("--supervision", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
+    assert train.main(command(path, output, *options)) == 0
+    with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
+        header = next(csv.reader(stream))
+    assert {"train/dice_centrilobular", "train/cross_entropy_paraseptal"} <= set(header)
+    subtyper = EmphysemaSubtyper.from_bundle(output / "bundle", "cpu", "float32")
+    (case,) = read_manifest(path).of("validation")
+    found = subtyper.predict(Scan.read(case.ct, case.lung_mask))
+    reported = read_metadata(output / "bundle").performance["validation"]["paraseptal"]
+    assert found.paraseptal.percentage == pytest.approx(reported["percentage_error"], abs=0.5)  # there is none
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--base-width", "3"), "base width is 3"),
+        (("--decay", "0"), "decay is 0.0"),
+        (("--devices", "0"), "--devices is 0"),
+        (("--supervision", "voxels", "--strategy", "classification"), "--supervision voxels goes with"),
+        (("--recipe", "unknown"), "invalid choice"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(
+    options: tuple[str, ...], message: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(command(manifest, tmp_path / "run", *options))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_manifest_is_one_line_and_exit_code_2_before_anything_is_written(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_manifest(tmp_path / "m.csv", [row("a", 9, 0, "train")])
+    shutil.copy(manifest.parent / "a_ct.mha", tmp_path)
+    assert train.main(["--manifest", str(path), "--output", str(tmp_path / "run"), *TINY]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "1 bad row: row 2 (a): centrilobular score '9'" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ct.mha", "m.csv"]
+
+
+def test_a_folder_that_holds_something_is_not_trained_into(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert train.main(command(manifest, tmp_path)) == 2
+    assert "it already holds something" in capsys.readouterr().err
+    assert train.main(command(manifest, tmp_path, "--resume")) == 2
+    assert "run.json cannot be read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_weights_to_start_from_must_fit_the_network_and_the_profile(
+    manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert train.main(command(manifest, output, "--init", str(bundle), "--profile", "released")) == 2
+    assert "its profile is paper; expected one with the profile released" in capsys.readouterr().err
+    assert train.main(command(manifest, output, "--init", str(bundle), "--base-width", "4")) == 2
+    assert "its network is NetworkConfig(" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def settings_of(manifest: Path, output: Path, *options: str) -> RunSettings:
+    parsed, network, recipe = train._parsed(command(manifest, output, *options))
+    return train.chosen_settings(parsed, read_manifest(manifest), network, recipe)
+
+
+def test_a_run_is_resumed_only_with_the_options_that_it_was_started_with(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_of(manifest, tmp_path).write(tmp_path)
+    assert RunSettings.read(tmp_path) == settings_of(manifest, tmp_path)
+    RunSettings.read(tmp_path).check_resumable(settings_of(manifest, tmp_path, "--epochs", "300"), tmp_path)
+    assert train.main(command(manifest, tmp_path, "--resume", "--seed", "4", "--decay", "0.5")) == 2
+    assert "seed was 0 and is 4, decay was 0.9 and is 0.5" in capsys.readouterr().err
+
+
+def test_options_of_a_recipe_change_that_recipe(manifest: Path, tmp_path: Path) -> None:
+    recipe = settings_of(manifest, tmp_path, "--recipe", "released", "--no-overlap-in-lung", "--smoothness", "0.7").recipe
+    assert (recipe.name, recipe.overlap_in_lung, recipe.smoothness, recipe.decay) == ("released", False, 0.7, 0.95)
+    assert json.loads(json.dumps(recipe.__dict__))["learning_rate"] == 0.01
+
+
+def test_a_run_without_a_finished_epoch_has_nothing_to_export(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings_of(manifest, tmp_path).write(tmp_path)
+    assert train.main(["--output", str(tmp_path), "--export-only"]) == 2
+    assert "no epoch of the run is finished" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Entry point of training: reads a manifest of scored chest CTs, trains the network, writes a weight bundle.
+
+    python train.py --manifest cohort.csv --output runs/first
+    python train.py --manifest cohort.csv --output runs/first --resume
+    python train.py --output runs/first --export-only
+
+Research software, not a medical device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from model.command_line import OneLineParser
+from model.errors import InputError
+from model.network import BackboneName, HeadName, NetworkConfig
+from model.preprocessing import PROFILES
+from model.subtyping import DeviceName, PrecisionName, choose_device, choose_precision
+from model.training.manifest import Manifest, read_manifest
+from model.training.recipes import OPTIONS, PAPER, RECIPES, Recipe
+from model.training.settings import MONITORS, RunSettings
+from model.weights import locate_bundle, read_bundle
+
+SUPERVISIONS = ("scores", "voxels")
+
+
+def build_parser() -> OneLineParser:
+    """The command line; every option of a recipe is one of it."""
+    parser = OneLineParser(
+        prog="train.py",
+        description="Train the emphysema network from a manifest (columns: entity, ct, lung_mask, centrilobular, paraseptal, "
+        "split; or COPDGene's own) and write a weight bundle. Research software, not a medical device.",
+    )
+    parser.add_argument("--manifest", type=Path, help="CSV; paths in it are relative to it")
+    parser.add_argument("--output", type=Path, required=True, help="the run's folder: checkpoints, logs, pictures, bundle")
+    parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch of the run in --output")
+    parser.add_argument("--export-only", action="store_true", help="write the bundle of the run in --output as it stands")
+    parser.add_argument("--cache", type=Path, help="prepared scans; default: a folder cache beside the manifest")
+
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--strategy", choices=get_args(HeadName), default="regression", help="default: %(default)s")
+    what.add_argument("--backbone", choices=get_args(BackboneName), default="resnet34", help="default: %(default)s")
+    what.add_argument("--base-width", type=int, default=64, help="filters of the first convolution, default: %(default)s")
+    what.add_argument("--profile", choices=sorted(PROFILES), default="paper", help="of preprocessing, default: %(default)s")
+    what.add_argument("--init", type=Path, help="start from the weights of this bundle")
+
+    how = parser.add_argument_group("how it is trained")
+    how.add_argument("--recipe", choices=sorted(RECIPES), default=PAPER.name, help="default: %(default)s")
+    how.add_argument(
+        "--supervision",
+        choices=SUPERVISIONS,
+        default="scores",
+        help="voxels: truth maps take the place of the overlap and segmentation losses; default: %(default)s",
+    )
+    how.add_argument(
+        "--monitor",
+        choices=sorted(MONITORS),
+        default="kappa",
+        help="what early stopping and the best epoch follow on the validation set, default: %(default)s",
+    )
+    how.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
+    how.add_argument("--seed", type=int, default=0)
+    for option in OPTIONS:
+        _add_recipe_option(how, option.name, option.metadata["help"], option.default)
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
+    machine.add_argument("--precision", choices=get_args(PrecisionName), default="auto", help="default: %(default)s")
+    machine.add_argument("--devices", type=int, default=1, help="devices (or CPU processes) on each machine")
+    machine.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        help="machines; start the same command on each, with MASTER_ADDR, MASTER_PORT and NODE_RANK set",
+    )
+    machine.add_argument("--accumulate", type=int, default=1, help="batches whose gradients are summed before a step")
+    machine.add_argument("--workers", type=int, default=2, help="processes that prepare scans, default: %(default)s")
+
+    bundle = parser.add_argument_group("what the bundle says of itself")
+    bundle.add_argument("--name", help="default: the name of --output")
+    bundle.add_argument("--trained-on", help="the data in a few words; default: their number and the manifest's name")
+    bundle.add_argument("--licence", default="not stated", help="terms that the weights are given under")
+    return parser
+
+
+def _add_recipe_option(group: Any, name: str, help_text: str, default: Any) -> None:
+    values = ", ".join(f"{getattr(recipe, name)} in {recipe.name}" for recipe in RECIPES.values())
+    options: dict[str, Any] = {"help": f"{help_text} ({values})".replace("%", "%%"), "default": None}
+    if isinstance(default, bool):
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options |= {"type": type(default), "metavar": "N" if isinstance(default, int) else "X"}
+    group.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def chosen_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that was asked for, with the options that were given beside it."""
+    recipe = RECIPES[options.recipe]
+    given = {option.name: getattr(options, option.name) for option in OPTIONS if getattr(options, option.name) is not None}
+    return replace(recipe, **given)
+
+
+def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: NetworkConfig, recipe: Recipe) -> RunSettings:
+    """Settle everything that was left to `auto`.
+
+    Raises:
+        InputError: a device that cannot be had, or a bundle that cannot be read.
+    """
+    device, notes = choose_device(options.device)
+    for note in notes:
+        print(note)
+    if device.type == "cuda" and options.devices > torch.cuda.device_count():
+        raise InputError("--devices", f"{options.devices} are asked for", f"at most the {torch.cuda.device_count()} GPUs here")
+    precision = str(choose_precision(options.precision, device)).removeprefix("torch.")
+    if (device.type, precision) == ("cpu", "float16"):
+        raise InputError("--precision float16", "it needs a GPU", "bfloat16 or float32 on a CPU")
+    cases = ", ".join(f"{len(manifest.of(split))} {split}" for split in ("train", "validation"))
+    return RunSettings(
+        manifest=str(options.manifest),
+        manifest_sha256=manifest.sha256,
+        network=network,
+        recipe=recipe,
+        profile=options.profile,
+        supervision=options.supervision,
+        monitor=options.monitor,
+        init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
+        seed=options.seed,
+        precision=precision,
+        device=device.type,
+        devices=options.devices,
+        nodes=options.nodes,
+        accumulate=options.accumulate,
+        augmented=options.augment,
+        trained_on=options.trained_on or f"{options.manifest.name} ({cases})",
+        licence=options.licence,
+    )
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig, Recipe]:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not options.export_only and options.manifest is None:
+        parser.error("--manifest is needed")
+    for name in ("devices", "nodes", "accumulate"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}, expected 1 or more")
+    if options.workers < 0 or options.seed < 0:
+        parser.error("--workers and --seed are 0 or more")
+    if options.supervision == "voxels" and options.strategy != "regression":
+        parser.error("--supervision voxels goes with --strategy regression")
+    try:
+        return options, NetworkConfig(options.backbone, options.strategy, options.base_width), chosen_recipe(options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, network, recipe = _parsed(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")  # every process knows
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own
+    bundle: Path | None
+    try:
+        if options.export_only:
+            from model.training.export import export_run
+
+            bundle = export_run(options.output, options.name)
+        else:
+            manifest = read_manifest(options.manifest, with_truth=options.supervision == "voxels")
+            settings = chosen_settings(options, manifest, network, recipe)
+            # Lightning takes seconds to import; a bad manifest shall not have to wait for it.
+            from model.training.run import train
+
+            bundle = train(
+                settings,
+                manifest,
+                options.output,
+                name=options.name,
+                cache=options.cache or options.manifest.parent / "cache",
+                workers=options.workers,
+                init=options.init,
+                resume=options.resume,
+            )
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if bundle is not None:
+        print(f"bundle: {bundle}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
