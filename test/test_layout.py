@@ -18,7 +18,7 @@ ENTRY_POINTS = ("process", "train", "evaluate", "viewer", "evalutils")
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports, and for `from a import b` also a.b."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -43,10 +43,14 @@ def test_inference_imports_only_what_its_requirements_bring() -> None:
 
 
 def test_only_one_module_holds_the_intervals_of_table_1() -> None:
-    holders = [path.name for path in ROAD if "advanced destructive" in path.read_text()]
+    holders = [path.name for path in ROAD if "advanced destructive" in path.read_text(encoding="utf-8")]
     assert holders == ["fleischner.py"]
 
 
 def test_only_one_module_knows_the_platforms_folders() -> None:
-    holders = [path.name for path in ROAD if '"images/ct"' in path.read_text() or "/opt/ml" in path.read_text()]
+    holders = [
+        path.name
+        for path in ROAD
+        if '"images/ct"' in path.read_text(encoding="utf-8") or "/opt/ml" in path.read_text(encoding="utf-8")
+    ]
     assert holders == ["grand_challenge.py"]
