@@ -35,6 +35,8 @@ FORMATS = f"{', '.join(FILE_SUFFIXES)} or a folder that holds one DICOM series"
 AIR_HU = -1024
 """What padding and values that are not a number are read as."""
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 LUNG_VOLUME_ML = (100.0, 15000.0)
 LUNG_MEAN_HU = (-1000.0, -200.0)
 AERATED_HU = -500
@@ -301,12 +303,14 @@ def available_memory() -> int:
     with contextlib.suppress(OSError):  # only Linux tells what is free
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, usage, cache in (
+        (CONTROL_GROUP, "memory.max", "memory.current", "file"),  # version 2
+        (CONTROL_GROUP / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),  # version 1
     ):
-        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where there is no limit
+            parts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / usage).read_text()) - int(parts[cache])  # files that were read give way
+            free = min(free, int((folder / limit).read_text()) - used)
     return free
 
 

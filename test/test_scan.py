@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.errors import InputError
-from model.scan import ImageGeometry, Orientation, Scan, read_header, read_image
+from model.scan import ImageGeometry, Orientation, Scan, available_memory, read_header, read_image
 from test.phantom import LUNG_HU, Phantom
 
 
@@ -179,6 +179,34 @@ def test_the_box_is_the_lungs_bounding_box_grown_by_whole_voxels_and_clipped(pha
     grown = scan.lung_box(margin_mm=6)  # 2 voxels of 5 mm, 2 of 4 mm
     assert [(s.start, s.stop) for s in grown] == [(a - 2, b + 2) for a, b in zip(low, high, strict=True)]
     assert [(s.start, s.stop) for s in scan.lung_box(margin_mm=1000)] == [(0, n) for n in scan.shape]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_containers_memory_limit_counts_and_cached_files_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    names = {1: ("limit_in_bytes", "usage_in_bytes", "total_cache"), 2: ("max", "current", "file")}[version]
+    folder = tmp_path / "memory" if version == 1 else tmp_path
+    folder.mkdir(exist_ok=True)
+    (folder / f"memory.{names[0]}").write_text("1000000\n")
+    (folder / f"memory.{names[1]}").write_text("900000\n")
+    (folder / "memory.stat").write_text(f"anon 300000\n{names[2]} 600000\n")
+    monkeypatch.setattr("model.scan.CONTROL_GROUP", tmp_path)
+    assert available_memory() == 700000
+    if version == 2:
+        (folder / "memory.max").write_text("max\n")
+        assert available_memory() > 1e9
+
+
+def test_an_image_larger_than_the_memory_is_refused_before_it_is_read(
+    asymmetric: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sitk.WriteImage(asymmetric.images()[0], str(tmp_path / "ct.mha"))
+    monkeypatch.setattr("model.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size - 1)
+    with pytest.raises(InputError, match=r"its header asks for 2\.56e\+05 voxels"):
+        read_header(tmp_path / "ct.mha")
+    monkeypatch.setattr("model.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size)
+    assert read_header(tmp_path / "ct.mha") == (80, 64, 50)
 
 
 def cut(data: bytes) -> bytes:
