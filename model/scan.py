@@ -7,12 +7,10 @@ left. `Scan.to_file_grid` brings an array back to the grid that the CT file has.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import logging
 import math
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -23,6 +21,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from model.errors import InputError
+from model.integrity import check_payload
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ def read_image(path: Path | str) -> sitk.Image:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(files)
     else:
-        _check_nifti_payload(path)
+        check_payload(path)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
     try:
@@ -342,29 +341,6 @@ def _check_slice_distances(image: sitk.Image, path: Path, files: tuple[str, ...]
     if np.ptp(gaps) > 0.1 * abs(np.median(gaps)):
         found = f"slice distances from {np.abs(gaps).min():.2f} to {np.abs(gaps).max():.2f} mm"
         raise InputError(path, found, "evenly spaced slices")
-
-
-def _check_nifti_payload(path: Path) -> None:
-    """ITK fills the missing end of a truncated NIfTI file with whatever is in memory, without an error."""
-    name = path.name.lower()
-    if not name.endswith((".nii", ".nii.gz")):
-        return
-    present = 0
-    try:
-        with gzip.open(path) if name.endswith(".gz") else path.open("rb") as stream:
-            header = stream.read(348)
-            present = len(header)
-            while chunk := stream.read(1 << 22):
-                present += len(chunk)
-    except (EOFError, OSError, zlib.error) as error:
-        raise InputError(path, f"its voxels are damaged or cut off ({error})", "a whole file") from error
-    order = "<" if int.from_bytes(header[:4], "little") == 348 else ">"
-    shape = np.frombuffer(header[40:56], f"{order}i2").astype(np.int64)
-    bits = int(np.frombuffer(header[72:74], f"{order}i2")[0])
-    start = float(np.frombuffer(header[108:112], f"{order}f4")[0])
-    needed = int(start) + int(np.prod(shape[1 : 1 + shape[0]])) * bits // 8
-    if int.from_bytes(header[:4], "little" if order == "<" else "big") == 348 and present < needed:
-        raise InputError(path, f"its voxels are cut off ({present} of {needed} bytes)", "a whole file")
 
 
 @contextlib.contextmanager

@@ -181,6 +181,24 @@ def test_the_box_is_the_lungs_bounding_box_grown_by_whole_voxels_and_clipped(pha
     assert [(s.start, s.stop) for s in scan.lung_box(margin_mm=1000)] == [(0, n) for n in scan.shape]
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".nii.gz"])
+def test_no_flipped_bit_in_compressed_voxels_is_read_as_another_scan(tmp_path: Path, suffix: str) -> None:
+    """Some flips change nothing; every other must be noticed by the payload's checksum."""
+    rng = np.random.default_rng(3)
+    voxels = np.cumsum(rng.integers(-3, 4, (12, 12, 12)), axis=2).astype(np.int16)
+    path = tmp_path / f"ct{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path), useCompression=True)
+    whole = path.read_bytes()
+    refused = 0
+    for place in rng.integers(len(whole) // 3, len(whole), 200):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << rng.integers(8))]) + whole[place + 1 :])
+        try:
+            assert np.array_equal(sitk.GetArrayFromImage(read_image(path)), voxels), place
+        except InputError:
+            refused += 1
+    assert refused > 150
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_containers_memory_limit_counts_and_cached_files_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
