@@ -201,16 +201,16 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
         InputError: it is missing, empty, no image, not a 3D image of one number a voxel, or too large for the memory.
     """
     path = Path(path)
-    if path.is_dir():
-        files = _dicom_files(path)
-        reader, count = _file_information(Path(files[0])), len(files)
-    else:
-        reader, count = _file_information(path), 1
+    return _checked_size(path, _files_of(path))
+
+
+def _checked_size(path: Path, files: tuple[str, ...]) -> tuple[int, int, int]:
+    reader = _file_information(Path(files[0]))
     if reader.GetNumberOfComponents() != 1:
         raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
     size = reader.GetSize()
-    if count > 1 and size[2:] in ((), (1,)):
-        size = (*size[:2], count)
+    if len(files) > 1 and size[2:] in ((), (1,)):
+        size = (*size[:2], len(files))
     if len(size) != 3 or min(size) < 2:
         raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
     _check_memory(path, math.prod(size), _voxel_bytes(reader, path))
@@ -227,11 +227,10 @@ def read_image(path: Path | str) -> sitk.Image:
         InputError: as `read_header` does, or the voxels are truncated or damaged.
     """
     path = Path(path)
-    read_header(path)
-    files: tuple[str, ...] = ()
+    files = _files_of(path)
+    _checked_size(path, files)
     reader: sitk.ImageFileReader | sitk.ImageSeriesReader
     if path.is_dir():
-        files = _dicom_files(path)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(files)
     else:
@@ -324,12 +323,15 @@ def _check_memory(path: Path, voxels: int, voxel_bytes: int) -> None:
         )
 
 
-def _dicom_files(folder: Path) -> tuple[str, ...]:
+def _files_of(path: Path) -> tuple[str, ...]:
+    """A file itself, or the files of the one DICOM series in a folder, in the order of their slices."""
+    if not path.is_dir():
+        return (str(path),)
     with _native_messages():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
         if len(series) != 1:
-            raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
-        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+            raise InputError(path, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
+        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
 
 
 def _check_slice_distances(image: sitk.Image, path: Path, files: tuple[str, ...]) -> None:
