@@ -8,7 +8,7 @@ FROM ${BASE_IMAGE} AS inference-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/inference.lock /tmp/inference.lock
+COPY requirements/inference.lock requirements/cuda.lock /tmp/
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/inference.lock
 
