@@ -22,13 +22,15 @@ _ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
 
 
 def check_payload(path: Path) -> None:
-    """Check the length or the checksum of a file's voxels, whichever its format has.
+    """Check the length or the checksum of a file's voxels, whichever its format has; a folder has neither.
 
     Raises:
         InputError: they are cut off or damaged.
     """
     name = path.name.lower()
     try:
+        if path.is_dir():
+            return
         if name.endswith((".nii", ".nii.gz")):
             _check_nifti(path)
         elif name.endswith((".mha", ".mhd")):

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
@@ -234,14 +235,17 @@ def read_image(path: Path | str) -> sitk.Image:
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(files)
     else:
-        check_payload(path)
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
-    try:
-        with _native_messages() as messages:
-            image = reader.Execute()
-    except RuntimeError as error:
-        raise InputError(path, f"its voxels cannot be read ({_reason(error, messages)})", "a whole file") from error
+    with ThreadPoolExecutor(1) as beside:  # both run at once, so that the check costs little time
+        check = beside.submit(check_payload, path)
+        try:
+            with _native_messages() as messages:
+                image = reader.Execute()
+        except RuntimeError as error:
+            check.result()
+            raise InputError(path, f"its voxels cannot be read ({_reason(error, messages)})", "a whole file") from error
+        check.result()
     complaint = " ".join(messages)
     if "Uncompress failed" in complaint or "not read completely" in complaint:
         raise InputError(path, f"its voxels are damaged ({complaint})", "a whole file")

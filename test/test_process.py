@@ -268,7 +268,7 @@ def wide_mask(_: Phantom, folder: Path) -> None:
 BAD_INPUTS: dict[str, tuple[Callable[[Phantom, Path], None], str, str]] = {
     "empty file": (lambda p, f: write_ct(p, f, b""), "scan.mha", "the file is empty; expected .mha"),
     "no image": (lambda p, f: write_ct(p, f, b"Dear radiologist,\n" * 9), "scan.mha", "not an image that can be read"),
-    "cut off": (cut_off, "scan.mha", "its voxels cannot be read"),
+    "cut off": (cut_off, "scan.mha", "its voxels are damaged or cut off"),
     "asks for too much memory": (header_alone, "scan.mha", "its header asks for 2.16e+14 voxels"),
     "2D": (of_other_dimension(np.zeros((9, 9), np.int16)), "scan.mha", "a 2D image of 9 x 9 voxels; expected a 3D volume"),
     "4D": (of_other_dimension(np.zeros((2, 9, 9, 9), np.int16)), "scan.mha", "a 4D image of 9 x 9 x 9 x 2 voxels"),
