@@ -131,7 +131,7 @@ def _images_in(folder: Path) -> list[Path]:
         return []
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     images = [path for path in visible if path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES)]
-    dicom = any(path.suffix.lower() in (".dcm", ".ima") for path in visible)
+    dicom = any(path.suffix.lower() in (".dcm", ".ima", "") for path in visible)
     return images or ([folder] if dicom else [])
 
 

@@ -60,8 +60,9 @@ def test_several_cases_pair_by_stem_and_one_without_a_mask_stays_behind(tmp_path
 def test_dicom_series_are_found_as_subfolders_or_as_the_folder_itself(tmp_path: Path) -> None:
     touch(tmp_path / "one", "images/ct/series/1.dcm", "images/lung-mask/m.mha")
     assert find_cases(tmp_path / "one")[0].ct == tmp_path / "one/images/ct/series"
-    touch(tmp_path / "two", "images/ct/1.dcm", "images/ct/2.dcm", "images/lung-mask/m.mha")
-    assert find_cases(tmp_path / "two")[0].ct == tmp_path / "two/images/ct"
+    for name, suffix in (("two", ".dcm"), ("three", "")):
+        touch(tmp_path / name, f"images/ct/IM1{suffix}", f"images/ct/IM2{suffix}", "images/lung-mask/m.mha")
+        assert find_cases(tmp_path / name)[0].ct == tmp_path / name / "images/ct"
 
 
 def interface(key: str, slug: str, relative_path: str) -> dict[str, Any]:
