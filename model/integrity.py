@@ -7,7 +7,6 @@ MetaImage goes unnoticed unless it breaks the stream's structure, because its ch
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import struct
 import zlib
@@ -87,7 +86,7 @@ def _check_nrrd(path: Path) -> None:
             _inflate(stream)
 
 
-def _inflate(stream: BinaryIO | io.BufferedReader) -> None:
+def _inflate(stream: BinaryIO) -> None:
     """Run through a compressed payload, which compares its checksum, and forget what comes out."""
     decompressor = zlib.decompressobj(_ZLIB_OR_GZIP)
     while not decompressor.eof:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
@@ -165,7 +165,7 @@ def write_case(prepared: PreparedCase, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        save_file(tensors, partial_path, {"numbers": json.dumps(numbers)})
+        partial_path.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))  # save_file would shut other users out
         partial_path.replace(path)
     finally:
         partial_path.unlink(missing_ok=True)
