@@ -30,6 +30,7 @@ from model.subtyping import DeviceName, PrecisionName, choose_device, choose_pre
 from model.training.manifest import Manifest, read_manifest
 from model.training.recipes import OPTIONS, PAPER, RECIPES, Recipe
 from model.training.settings import MONITORS, RunSettings
+from model.training.tiles import check_tile_shape
 from model.weights import locate_bundle, read_bundle
 
 SUPERVISIONS = ("scores", "voxels")
@@ -61,7 +62,14 @@ def build_parser() -> OneLineParser:
         "--supervision",
         choices=SUPERVISIONS,
         default="scores",
-        help="voxels: truth maps take the place of the overlap and segmentation losses; default: %(default)s",
+        help="voxels: truth maps take the place of the three losses; default: %(default)s",
+    )
+    how.add_argument(
+        "--tile",
+        type=int,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="train on tiles of this many voxels of the network's input, one a scan and epoch; needs --supervision voxels",
     )
     how.add_argument(
         "--monitor",
@@ -133,6 +141,7 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         recipe=recipe,
         profile=options.profile,
         supervision=options.supervision,
+        tile=options.tile and tuple(options.tile),
         monitor=options.monitor,
         init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
         seed=options.seed,
@@ -159,7 +168,11 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--workers and --seed are 0 or more")
     if options.supervision == "voxels" and options.strategy != "regression":
         parser.error("--supervision voxels goes with --strategy regression")
+    if options.tile and options.supervision != "voxels":
+        parser.error("--tile goes with --supervision voxels")
     try:
+        if options.tile:
+            check_tile_shape(tuple(options.tile))
         return options, NetworkConfig(options.backbone, options.strategy, options.base_width), chosen_recipe(options)
     except ValueError as error:
         parser.error(str(error))

@@ -146,6 +146,26 @@ AVERAGED_LATTICE = Lattice(stride=2.0, offset=0.5)
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A part of the network's input.
+
+    Attributes:
+        start: its first voxel, z y x; even, so that it begins on the maps' grid.
+        shape: its size in voxels, z y x.
+    """
+
+    start: tuple[int, int, int]
+    shape: tuple[int, int, int]
+
+    def slices(self, source: Lattice, target: Lattice) -> tuple[slice, ...]:
+        """What of a volume on the lattice `source` lies in the tile, at the step that gives the lattice `target`."""
+        step = int(target.stride / source.stride)
+        near = (int(start / source.stride) for start in self.start)
+        sizes = (int(size / source.stride) for size in self.shape)
+        return tuple(slice(first, first + size, step) for first, size in zip(near, sizes, strict=True))
+
+
+@dataclass(frozen=True)
 class AffineMap:
     """Position in the input of each position of the output, in voxels, z y x: matrix @ output + translation."""
 
@@ -156,6 +176,10 @@ class AffineMap:
         """The same map from voxels on the lattice `target` (the output's) to voxels on `source` (the input's)."""
         start = self.matrix @ np.full(3, target.offset) + self.translation
         return AffineMap(self.matrix * (target.stride / source.stride), (start - source.offset) / source.stride)
+
+    def within(self, tile: Tile) -> AffineMap:
+        """The same map from the voxels of a tile of the output."""
+        return AffineMap(self.matrix, self.matrix @ np.array(tile.start, float) + self.translation)
 
 
 def spatial_map(augmentation: Augmentation, shape: tuple[int, int, int], extent_mm: Triple) -> AffineMap:
@@ -195,8 +219,9 @@ def moved(
     extent_mm: Triple,
     source: Lattice = INPUT_LATTICE,
     target: Lattice = INPUT_LATTICE,
+    tile: Tile | None = None,
 ) -> Tensor:
-    """Apply the spatial part of an augmentation.
+    """Apply the spatial part of an augmentation, to all of a volume or so as to fill one tile.
 
     Masks (bool) are taken by nearest neighbour, and are False beyond the border. Everything else is interpolated trilinearly,
     and the border's own value goes on beyond it.
@@ -207,22 +232,23 @@ def moved(
         extent_mm: what the network's input spans, z y x.
         source: where the voxels of `volume` lie.
         target: where those of the result shall lie; another than `source` only if that is `INPUT_LATTICE`.
+        tile: the part of the augmented input that is wanted; None: all of it.
 
     Returns:
         C x Z x Y x X; bool stays bool, numbers become float32.
     """
     is_mask = volume.dtype == torch.bool
+    z, y, x = (int(size * source.stride) for size in volume.shape[1:])
+    tile = tile or Tile((0, 0, 0), (z, y, x))
     if not augmentation.is_affine:
         axes = [axis + 1 for axis, flip in enumerate(augmentation.flips) if flip]
-        step = int(target.stride / source.stride)
-        result = (volume.flip(axes) if axes else volume)[:, ::step, ::step, ::step]
+        result = (volume.flip(axes) if axes else volume)[:, *tile.slices(source, target)]
         return result if is_mask else result.float()
-    z, y, x = (int(size * source.stride) for size in volume.shape[1:])
-    affine = spatial_map(augmentation, (z, y, x), extent_mm).between(source, target)
-    shape = (int(z / target.stride), int(y / target.stride), int(x / target.stride))
+    affine = spatial_map(augmentation, (z, y, x), extent_mm).within(tile).between(source, target)
+    depth, height, width = (int(size / target.stride) for size in tile.shape)
     result = functional.grid_sample(
         volume[None].float(),
-        _sampling_grid(affine, shape, volume.shape[1:], volume.device),
+        _sampling_grid(affine, (depth, height, width), volume.shape[1:], volume.device),
         mode="nearest" if is_mask else "bilinear",
         padding_mode="zeros" if is_mask else "border",
         align_corners=True,

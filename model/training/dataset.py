@@ -12,24 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from model.network import INPUT_SHAPE
 from model.preprocessing import Profile, labels_on_map_grid
 from model.training.augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
     Augmentation,
     AugmentationRanges,
+    Tile,
     draw_augmentation,
     moved,
+    spatial_map,
     with_changed_intensities,
 )
 from model.training.cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
 from model.training.manifest import TrainingCase
+from model.training.tiles import draw_tile
 
 WITHOUT_CHANGE = Augmentation()
 
 
 class Batch(NamedTuple):
     """What one step of training or validation sees; B cases, or without that axis a single one.
+
+    Sizes are those of a whole scan; where tiles are trained on, they are a tile's.
 
     Attributes:
         image: B x 1 x 128 x 224 x 288, float32: the network's input.
@@ -70,20 +76,22 @@ def assemble(
     *,
     with_truth: bool,
     with_suspect: bool,
+    tile: Tile | None = None,
 ) -> Batch:
-    """Turn a prepared case into one sample of a `Batch`: augment, blank outside the lung, bring targets to the maps' grid."""
+    """Turn a prepared case, or one tile of it, into one sample of a `Batch`: augment, blank outside the lung, bring targets
+    to the maps' grid."""
     extent = prepared.extent_mm
-    image = moved(prepared.image[None], augmentation, extent)[0] / LEVELS
+    image = moved(prepared.image[None], augmentation, extent, tile=tile)[0] / LEVELS
     image = with_changed_intensities(image, augmentation)
     image = image.mul_(prepared.brightest - prepared.darkest).add_(prepared.darkest)
-    lung = moved(prepared.lung[None], augmentation, extent)
+    lung = moved(prepared.lung[None], augmentation, extent, tile=tile)
     if profile.blank_outside:
         image *= lung[0]
-    low_attenuation = moved(prepared.low_attenuation[None], augmentation, extent, target=PICKED_LATTICE)
+    low_attenuation = moved(prepared.low_attenuation[None], augmentation, extent, target=PICKED_LATTICE, tile=tile)
     truth = None
     if with_truth:
         assert prepared.truth is not None, "the manifest was checked for truth maps"
-        truth = moved(prepared.truth, augmentation, extent, AVERAGED_LATTICE, AVERAGED_LATTICE) / TRUTH_LEVELS
+        truth = moved(prepared.truth, augmentation, extent, AVERAGED_LATTICE, AVERAGED_LATTICE, tile) / TRUTH_LEVELS
     suspect = prepared.suspect if with_suspect else None
     return Batch(
         image=image[None],
@@ -113,6 +121,7 @@ class CohortDataset(Dataset[Batch]):
         seed: of the run.
         ranges: of the augmentation; None: no augmentation, and the mask of places where maps count is handed over.
         with_truth: whether truth maps are.
+        tile: size of the tiles that are handed over in place of whole scans, z y x; needs truth maps. None: whole scans.
     """
 
     def __init__(
@@ -124,6 +133,7 @@ class CohortDataset(Dataset[Batch]):
         seed: int = 0,
         ranges: AugmentationRanges | None = None,
         with_truth: bool = False,
+        tile: tuple[int, int, int] | None = None,
     ) -> None:
         self.cases = tuple(cases)
         self._profile = profile
@@ -131,6 +141,7 @@ class CohortDataset(Dataset[Batch]):
         self._seed = seed
         self._ranges = ranges
         self._with_truth = with_truth
+        self._tile = tile
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -140,14 +151,27 @@ class CohortDataset(Dataset[Batch]):
         augmentation = WITHOUT_CHANGE
         if self._ranges is not None:
             augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, case.entity, draw.occurrence)
+        prepared = read_case(self._paths[draw.place])
+        tile = None
+        if self._tile is not None:
+            tile = draw_tile(
+                self._tile,
+                prepared,
+                spatial_map(augmentation, INPUT_SHAPE, prepared.extent_mm),
+                seed=self._seed,
+                epoch=draw.epoch,
+                entity=case.entity,
+                occurrence=draw.occurrence,
+            )
         return assemble(
-            read_case(self._paths[draw.place]),
+            prepared,
             case.scores,
             draw.place,
             self._profile,
             augmentation,
             with_truth=self._with_truth,
-            with_suspect=self._ranges is None,
+            with_suspect=self._ranges is None and tile is None,
+            tile=tile,
         )
 
     def prepared(self, place: int) -> PreparedCase:

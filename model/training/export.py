@@ -70,6 +70,7 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         "manifest_sha256": settings.manifest_sha256,
         "init_sha256": settings.init_sha256,
         "supervision": settings.supervision,
+        "tile": settings.tile,
         "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},
         "batch": settings.recipe.batch * settings.devices * settings.nodes * settings.accumulate,
         "precision": settings.precision,

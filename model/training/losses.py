@@ -131,6 +131,20 @@ def voxel_dice_loss(activation: Tensor, truth: Tensor, region: Tensor, smooth: f
     return 1 - (2 * (activation * truth).sum(axes) + smooth) / (activation.sum(axes) + truth.sum(axes) + smooth)
 
 
+def extent_loss(activation: Tensor, truth: Tensor, region: Tensor) -> Tensor:
+    """How far the mean of one map inside `region` is from that of its truth (for pretraining): the error of its percentage.
+
+    Args:
+        activation: B x 1 x Z x Y x X, 0 to 1.
+        truth: likewise; the fraction of the voxel that is emphysema.
+        region: likewise; 1 where voxels count.
+
+    Returns:
+        B losses, 0 to 1.
+    """
+    return ((activation - truth) * region).sum((1, 2, 3, 4)).abs() / region.sum((1, 2, 3, 4)).clamp(min=1)
+
+
 def weighted_cross_entropy(logits: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of pooled class logits times the weight of the true class ("classification training").
 

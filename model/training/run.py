@@ -82,7 +82,9 @@ def train(
     processes = settings.devices * settings.nodes
     with_truth = settings.supervision == "voxels"
     ranges = AugmentationRanges() if settings.augmented else None
-    learnt = CohortDataset(training, profile, cache, seed=settings.seed, ranges=ranges, with_truth=with_truth)
+    learnt = CohortDataset(
+        training, profile, cache, seed=settings.seed, ranges=ranges, with_truth=with_truth, tile=settings.tile
+    )
     judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
     steps = -(-len(learnt) // (processes * settings.recipe.batch))
     trainer = build_trainer(settings, output, steps)

@@ -34,7 +34,8 @@ class RunSettings:
         network: backbone, head (which is the strategy) and base width.
         recipe: losses, learning rate and the rest, every option in it.
         profile: of preprocessing.
-        supervision: `scores`, or `voxels` where truth maps take the place of equations 2 and 3.
+        supervision: `scores`, or `voxels` where truth maps take the place of equations 1 to 3.
+        tile: size of the tiles that are trained on, z y x voxels; None: whole scans.
         monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
         seed: of weights, order and augmentation.
@@ -54,6 +55,7 @@ class RunSettings:
     recipe: Recipe
     profile: str
     supervision: str
+    tile: tuple[int, int, int] | None
     monitor: Monitor
     init_sha256: str | None
     seed: int
@@ -86,6 +88,7 @@ class RunSettings:
                 raise ValueError(f"expected format {FORMAT}")
             document["network"] = NetworkConfig(**document["network"])
             document["recipe"] = Recipe(**document["recipe"])
+            document["tile"] = document["tile"] and tuple(document["tile"])
             return cls(**document)
         except OSError as error:
             raise InputError(folder, f"{SETTINGS_FILE} cannot be read ({error})", expected) from error

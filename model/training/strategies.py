@@ -84,8 +84,8 @@ class Strategy(nn.Module, ABC):
 class RegressionStrategy(Strategy):
     """L = L_INT + L_OL + L_SEG ("regression training"), each weighted as the recipe says.
 
-    With supervision by voxels, truth maps take the place of the overlap and segmentation losses: cross-entropy and soft Dice
-    of each map inside the lung.
+    With supervision by voxels, truth maps take the place of all three: cross-entropy, soft Dice and, weighted as the interval
+    loss, the error of the mean, of each map inside the lung.
 
     Args:
         recipe: the options.
@@ -113,12 +113,12 @@ class RegressionStrategy(Strategy):
 
     def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
         maps = [part.sigmoid() for part in logits]
-        terms = {
+        if self.supervision == "voxels":
+            return self._voxel_terms(logits, maps, batch)
+        intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }
-        if self.supervision == "voxels":
-            return terms | self._voxel_terms(logits, maps, batch)
-        return terms | self._map_terms(maps, batch)
+        return intervals | self._map_terms(maps, batch)
 
     def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
         recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
@@ -150,6 +150,8 @@ class RegressionStrategy(Strategy):
             truth = batch.truth[:, place : place + 1]
             terms[f"cross_entropy_{subtype.name}"] = losses.voxel_cross_entropy(logits[place], truth, region)
             terms[f"dice_{subtype.name}"] = losses.voxel_dice_loss(maps[place], truth, region)
+            extent = losses.extent_loss(maps[place], truth, region)
+            terms[f"extent_{subtype.name}"] = self.recipe.interval_weight * extent
         return terms
 
     def activations(self, logits: DenseLogits, lung: Tensor) -> Tensor:

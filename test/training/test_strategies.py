@@ -156,12 +156,14 @@ def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
     assert network.head.centrilobular.bias.sigmoid().item() == pytest.approx(0.1)
 
 
-def test_supervision_by_voxels_takes_the_place_of_overlap_and_segmentation() -> None:
+def test_supervision_by_voxels_takes_the_place_of_the_three_losses() -> None:
     truth = torch.zeros(1, 2, *SHAPE)
     truth[:, 0] = 1
-    strategy = RegressionStrategy(PAPER, COUNTS, "voxels")
+    strategy = RegressionStrategy(replace(PAPER, interval_weight=3.0), COUNTS, "voxels")
     terms = strategy.terms(logits_of(0.5, 0.25), batch_of((5, 0), truth=truth))
-    assert not {"overlap", "segmentation"} & set(terms)
+    assert {name.rsplit("_", 1)[0] for name in terms} == {"cross_entropy", "dice", "extent"}
+    assert float(terms["extent_centrilobular"].detach()) == pytest.approx(3 * 0.5)
+    assert float(terms["extent_paraseptal"].detach()) == pytest.approx(3 * 0.25)
     assert float(terms["cross_entropy_centrilobular"].detach()) == pytest.approx(-math.log(0.5))
     assert float(terms["cross_entropy_paraseptal"].detach()) == pytest.approx(-math.log(0.75))
 

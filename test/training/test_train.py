@@ -161,10 +161,11 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
     path = write_manifest(manifest.parent / "voxels.csv", rows)
     output = tmp_path / "voxels"
     options = ("--supervision", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
+    options += ("--tile", "64", "96", "80")
     assert train.main(command(path, output, *options)) == 0
     with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
         header = next(csv.reader(stream))
-    assert {"train/dice_centrilobular", "train/cross_entropy_paraseptal"} <= set(header)
+    assert {"train/dice_centrilobular", "train/cross_entropy_paraseptal", "train/extent_centrilobular"} <= set(header)
     subtyper = EmphysemaSubtyper.from_bundle(output / "bundle", "cpu", "float32")
     (case,) = read_manifest(path).of("validation")
     found = subtyper.predict(Scan.read(case.ct, case.lung_mask))
@@ -179,6 +180,8 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
         (("--decay", "0"), "decay is 0.0"),
         (("--devices", "0"), "--devices is 0"),
         (("--supervision", "voxels", "--strategy", "classification"), "--supervision voxels goes with"),
+        (("--tile", "64", "64", "64"), "--tile goes with --supervision voxels"),
+        (("--supervision", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
 )

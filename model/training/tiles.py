@@ -1,0 +1,73 @@
+"""Tiles: parts of a scan that are trained on in place of the whole.
+
+A step on a tile costs as much less as the tile is smaller, and a batch of tiles holds as many patients for the same work.
+Tiles only serve supervision by voxels: a percentage of the lung belongs to a whole scan.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from model.network import INPUT_SHAPE
+from model.training.augmentation import AffineMap, Tile
+from model.training.cache import PreparedCase
+
+Triple = tuple[int, int, int]
+
+MULTIPLE = 16
+"""Sizes of tiles are multiples of this: an eighth of it, the backbone's resolution, is whole, and so are skipped features."""
+
+_STRIDE = 4
+_TILE_STREAM = 1
+
+
+def check_tile_shape(shape: Triple) -> None:
+    """Check a size that was asked for.
+
+    Raises:
+        ValueError: it is no multiple of `MULTIPLE`, or larger than the network's input.
+    """
+    if any(size <= 0 or size % MULTIPLE or size > whole for size, whole in zip(shape, INPUT_SHAPE, strict=True)):
+        found, most = (" ".join(map(str, sizes)) for sizes in (shape, INPUT_SHAPE))
+        raise ValueError(f"a tile is {found} voxels, expected multiples of {MULTIPLE} up to {most}")
+
+
+def draw_tile(
+    shape: Triple, case: PreparedCase, affine: AffineMap, *, seed: int, epoch: int, entity: str, occurrence: int
+) -> Tile:
+    """Draw a tile around a voxel of the lung or of one of the subtypes, each as likely where the case has it.
+
+    Lesions are few: tiles from anywhere in the lung would mostly show none. What is drawn follows from the arguments alone.
+
+    Args:
+        shape: of the tile.
+        case: before augmentation.
+        affine: what the augmentation does: where in the case each voxel of the augmented input comes from.
+        seed: of the run.
+        epoch: from 0.
+        entity: the case.
+        occurrence: how often the case has come up in this epoch already.
+    """
+    generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
+    kinds = [found for found in _candidates(case) if len(found)]
+    centre = np.array(INPUT_SHAPE) / 2
+    if kinds:
+        places = kinds[generator.integers(len(kinds))]
+        centre = np.linalg.solve(affine.matrix, places[generator.integers(len(places))] - affine.translation)
+    starts = []
+    for middle, size, whole in zip(centre, shape, INPUT_SHAPE, strict=True):
+        jittered = middle - size / 2 + generator.uniform(-size / 4, size / 4)
+        starts.append(2 * int(np.clip(jittered, 0, whole - size) / 2))
+    return Tile((starts[0], starts[1], starts[2]), shape)
+
+
+def _candidates(case: PreparedCase) -> list[npt.NDArray[np.int64]]:
+    """Voxels of the input, N x 3: some of the lung, and those where a subtype fills at least half of a voxel of the maps."""
+    assert case.truth is not None, "the manifest was checked for truth maps"
+    masks: list[tuple[Tensor, int]] = [(case.lung[::_STRIDE, ::_STRIDE, ::_STRIDE], _STRIDE)]
+    masks += [(part[::2, ::2, ::2] >= 128, _STRIDE) for part in case.truth]
+    return [stride * np.argwhere(mask.numpy()) for mask, stride in masks]
