@@ -1,0 +1,254 @@
+"""Readings: what a reader, a network or a rule says about each scan; read from tables and from folders of results.
+
+A table that holds visual scores names its columns `entity, centrilobular, paraseptal`, as COPDGene does, or as a simulated
+cohort's reference does; a table of both sides has `entity, cle_reference, cle_predicted, pse_reference, pse_predicted`.
+A table or folder that cannot be used is one `InputError` that lists everything that is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalutils.exceptions import ValidationError
+from evalutils.validators import ExpectedColumnNamesValidator
+from pandas import DataFrame, read_csv
+from pandas.errors import EmptyDataError, ParserError, ParserWarning
+
+from model.errors import InputError
+from model.fleischner import SUBTYPES, Subtype
+from model.grand_challenge import RESULTS_FILE
+from model.training.manifest import COLUMN_ALIASES, REFERENCE_COLUMNS
+
+ALIASES = COLUMN_ALIASES | {theirs: ours for ours, theirs in REFERENCE_COLUMNS.items()}
+"""Column names of COPDGene and of simulated cohorts, and what they are called here."""
+
+ENTITY = "entity"
+SCORE_COLUMNS = (ENTITY, *(subtype.name for subtype in SUBTYPES))
+PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYPES for side in ("reference", "predicted")))
+METRICS = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
+"""What `results.json` calls each subtype's score and percentage."""
+
+RESULTS = f"a folder that holds {RESULTS_FILE}, or one output folder a case with a {RESULTS_FILE} in each"
+
+
+class Extent(NamedTuple):
+    """One subtype in one scan: the Fleischner score and the percentage of the lung (0 to 100); None where it is not told."""
+
+    score: int | None
+    percentage: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is said about one scan.
+
+    Attributes:
+        extents: one for each of `model.fleischner.SUBTYPES`, in that order.
+        folder: the output folder that holds the scan's activation maps, or None.
+    """
+
+    extents: tuple[Extent, ...]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Readings of many scans.
+
+    Attributes:
+        source: the file or folder that they were read from.
+        name: whose they are: of a network its bundle.
+        cases: by entity.
+        failures: scans without a result, by entity, and why; a run that failed as a whole goes by its folder's name.
+    """
+
+    source: Path
+    name: str
+    cases: dict[str, Reading]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def read_reference(path: Path) -> Readings:
+    """Read a table of visual scores, with percentages where it has them.
+
+    Cells may be empty; a row without any score counts as a scan that has no reference.
+
+    Raises:
+        InputError: no such table, a column is missing, a value is out of range, or an entity is there twice.
+    """
+    table = _read_table(path, SCORE_COLUMNS)
+    problems = _entity_problems(table[ENTITY])
+    cases: dict[str, Reading] = {}
+    for row in table.to_dict("records"):
+        extents, found = _extents(row, [(name, f"{name}_percentage") for name in SCORE_COLUMNS[1:]])
+        problems += [f"{row[ENTITY]}: {problem}" for problem in found]
+        if any(extent.score is not None for extent in extents):
+            cases[row[ENTITY]] = Reading(extents)
+    _raise_for(path, problems)
+    return Readings(path, path.stem, cases)
+
+
+def read_pairs(path: Path) -> tuple[Readings, Readings]:
+    """Read a table with both sides; return the reference and the predictions.
+
+    Raises:
+        InputError: as `read_reference` does.
+    """
+    table = _read_table(path, PAIR_COLUMNS)
+    problems = _entity_problems(table[ENTITY])
+    sides: list[Readings] = []
+    for side in ("reference", "predicted"):
+        cases = {}
+        for row in table.to_dict("records"):
+            extents, found = _extents(row, [(f"{subtype.abbreviation}_{side}", "") for subtype in SUBTYPES])
+            problems += [f"{row[ENTITY]}: {side} {problem}" for problem in found]
+            cases[row[ENTITY]] = Reading(extents)
+        sides.append(Readings(path, path.stem, cases))
+    _raise_for(path, problems)
+    return sides[0], sides[1]
+
+
+def read_predictions(path: Path) -> Readings:
+    """Read the results of `process.py`: one `results.json` of many scans, or a folder that holds one output folder a scan.
+
+    Raises:
+        InputError: there is no result, a file is none, a value is out of range, or an entity is there twice.
+    """
+    files = _results_files(path)
+    entries = [(file, entry) for file in files for entry in _load_results(file)]
+    problems: list[str] = []
+    cases: dict[str, Reading] = {}
+    failures: dict[str, str] = {}
+    for file, entry in entries:
+        entity = entry.get(ENTITY) or file.parent.name
+        metrics = entry.get("metrics")
+        if not metrics:
+            failures[entity] = "; ".join(map(str, entry.get("error_messages") or ["no metrics"]))
+            continue
+        extents, found = _extents(metrics, METRICS)
+        if not found and all(extent.score is None for extent in extents):
+            found = [f"none of {', '.join(score for score, _ in METRICS)}"]
+        problems += [f"{entity}: {problem}" for problem in found]
+        cases[entity] = Reading(extents, file.parent)
+    problems += _entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
+    _raise_for(path, problems)
+    bundles = {str((entry.get("provenance") or {}).get("bundle", "")) for _, entry in entries if entry.get("metrics")}
+    return Readings(path, " and ".join(sorted(bundles - {""})) or path.resolve().name, cases, failures)
+
+
+def _read_table(path: Path, expected: tuple[str, ...]) -> DataFrame:
+    """A table as text with our names for the columns; cells are stripped, empty where there is nothing."""
+    wanted = f"a CSV with the columns {', '.join(expected)}"
+    try:
+        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # rows longer than the header
+            table = read_csv(
+                path,
+                sep="\t" if "\t" in header else ",",
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,
+                encoding="utf-8-sig",
+            )
+    except OSError as error:
+        raise InputError(path, f"it cannot be read ({error.strerror})", wanted) from error
+    except (UnicodeDecodeError, EmptyDataError, ParserError, ParserWarning) as error:
+        raise InputError(path, f"not a table ({error})", wanted) from error
+    table.columns = [ALIASES.get(name.strip(), name.strip()) for name in table.columns]
+    try:
+        ExpectedColumnNamesValidator(expected=expected, extra_cols_check=False).validate(df=table)
+    except ValidationError as error:
+        missing = ", ".join(name for name in expected if name not in table.columns)
+        raise InputError(path, f"missing columns: {missing}", wanted) from error
+    twice = [name for name, count in Counter(table.columns).items() if count > 1]
+    if twice:
+        raise InputError(path, f"several columns for {', '.join(twice)}", wanted)
+    if table.empty:
+        raise InputError(path, "no rows", wanted)
+    return table.map(str.strip)
+
+
+def _entity_problems(entities: Iterable[str]) -> list[str]:
+    return [
+        f"{entity}: {count} times" if entity else f"{count} without an entity"
+        for entity, count in Counter(entities).items()
+        if count > 1 or not entity
+    ]
+
+
+def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[tuple[Extent, ...], list[str]]:
+    """Each subtype's score and percentage, and what is wrong with them.
+
+    Args:
+        row: values by column name, as text or as numbers.
+        columns: for each subtype the names of its score and its percentage.
+    """
+    extents = []
+    problems: list[str] = []
+    for subtype, (score_column, percentage_column) in zip(SUBTYPES, columns, strict=True):
+        score, percentage = _number(row.get(score_column)), _number(row.get(percentage_column))
+        if score is not None and score not in range(len(subtype.grades)):
+            problems.append(f"{subtype.name} score {row[score_column]!r}")
+        elif percentage is not None and not 0 <= percentage <= 100:
+            problems.append(f"{subtype.name} percentage {row[percentage_column]!r}")
+        else:
+            extents.append(Extent(None if score is None else int(score), percentage))
+    return tuple(extents), problems
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one written as `3.0`, as COPDGene's tables have it; nan, which is in no range, for anything else."""
+    if value is None or value == "":
+        return None
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _raise_for(path: Path, problems: list[str]) -> None:
+    if problems:
+        ranges = ", ".join(f"{subtype.name} scores 0 to {len(subtype.grades) - 1}" for subtype in SUBTYPES)
+        expected = f"each entity once, {ranges}, percentages 0 to 100"
+        raise InputError(path, f"{len(problems)} that cannot be used: {'; '.join(problems)}", expected)
+
+
+def _results_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(path, "no such folder", RESULTS)
+    own = path / RESULTS_FILE
+    files = [own] if own.exists() else sorted(path.glob(f"*/{RESULTS_FILE}"))
+    if not files:
+        raise InputError(path, f"no {RESULTS_FILE} in it or in its folders", RESULTS)
+    return files
+
+
+def _load_results(file: Path) -> Iterator[dict[str, Any]]:
+    expected = "a list of objects with entity and metrics, as process.py writes it"
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(file, f"it cannot be read ({error})", expected) from error
+    shaped = isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("metrics", {}), dict) for entry in entries
+    )
+    if not shaped:
+        raise InputError(file, "not a list of results", expected)
+    yield from entries
+
+
+def subtype_extents(readings: Readings, subtype: Subtype) -> dict[str, Extent]:
+    """One subtype's extents by entity, where a score is told."""
+    place = SUBTYPES.index(subtype)
+    extents = {entity: reading.extents[place] for entity, reading in readings.cases.items()}
+    return {entity: extent for entity, extent in extents.items() if extent.score is not None}

@@ -1,0 +1,69 @@
+"""The report: from readings on both sides to all figures, and to `metrics.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.evaluation.agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
+from model.evaluation.pairing import Coverage, Pairs, match, pair
+from model.evaluation.percentages import PercentageAgreement, measure_percentages
+from model.evaluation.readings import Readings
+from model.fleischner import SUBTYPES
+
+
+@dataclass(frozen=True)
+class SubtypeReport:
+    """Figures of one subtype; None where no case allows them."""
+
+    pairs: Pairs
+    agreement: Agreement | None
+    percentages: PercentageAgreement | None
+
+    def as_document(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        document: dict[str, Any] = {"n": 0} if self.agreement is None else self.agreement.as_document()
+        return document | {"percentages": None if self.percentages is None else self.percentages.as_document()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one result.
+
+    Attributes:
+        name: whose result it is.
+        coverage: which scans were compared.
+        subtypes: in the order of `model.fleischner.SUBTYPES`.
+    """
+
+    name: str
+    coverage: Coverage
+    subtypes: tuple[SubtypeReport, ...]
+
+    def as_document(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        subtypes = {part.pairs.subtype.name: part.as_document() for part in self.subtypes}
+        return {"method": self.name, "cases": self.coverage.as_document(), **subtypes}
+
+
+def make_report(reference: Readings, predictions: Readings, resampling: Resampling, *, allow_missing: bool = False) -> Report:
+    """Compare predictions with the reference.
+
+    Raises:
+        InputError: scans are on one side alone and `allow_missing` is not given, or no scan is on both.
+    """
+    coverage = match(reference, predictions, allow_missing=allow_missing)
+    parts = []
+    for subtype in SUBTYPES:
+        pairs = pair(subtype, reference, predictions)
+        agreement = measure_agreement(pairs, resampling) if pairs.entities else None
+        parts.append(SubtypeReport(pairs, agreement, measure_percentages(pairs)))
+    return Report(predictions.name, coverage, tuple(parts))
+
+
+def compare(report: Report, other: Report, resampling: Resampling) -> dict[str, Difference | None]:
+    """Difference of two results on the scans that both have, by subtype; None without any."""
+    return {
+        ours.pairs.subtype.name: measure_difference(ours.pairs, theirs.pairs, resampling)
+        for ours, theirs in zip(report.subtypes, other.subtypes, strict=True)
+    }
