@@ -3,6 +3,7 @@
 
     python evaluate.py --predictions DIR --reference CSV --output DIR
     python evaluate.py --scores CSV --output DIR
+    python evaluate.py                            # on grand-challenge: the jobs in /input/predictions.json
 
 Research software, not a medical device.
 """
@@ -11,66 +12,210 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import RESAMPLES, Resampling
-from model.evaluation.readings import read_pairs, read_predictions, read_reference
-from model.evaluation.report import make_report
+from model.evaluation.challenge import REFERENCE_FILE, challenge_document, ground_truth, read_submission
+from model.evaluation.readings import Readings, read_pairs, read_predictions, read_reference
+from model.evaluation.report import Comparison, Report, compare, make_report
+from model.evaluation.tables import all_tables, to_latex, to_markdown
+from model.evaluation.voxels import by_subtype, measure_voxels
+from model.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
+
+TABLES = {"tables.md": to_markdown, "tables.tex": to_latex}
+FIGURES = ("confusion", "bland-altman")
 
 
 def build_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(
         prog="evaluate.py",
-        description="Compare results with visual scores. Research software, not a medical device.",
+        description="Compare results with visual scores. Without --predictions and --scores: score a challenge's jobs. "
+        "Research software, not a medical device.",
     )
-    parser.add_argument("--predictions", type=Path, help="one output folder of process.py a case, or results.json of many")
-    parser.add_argument(
+    what = parser.add_argument_group("what is compared")
+    what.add_argument("--predictions", type=Path, help="one output folder of process.py a case, or a results.json of many")
+    what.add_argument(
         "--reference",
         type=Path,
-        help="CSV with entity, centrilobular, paraseptal, or COPDGene's columns, or reference.csv of a simulated cohort",
+        help="CSV with entity, centrilobular, paraseptal (and percentages: centrilobular_percentage, paraseptal_percentage), "
+        "or with COPDGene's columns, or reference.csv of a simulated cohort",
     )
-    parser.add_argument(
-        "--scores", type=Path, help="CSV with entity, cle_reference, cle_predicted, pse_reference, pse_predicted"
+    what.add_argument("--scores", type=Path, help="CSV with entity, cle_reference, cle_predicted, pse_reference, pse_predicted")
+    what.add_argument("--against", type=Path, help="another result on the same cases: as --predictions, or a CSV as --scores")
+    what.add_argument("--truth", type=Path, help="voxel truth: DIR/ENTITY/truth/centrilobular.mha and paraseptal.mha")
+    what.add_argument("--allow-missing", action="store_true", help="compare the cases that are on both sides")
+    what.add_argument("--method", help="what tables call the result, default: its bundle or file name")
+    what.add_argument("--against-method", help="likewise for --against")
+
+    challenge = parser.add_argument_group("a challenge's jobs")
+    challenge.add_argument("--input", type=Path, default=INPUT_FOLDER, help=f"with {PREDICTIONS_FILE}, default: %(default)s")
+    challenge.add_argument(
+        "--ground-truth",
+        type=Path,
+        help=f"folder with reference.csv, default: {GROUND_TRUTH_FOLDER} if it is there, else beside the code",
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for metrics.json")
-    parser.add_argument("--allow-missing", action="store_true", help="compare the scans that are on both sides")
+
+    parser.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, default: %(default)s")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap, default: %(default)s")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, default: as many as processors")
     return parser
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if bool(options.scores) == bool(options.predictions) or bool(options.predictions) != bool(options.reference):
-        parser.error("--predictions and --reference, or --scores alone, are needed")
-    if options.seed < 0 or options.resamples < 1:
-        parser.error("--seed is 0 or more, --resamples 1 or more")
+    if options.scores and (options.predictions or options.reference or options.truth):
+        parser.error("--scores goes without --predictions, --reference and --truth")
+    if bool(options.predictions) != bool(options.reference):
+        parser.error("--predictions and --reference go together")
+    if not (options.scores or options.predictions) and (options.truth or options.against):
+        parser.error("--truth goes with --predictions, --against with --predictions or --scores")
+    if options.seed < 0 or options.resamples < 1 or options.workers < 1:
+        parser.error("--seed is 0 or more, --resamples and --workers are 1 or more")
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for an input that cannot be used."""
-    options = _parsed(sys.argv[1:] if arguments is None else arguments)
+def evaluate(options: argparse.Namespace) -> dict[str, bytes]:
+    """Compare one result with the reference, and with another result where one is given; return the files to write.
+
+    Raises:
+        InputError: something cannot be read, or the cases differ.
+    """
+    resampling = Resampling(options.seed, options.resamples)
+    if options.scores:
+        reference, predictions = read_pairs(options.scores)
+    else:
+        reference, predictions = read_reference(options.reference), read_predictions(options.predictions)
+    reports = [_report(reference, predictions, options.method, resampling, options)]
+    comparison = None
+    if options.against:
+        other = _other(options.against, reference)
+        reports.append(_report(reference, other, options.against_method, resampling, options))
+        comparison = compare(reports[0], reports[1], resampling)
+    return _files(reports, comparison)
+
+
+def _report(
+    reference: Readings, predictions: Readings, name: str | None, resampling: Resampling, options: argparse.Namespace
+) -> Report:
+    predictions = replace(predictions, name=name or predictions.name)
+    report = make_report(reference, predictions, resampling, allow_missing=options.allow_missing)
+    if not options.truth:
+        return report
+    voxels = measure_voxels(predictions, report.coverage.paired, options.truth, options.workers)
+    return report.with_voxels(voxels)
+
+
+def _other(path: Path, reference: Readings) -> Readings:
+    """Another result: a folder of results, or a table of both sides whose reference must be ours."""
+    if not path.is_file() or path.suffix == ".json":
+        return read_predictions(path)
+    theirs, predictions = read_pairs(path)
+    scores = {entity: [extent.score for extent in reading.extents] for entity, reading in reference.cases.items()}
+    differing = [
+        entity
+        for entity, reading in theirs.cases.items()
+        if entity in scores and [extent.score for extent in reading.extents] != scores[entity]
+    ]
+    if differing:
+        raise InputError(path, f"another reference for {', '.join(differing)}", f"the scores of {reference.source}")
+    return predictions
+
+
+def _files(reports: Sequence[Report], comparison: Comparison | None) -> dict[str, bytes]:
+    """Metrics, tables and pictures, by the names of their files."""
+    from model.evaluation.figures import bland_altman_figure, confusion_figure, render  # matplotlib takes its time
+
+    document = reports[0].as_document()
+    if comparison:
+        document["against"] = reports[1].as_document() | comparison.as_document()
+    tables = all_tables(reports, comparison)
+    files = {METRICS_FILE: _json(document)} | {name: write(tables).encode() for name, write in TABLES.items()}
+    for part in reports[0].subtypes:
+        confusion = confusion_figure(part.pairs.subtype, part.agreement) if part.agreement else None
+        bland_altman = bland_altman_figure(part.pairs, part.percentages) if part.percentages else None
+        for kind, figure in zip(FIGURES, (confusion, bland_altman), strict=True):
+            if figure:
+                rendered = render(figure)
+                files |= {f"{kind}-{part.pairs.subtype.name}.{suffix}": content for suffix, content in rendered.items()}
+    return files
+
+
+def score_challenge(options: argparse.Namespace) -> tuple[dict[str, bytes], list[str], int]:
+    """Score a challenge's jobs; return the files to write, what is wrong with the jobs, and the exit code.
+
+    Raises:
+        InputError: there is no list of jobs or no ground truth, or no job can be scored.
+    """
+    truth = options.ground_truth or ground_truth(GROUND_TRUTH_FOLDER, Path(__file__).resolve().parent)
+    reference = read_reference(truth / REFERENCE_FILE)
+    submission = read_submission(options.input, truth, options.workers)
+    voxels = by_subtype(list(submission.voxels.values())) if submission.voxels else {}
+    resampling = Resampling(options.seed, options.resamples)
+    report = make_report(reference, submission.readings, resampling, allow_missing=True).with_voxels(voxels)
+    problems = [f"{name}: {problem}" for name, problem in submission.readings.failures.items()]
+    coverage = report.coverage
+    problems += [f"{entity}: no job has scored it" for entity in coverage.not_predicted]
+    problems += [f"{entity}: {reference.source} does not hold it" for entity in coverage.not_in_reference]
+    code = 0 if options.allow_missing or not problems else 2 if submission.is_input else 1
+    return {METRICS_FILE: _json(challenge_document(report, reference, submission))}, problems, code
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def prepare(folder: Path) -> None:
+    """Make the output folder if need be, and remove an earlier run's files, so that they cannot be taken for this one's.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
-        if options.scores:
-            reference, predictions = read_pairs(options.scores)
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in (METRICS_FILE, *TABLES, *(f"{figure}-*" for figure in FIGURES)):
+            for path in folder.glob(pattern):
+                path.unlink()
+    except OSError as error:
+        raise InputError(folder, f"the output folder cannot be written ({error.strerror})", "a folder") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files beside their places and rename them, so that they appear whole."""
+    for name, content in files.items():
+        partial = folder / f".partial-{os.getpid()}-{name}"
+        partial.write_bytes(content)
+        partial.replace(folder / name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0; 2 for an input that cannot be used; 1 for a job whose process failed."""
+    options = _parsed(sys.argv[1:] if arguments is None else arguments)
+    problems: list[str] = []
+    code = 0
+    try:
+        prepare(options.output)
+        if options.scores or options.predictions:
+            files = evaluate(options)
         else:
-            reference, predictions = read_reference(options.reference), read_predictions(options.predictions)
-        resampling = Resampling(options.seed, options.resamples)
-        report = make_report(reference, predictions, resampling, allow_missing=options.allow_missing)
+            files, problems, code = score_challenge(options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    options.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report.as_document(), indent=2, allow_nan=False) + "\n"
-    (options.output / "metrics.json").write_text(text, encoding="utf-8")
-    return 0
+    write_files(options.output, files)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"written to {options.output}: {', '.join(sorted(files))}")
+    return code
 
 
 if __name__ == "__main__":

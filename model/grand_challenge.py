@@ -38,6 +38,12 @@ MAP_FOLDERS = {
 }
 PREVIEW_FOLDER = "preview"
 
+PREDICTIONS_FILE = "predictions.json"
+"""What a challenge's evaluation finds in its input: the jobs, whose outputs lie in `JOB/output`."""
+JOB_OUTPUT_FOLDER = "output"
+METRICS_FILE = "metrics.json"
+GROUND_TRUTH_FOLDER = Path("/opt/ml/input/data/ground_truth")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -135,6 +141,11 @@ def _images_in(folder: Path) -> list[Path]:
     return images or ([folder] if dicom else [])
 
 
+def map_path(folder: Path, subtype: str, entity: str) -> Path:
+    """Where the activation map of one subtype lies in an output folder."""
+    return folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
+
+
 class OutputFolder:
     """Writes what the platform expects to find; files of one `with` block appear together when it ends, or not at all."""
 
@@ -166,12 +177,12 @@ class OutputFolder:
 
     def discard(self, entity: str) -> None:
         """Remove an earlier run's maps and preview of this entity."""
-        for path in (*(self._map(name, entity) for name in MAP_FOLDERS), self._preview(entity)):
+        for path in (*(map_path(self.folder, name, entity) for name in MAP_FOLDERS), self._preview(entity)):
             path.unlink(missing_ok=True)
 
     def write_map(self, subtype: str, entity: str, image: sitk.Image) -> None:
         """Write the activation map of one subtype as a compressed .mha."""
-        sitk.WriteImage(image, str(self._partial(self._map(subtype, entity))), useCompression=True)
+        sitk.WriteImage(image, str(self._partial(map_path(self.folder, subtype, entity))), useCompression=True)
 
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""
@@ -188,9 +199,6 @@ class OutputFolder:
     def _write_json(self, name: str, content: Any) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
         self._partial(self.folder / name).write_text(text, encoding="utf-8")
-
-    def _map(self, subtype: str, entity: str) -> Path:
-        return self.folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
 
     def _preview(self, entity: str) -> Path:
         return self.folder / PREVIEW_FOLDER / f"{entity}.png"

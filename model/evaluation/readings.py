@@ -23,7 +23,7 @@ from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
 from model.errors import InputError
 from model.fleischner import SUBTYPES, Subtype
-from model.grand_challenge import RESULTS_FILE
+from model.grand_challenge import RESULTS_FILE, map_path
 from model.training.manifest import COLUMN_ALIASES, REFERENCE_COLUMNS
 
 ALIASES = COLUMN_ALIASES | {theirs: ours for ours, theirs in REFERENCE_COLUMNS.items()}
@@ -35,6 +35,7 @@ PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYP
 METRICS = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
 """What `results.json` calls each subtype's score and percentage."""
 
+RANGES = ", ".join(f"{subtype.name} scores 0 to {len(subtype.grades) - 1}" for subtype in SUBTYPES) + ", percentages 0 to 100"
 RESULTS = f"a folder that holds {RESULTS_FILE}, or one output folder a case with a {RESULTS_FILE} in each"
 
 
@@ -51,11 +52,11 @@ class Reading:
 
     Attributes:
         extents: one for each of `model.fleischner.SUBTYPES`, in that order.
-        folder: the output folder that holds the scan's activation maps, or None.
+        maps: the files of the activation maps, one a subtype, where there may be some.
     """
 
     extents: tuple[Extent, ...]
-    folder: Path | None = None
+    maps: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read_predictions(path: Path) -> Readings:
         if not found and all(extent.score is None for extent in extents):
             found = [f"none of {', '.join(score for score, _ in METRICS)}"]
         problems += [f"{entity}: {problem}" for problem in found]
-        cases[entity] = Reading(extents, file.parent)
+        cases[entity] = Reading(extents, tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES))
     problems += _entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
     _raise_for(path, problems)
     bundles = {str((entry.get("provenance") or {}).get("bundle", "")) for _, entry in entries if entry.get("metrics")}
@@ -192,16 +193,27 @@ def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[t
         columns: for each subtype the names of its score and its percentage.
     """
     extents = []
-    problems: list[str] = []
-    for subtype, (score_column, percentage_column) in zip(SUBTYPES, columns, strict=True):
-        score, percentage = _number(row.get(score_column)), _number(row.get(percentage_column))
-        if score is not None and score not in range(len(subtype.grades)):
-            problems.append(f"{subtype.name} score {row[score_column]!r}")
-        elif percentage is not None and not 0 <= percentage <= 100:
-            problems.append(f"{subtype.name} percentage {row[percentage_column]!r}")
-        else:
-            extents.append(Extent(None if score is None else int(score), percentage))
+    problems = []
+    for subtype, (score, percentage) in zip(SUBTYPES, columns, strict=True):
+        try:
+            extents.append(parse_extent(subtype, row.get(score), row.get(percentage)))
+        except ValueError as error:
+            problems.append(str(error))
     return tuple(extents), problems
+
+
+def parse_extent(subtype: Subtype, score: Any, percentage: Any = None) -> Extent:
+    """Check a score and a percentage, given as numbers or as text; None and empty text mean that it is not told.
+
+    Raises:
+        ValueError: one of them is no number, or out of range.
+    """
+    grade, share = _number(score), _number(percentage)
+    if grade is not None and grade not in range(len(subtype.grades)):
+        raise ValueError(f"{subtype.name} score {score!r}")
+    if share is not None and not 0 <= share <= 100:
+        raise ValueError(f"{subtype.name} percentage {percentage!r}")
+    return Extent(None if grade is None else int(grade), share)
 
 
 def _number(value: Any) -> float | None:
@@ -216,8 +228,7 @@ def _number(value: Any) -> float | None:
 
 def _raise_for(path: Path, problems: list[str]) -> None:
     if problems:
-        ranges = ", ".join(f"{subtype.name} scores 0 to {len(subtype.grades) - 1}" for subtype in SUBTYPES)
-        expected = f"each entity once, {ranges}, percentages 0 to 100"
+        expected = f"each entity once, {RANGES}"
         raise InputError(path, f"{len(problems)} that cannot be used: {'; '.join(problems)}", expected)
 
 

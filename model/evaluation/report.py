@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.evaluation.agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
 from model.evaluation.pairing import Coverage, Pairs, match, pair
 from model.evaluation.percentages import PercentageAgreement, measure_percentages
 from model.evaluation.readings import Readings
+from model.evaluation.voxels import VoxelAgreement
 from model.fleischner import SUBTYPES
 
 
@@ -19,11 +21,13 @@ class SubtypeReport:
     pairs: Pairs
     agreement: Agreement | None
     percentages: PercentageAgreement | None
+    voxels: VoxelAgreement | None = None
 
     def as_document(self) -> dict[str, Any]:
         """For `metrics.json`."""
         document: dict[str, Any] = {"n": 0} if self.agreement is None else self.agreement.as_document()
-        return document | {"percentages": None if self.percentages is None else self.percentages.as_document()}
+        document["percentages"] = None if self.percentages is None else self.percentages.as_document()
+        return document if self.voxels is None else document | {"voxels": self.voxels.as_document()}
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,45 @@ class Report:
         subtypes = {part.pairs.subtype.name: part.as_document() for part in self.subtypes}
         return {"method": self.name, "cases": self.coverage.as_document(), **subtypes}
 
+    def with_voxels(self, voxels: Mapping[str, VoxelAgreement]) -> Report:
+        """The same with the agreement of maps and voxel truth, by the subtype's name."""
+        parts = (replace(part, voxels=voxels.get(part.pairs.subtype.name)) for part in self.subtypes)
+        return replace(self, subtypes=tuple(parts))
 
-def make_report(reference: Readings, predictions: Readings, resampling: Resampling, *, allow_missing: bool = False) -> Report:
+
+@dataclass(frozen=True)
+class Comparison:
+    """One result against another on the scans that both have.
+
+    Attributes:
+        name, other: whose results they are.
+        differences: by the subtype's name; None where no scan allows it.
+    """
+
+    name: str
+    other: str
+    differences: dict[str, Difference | None]
+
+    def as_document(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        parts = {name: None if part is None else part.as_document() for name, part in self.differences.items()}
+        return {"method": self.other, "difference": parts}
+
+
+def make_report(
+    reference: Readings,
+    predictions: Readings,
+    resampling: Resampling,
+    *,
+    allow_missing: bool = False,
+) -> Report:
     """Compare predictions with the reference.
+
+    Args:
+        reference: visual scores, or the truth of simulated scans.
+        predictions: on the same scans.
+        resampling: of the bootstrap.
+        allow_missing: compare the scans that are on both sides, rather than raise.
 
     Raises:
         InputError: scans are on one side alone and `allow_missing` is not given, or no scan is on both.
@@ -61,9 +101,10 @@ def make_report(reference: Readings, predictions: Readings, resampling: Resampli
     return Report(predictions.name, coverage, tuple(parts))
 
 
-def compare(report: Report, other: Report, resampling: Resampling) -> dict[str, Difference | None]:
-    """Difference of two results on the scans that both have, by subtype; None without any."""
-    return {
+def compare(report: Report, other: Report, resampling: Resampling) -> Comparison:
+    """Subtract the figures of `other` from those of `report`, on the scans that both have."""
+    differences = {
         ours.pairs.subtype.name: measure_difference(ours.pairs, theirs.pairs, resampling)
         for ours, theirs in zip(report.subtypes, other.subtypes, strict=True)
     }
+    return Comparison(report.name, other.name, differences)

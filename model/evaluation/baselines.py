@@ -1,0 +1,175 @@
+"""Comparison rules: what can be had without a network, written as `process.py` writes its results.
+
+    python -m model.evaluation.baselines CASES_DIR --output DIR [--workers K]
+
+CASES_DIR holds one case a folder, each laid out as for `process.py --input`. Each rule gets a folder in DIR, with one output
+folder a case in it, so that `evaluate.py --predictions DIR/RULE` measures it like a network.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from model import __version__
+from model.command_line import OneLineParser
+from model.densitometry import LOW_ATTENUATION_HU
+from model.errors import InputError
+from model.evaluation.workers import map_isolated
+from model.fleischner import SUBTYPES
+from model.grand_challenge import Case, OutputFolder, find_cases
+from model.scan import Scan
+
+RIM_MM = 8.0
+"""How deep under the lung's surface the rim reaches, in mm."""
+
+PERCENTAGE_DECIMALS = 4
+"""Percentages are rounded to this and then graded, as those of a network are."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+def low_attenuation(scan: Scan) -> Mask:
+    """Voxels of the lung below -950 HU; z, y, x."""
+    return scan.lung & (scan.hounsfield < LOW_ATTENUATION_HU)
+
+
+def depth(scan: Scan) -> npt.NDArray[np.float32]:
+    """Distance of each voxel of the lung from the nearest voxel outside of it, in mm; z, y, x, 0 outside.
+
+    What lies beyond the image counts as outside.
+    """
+    box = scan.lung_box()
+    padded = np.pad(scan.lung[box], 1)
+    distances = np.zeros(scan.shape, np.float32)
+    distances[box] = ndimage.distance_transform_edt(padded, sampling=scan.spacing)[1:-1, 1:-1, 1:-1]
+    return distances
+
+
+def all_centrilobular(scan: Scan) -> tuple[Mask, Mask]:
+    """All of LAA-950 is centrilobular, nothing paraseptal."""
+    return low_attenuation(scan), np.zeros(scan.shape, np.bool_)
+
+
+def rim_paraseptal(scan: Scan) -> tuple[Mask, Mask]:
+    """LAA-950 in the lung's outer 8 mm is paraseptal, the rest centrilobular."""
+    low, rim = low_attenuation(scan), depth(scan) <= RIM_MM
+    return low & ~rim, low & rim
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule that gives every voxel of low attenuation to a subtype.
+
+    Attributes:
+        name: of its folder, and in tables.
+        maps: the voxels of centrilobular and of paraseptal emphysema in a scan.
+    """
+
+    name: str
+    maps: Callable[[Scan], tuple[Mask, Mask]]
+
+
+RULES = (Rule("laa950", all_centrilobular), Rule("laa950-rim", rim_paraseptal))
+
+
+def apply_rule(rule: Rule, scan: Scan, entity: str, outputs: OutputFolder) -> None:
+    """Score one scan by a rule; write its maps (uint8, 255 = emphysema) and `results.json`."""
+    voxels = int(np.count_nonzero(scan.lung))
+    metrics: dict[str, Any] = {}
+    with outputs:
+        for subtype, found in zip(SUBTYPES, rule.maps(scan), strict=True):
+            percentage = round(100 * int(np.count_nonzero(found)) / voxels, PERCENTAGE_DECIMALS)
+            grade = subtype.grade(percentage)
+            metrics |= {
+                f"{subtype.abbreviation}_severity_score": grade.score,
+                f"{subtype.abbreviation}_severity": grade.severity,
+                f"{subtype.abbreviation}_percentage": percentage,
+            }
+            outputs.write_map(subtype.name, entity, scan.to_file_grid(found.astype(np.uint8) * np.uint8(255)))
+            outputs.write_score(subtype.name, grade.score, grade.severity, percentage)
+        provenance = {"bundle": rule.name, "trained_on": "nothing: a rule", "version": __version__}
+        result = {"entity": entity, "metrics": metrics, "provenance": provenance, "error_messages": []}
+        outputs.write_results([result])
+
+
+def score_case(case: Case, output: Path) -> None:
+    """Score one case by every rule.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    ct, lung_mask = case.files
+    scan = Scan.read(ct, lung_mask, lobes=case.lobes)
+    for rule in RULES:
+        apply_rule(rule, scan, case.entity, _outputs(rule, case, output))
+
+
+def _outputs(rule: Rule, case: Case, output: Path) -> OutputFolder:
+    return OutputFolder(output / rule.name / case.entity)
+
+
+def list_cases(folder: Path) -> list[Case]:
+    """The cases of all folders in `folder` that hold images.
+
+    Raises:
+        InputError: there is none, one cannot be used, or two have the same name.
+    """
+    folders = sorted(path.parent for path in folder.glob("*/images"))
+    if not folders:
+        raise InputError(folder, "no folder in it holds a case", "one folder a case, each with images/ as for process.py")
+    cases = [case for path in folders for case in find_cases(path)]
+    twice = [entity for entity, count in Counter(case.entity for case in cases).items() if count > 1]
+    if twice:
+        raise InputError(folder, f"several CTs are called {', '.join(twice)}", "a name of its own for each case's CT")
+    return cases
+
+
+def build_parser() -> OneLineParser:
+    """The command line."""
+    parser = OneLineParser(
+        prog="python -m model.evaluation.baselines",
+        description="Score cases by rules instead of a network: LAA-950 as centrilobular emphysema (laa950), and LAA-950 with "
+        f"the lung's outer {RIM_MM:g} mm as paraseptal (laa950-rim).",
+    )
+    parser.add_argument("cases", type=Path, help="folder with one case a folder, as python -m model.simulation writes it")
+    parser.add_argument("--output", type=Path, required=True, help="gets a folder a rule, with one output folder a case in it")
+    parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0; 2 if a case cannot be used (the others are scored); 1 for anything else."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers is 1 or more")
+    try:
+        cases = list_cases(options.cases)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    outcomes = map_isolated(partial(score_case, output=options.output), cases, options.workers)
+    failed = [(case, outcome.problem) for case, outcome in zip(cases, outcomes, strict=True) if outcome.problem]
+    for case, problem in failed:
+        print(f"{case.entity}: {problem}", file=sys.stderr)
+        for rule in RULES:
+            with _outputs(rule, case, options.output) as outputs:
+                outputs.write_results([{"entity": case.entity, "error_messages": [problem]}])
+    print(f"{len(cases) - len(failed)} cases scored: {', '.join(str(options.output / rule.name) for rule in RULES)}")
+    if not failed:
+        return 0
+    return 2 if all(outcome.is_input for outcome in outcomes if outcome.problem) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
