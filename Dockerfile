@@ -1,5 +1,6 @@
-# The inference image, in the manner of grand-challenge.org: reads /input, writes /output, needs no network.
-# Build it with ./build.sh; torch comes in its CUDA build unless PIP_FIND_LINKS offers another.
+# The last stage, and so the default, is the inference image in the manner of grand-challenge.org: it reads /input, writes /output
+# and needs no network. Other stages are built by --target. Build with ./build.sh [target]; torch comes in its CUDA build unless
+# PIP_FIND_LINKS offers another.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 
@@ -19,6 +20,54 @@ WORKDIR /opt/app
 COPY model model
 COPY weights weights
 RUN ls weights/*/bundle.json 2>/dev/null || /opt/venv/bin/python -m model.weights untrained weights/untrained
+
+
+# What the inference image is made of, as /bill-of-materials.cdx.json; the tools that list it stay in this stage.
+FROM weights AS bill-of-materials
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG VERSION=unknown
+COPY requirements/bill_of_materials.lock requirements/cuda.lock requirements/bill_of_materials.py /tmp/
+RUN python3 -m venv /opt/tools \
+    && /opt/tools/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/bill_of_materials.lock \
+    && /opt/tools/bin/python /tmp/bill_of_materials.py "${VERSION}" /opt/venv "$(dirname /opt/app/weights/*/bundle.json)" \
+        >/bill-of-materials.cdx.json
+
+
+# Training and simulation: `docker run … emphysema-subtyping:training train.py …` or `… -m model.simulation …`.
+FROM ${BASE_IMAGE} AS training-environment
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/training.lock requirements/cuda.lock /tmp/
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/training.lock
+
+
+FROM ${BASE_IMAGE} AS training
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="emphysema-subtyping-training" \
+      org.opencontainers.image.description="Trains emphysema subtyping networks. Research software, not a medical device." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm
+COPY --from=training-environment /opt/venv /opt/venv
+COPY weights /opt/app/weights
+COPY model /opt/app/model
+COPY train.py process.py /opt/app/
+RUN /opt/venv/bin/python -m compileall -q /opt/app
+WORKDIR /opt/app
+USER 1000
+ENTRYPOINT ["/opt/venv/bin/python"]
+CMD ["train.py", "--help"]
 
 
 FROM ${BASE_IMAGE} AS inference

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the inference image and write what is uploaded to grand-challenge into dist/: the image and its weights as tarballs,
-# with version and date in their names, and their sha256 sums. `./export.sh --model-only FILE` writes the weights of the image
-# that is there to FILE, and nothing else.
+# with version and date in their names, beside them the image's software bill of materials (CycloneDX) and the sha256 sums.
+# `./export.sh --model-only FILE` writes the weights of the image that is there to FILE, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")"
 source requirements/container.sh
@@ -23,9 +23,14 @@ fi
 stamp=$VERSION-$(date +%Y%m%d)
 image_file=$IMAGE-$stamp.tar.gz
 model_file=model-$stamp.tar.gz
+bill_file=$IMAGE-$stamp.cdx.json
 mkdir -p dist
-echo "Writing dist/$image_file and dist/$model_file"
+echo "Writing dist/$image_file, dist/$model_file and dist/$bill_file"
 "$CONTAINER_ENGINE" save "$IMAGE:inference" | gzip >"dist/$image_file.partial"
 mv "dist/$image_file.partial" "dist/$image_file"
 export_model "dist/$model_file"
-(cd dist && sha256sum "$image_file" "$model_file" | tee "sha256sums-$stamp.txt")
+./build.sh bill-of-materials
+"$CONTAINER_ENGINE" run --rm --network none --entrypoint cat "$IMAGE:bill-of-materials" /bill-of-materials.cdx.json \
+    >"dist/$bill_file.partial"
+mv "dist/$bill_file.partial" "dist/$bill_file"
+(cd dist && sha256sum "$image_file" "$model_file" "$bill_file" | tee "sha256sums-$stamp.txt")

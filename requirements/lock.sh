@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write requirements/NAME.lock: every package, with its version, that a fresh environment gets from NAME's requirements.
-# Usage: requirements/lock.sh inference cuda training development
+# Usage: requirements/lock.sh inference cuda bill_of_materials training development
 # torch's CPU and CUDA builds share one version number, and a lock serves both: what the CUDA build needs besides is listed in
 # cuda.lock, which the other locks name as a constraint, so that it is installed only where it is needed. Make cuda.lock on a
 # machine where pip takes the CUDA build.
@@ -31,6 +31,7 @@ for name in "$@"; do
     case $name in
         cuda) source=requirements.txt; packages=$(lock_cuda "$environment") ;;
         inference) source=requirements.txt; packages=$(lock_all "$environment" "$source") ;;
+        bill_of_materials) packages=$(lock_all "$environment" "$source") ;;  # an environment of its own
         *) packages=$(lock_all "$environment" "$source" -c requirements/inference.lock) ;;
     esac
     printf '# Made by requirements/lock.sh from %s; do not edit.\n%s\n' "$source" "$packages" >"requirements/$name.lock"
