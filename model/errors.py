@@ -15,4 +15,10 @@ class InputError(Exception):
     """
 
     def __init__(self, source: Path | str, found: str, expected: str) -> None:
-        super().__init__(" ".join(f"{source}: {found}; expected {expected}".split()))
+        found, expected = (" ".join(text.split()) for text in (found, expected))
+        super().__init__(printable(f"{source}: {found}; expected {expected}"))
+
+
+def printable(text: str) -> str:
+    r"""Escape what file names may hold and lines must not: line breaks (as `\n`), control characters, what is no UTF-8."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

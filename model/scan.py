@@ -10,10 +10,10 @@ import contextlib
 import logging
 import math
 import os
-import tempfile
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from model.errors import InputError
-from model.integrity import check_payload
+from model import dicom
+from model.errors import InputError, printable
+from model.integrity import check_payload, check_references
+from model.native import captured_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,16 @@ Box = tuple[slice, slice, slice]
 """A box of voxels: one slice an axis, z, y, x."""
 
 FILE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+IMAGE_READERS = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nii": "NiftiImageIO",
+    ".gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+DICOM_READER = "GDCMImageIO"
+"""The one reader that a file is given to: by its suffix, or else that of DICOM."""
+
 FORMATS = f"{', '.join(FILE_SUFFIXES)} or a folder that holds one DICOM series"
 
 AIR_HU = -1024
@@ -37,6 +49,7 @@ AIR_HU = -1024
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
+SPACING_MM = (0.01, 100.0)
 LUNG_VOLUME_ML = (100.0, 15000.0)
 LUNG_MEAN_HU = (-1000.0, -200.0)
 AERATED_HU = -500
@@ -142,7 +155,10 @@ class Scan:
         Raises:
             InputError: a file cannot be read, or what it holds cannot be a chest CT with its lungs.
         """
-        return cls.from_images(read_image(ct), read_image(lung_mask), lobes=lobes, names=(str(ct), str(lung_mask)))
+        warnings: list[str] = []
+        images = [_read(Path(path), warnings) for path in (ct, lung_mask)]
+        scan = cls.from_images(*images, lobes=lobes, names=(str(ct), str(lung_mask)))
+        return replace(scan, warnings=(*warnings, *scan.warnings))
 
     @classmethod
     def from_images(
@@ -202,11 +218,12 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
         InputError: it is missing, empty, no image, not a 3D image of one number a voxel, or too large for the memory.
     """
     path = Path(path)
-    return _checked_size(path, _files_of(path))
+    with _readable(path):
+        return _checked_size(path, _files_of(path))
 
 
 def _checked_size(path: Path, files: tuple[str, ...]) -> tuple[int, int, int]:
-    reader = _file_information(Path(files[0]))
+    reader = _file_information(path, files[0])
     if reader.GetNumberOfComponents() != 1:
         raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
     size = reader.GetSize()
@@ -215,10 +232,19 @@ def _checked_size(path: Path, files: tuple[str, ...]) -> tuple[int, int, int]:
     if len(size) != 3 or min(size) < 2:
         raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
     _check_memory(path, math.prod(size), _voxel_bytes(reader, path))
-    spacing = reader.GetSpacing()
-    if not all(math.isfinite(distance) and distance > 0 for distance in spacing):
-        raise InputError(path, f"a voxel spacing of {spacing}", "spacings above 0 mm")
+    _check_geometry(path, ImageGeometry.of(reader))
     return size
+
+
+def _check_geometry(path: Path, geometry: ImageGeometry) -> None:
+    low, high = SPACING_MM
+    if not all(low <= distance <= high for distance in geometry.spacing):
+        raise InputError(path, f"a voxel spacing of {geometry.spacing}", f"spacings of {low} to {high:.0f} mm")
+    if not np.isfinite(geometry.origin).all():
+        raise InputError(path, f"an origin of {geometry.origin}", "finite numbers")
+    axes = np.reshape(geometry.direction, (3, 3))
+    if not np.abs(axes.T @ axes - np.eye(3)).max() < 0.01:
+        raise InputError(path, "axes that are not at right angles", "a direction matrix of three unit vectors at right angles")
 
 
 def read_image(path: Path | str) -> sitk.Image:
@@ -227,54 +253,89 @@ def read_image(path: Path | str) -> sitk.Image:
     Raises:
         InputError: as `read_header` does, or the voxels are truncated or damaged.
     """
-    path = Path(path)
-    files = _files_of(path)
-    _checked_size(path, files)
-    reader: sitk.ImageFileReader | sitk.ImageSeriesReader
-    if path.is_dir():
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(files)
-    else:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+    return _read(Path(path), [])
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(path, f"it cannot be read ({error.strerror})", "a file or folder that can be read") from error
+
+
+def _read(path: Path, warnings: list[str]) -> sitk.Image:
+    """As `read_image`; what is odd and no reason to stop is added to `warnings`."""
+    with _readable(path):
+        files = _files_of(path)
+        needed = math.prod(_checked_size(path, files)) * _voxel_bytes(_file_information(path, files[0]), path)
     with ThreadPoolExecutor(1) as beside:  # both run at once, so that the check costs little time
-        check = beside.submit(check_payload, path)
+        check = beside.submit(check_payload, path, needed)
         try:
-            with _native_messages() as messages:
-                image = reader.Execute()
+            with captured_stderr() as messages:
+                image = _series(path, files, warnings) if len(files) > 1 else _file_reader(path, files[0]).Execute()
         except RuntimeError as error:
             check.result()
-            raise InputError(path, f"its voxels cannot be read ({_reason(error, messages)})", "a whole file") from error
+            raise InputError(path, f"its voxels cannot be read{_reason(path, error, messages)}", "a whole file") from error
         check.result()
     complaint = " ".join(messages)
     if "Uncompress failed" in complaint or "not read completely" in complaint:
-        raise InputError(path, f"its voxels are damaged ({complaint})", "a whole file")
+        raise InputError(path, "its voxels are damaged", "a whole file")
     if complaint:
-        logger.info("%s: %s", path, complaint)
-    _check_slice_distances(image, path, files)
+        logger.info("%s: the reader complained%s", printable(str(path)), _reason(path, None, messages))
     return image
 
 
-def _file_information(path: Path) -> sitk.ImageFileReader:
-    if not path.exists():
-        raise InputError(path, "no such file", FORMATS)
-    if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", ".dcm", ".ima"):
-        raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
-    if path.stat().st_size == 0:
-        raise InputError(path, "the file is empty", FORMATS)
+def _file_reader(path: Path, file: str) -> sitk.ImageFileReader:
+    """A reader for one file, which is `path` itself or a slice in that folder."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        with _native_messages() as messages:
-            reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(path, f"not an image that can be read ({_reason(error, messages)})", FORMATS) from error
+    reader.SetFileName(file)
+    reader.SetImageIO(DICOM_READER if path.is_dir() else _reader_name(path))
     return reader
 
 
-def _reason(error: RuntimeError, messages: list[str]) -> str:
-    """What the library printed, which says more, or else the last line that it raised: those before name source files."""
-    return messages[0] if messages else str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]
+def _series(folder: Path, files: tuple[str, ...], warnings: list[str]) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    reader.SetImageIO(DICOM_READER)
+    reader.SetMetaDataDictionaryArrayUpdate(True)
+    image = reader.Execute()
+    warnings += dicom.check_slices(folder, dicom.slices_of(reader, len(files)))
+    return image
+
+
+def _reader_name(path: Path) -> str:
+    return IMAGE_READERS.get(path.suffix.lower(), DICOM_READER)
+
+
+def _file_information(path: Path, file: str) -> sitk.ImageFileReader:
+    """A reader that has read the header of one file, which is `path` itself or a slice in that folder."""
+    if path == Path(file):
+        if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
+            raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
+        if not path.is_file():
+            raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)
+        if path.stat().st_size == 0:
+            raise InputError(path, "the file is empty", FORMATS)
+        check_references(path)
+    reader = _file_reader(path, file)
+    try:
+        with captured_stderr() as messages:
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(path, f"not an image that can be read{_reason(path, error, messages)}", FORMATS) from error
+    return reader
+
+
+def _reason(path: Path, error: RuntimeError | None, messages: list[str]) -> str:
+    """What the library printed, which says more, or else the last line that it raised: those before name source files.
+
+    What it quotes from the file is left out, for it may name the patient; and DICOM's reader quotes without quotation marks.
+    """
+    if path.is_dir() or _reader_name(path) == DICOM_READER:
+        return ""
+    text = messages[0] if messages else str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]
+    return " ({})".format(re.sub(r'".*"', '"..."', text))
 
 
 def _voxel_bytes(reader: sitk.ImageFileReader, path: Path) -> int:
@@ -329,41 +390,11 @@ def _check_memory(path: Path, voxels: int, voxel_bytes: int) -> None:
 
 def _files_of(path: Path) -> tuple[str, ...]:
     """A file itself, or the files of the one DICOM series in a folder, in the order of their slices."""
-    if not path.is_dir():
-        return (str(path),)
-    with _native_messages():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-        if len(series) != 1:
-            raise InputError(path, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
-        return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
-
-
-def _check_slice_distances(image: sitk.Image, path: Path, files: tuple[str, ...]) -> None:
-    """A DICOM series with a slice missing would be stretched silently; rounded positions are let pass."""
-    if not image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-        return
-    normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
-    gaps = np.diff([float(normal @ _file_information(Path(file)).GetOrigin()) for file in files])
-    if np.ptp(gaps) > 0.1 * abs(np.median(gaps)):
-        found = f"slice distances from {np.abs(gaps).min():.2f} to {np.abs(gaps).max():.2f} mm"
-        raise InputError(path, found, "evenly spaced slices")
-
-
-@contextlib.contextmanager
-def _native_messages() -> Iterator[list[str]]:
-    """Collect what the readers' C++ code prints on stderr: it says there, and nowhere else, that a payload was damaged."""
-    messages: list[str] = []
-    with tempfile.TemporaryFile() as capture:
-        stderr = os.dup(2)
-        os.dup2(capture.fileno(), 2)
-        try:
-            yield messages
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            capture.seek(0)
-            lines = capture.read().decode(errors="replace").splitlines()
-            messages.extend(line.strip() for line in lines if line.strip())
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # the library would end the process
+        raise InputError(path, "the name is not valid UTF-8", "a name in UTF-8") from None
+    return dicom.series_files(path) if path.is_dir() else (str(path),)
 
 
 def _labels_on_grid(mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]) -> npt.NDArray[np.uint8]:

@@ -16,8 +16,16 @@ from model.scan import ImageGeometry, Orientation, Scan, available_memory, read_
 from test.phantom import LUNG_HU, Phantom
 
 
-def write_dicom_series(image: sitk.Image, folder: Path, *, without: int | None = None, slope: float = 1) -> Path:
-    """Write one file a slice, as a scanner does: stored values are HU / slope."""
+def write_dicom_series(
+    image: sitk.Image,
+    folder: Path,
+    *,
+    without: int | None = None,
+    slope: float = 1,
+    intercept: float = 0,
+    tags: Callable[[int], dict[str, str]] = lambda _: {},
+) -> Path:
+    """Write one file a slice, as a scanner does: stored values are (HU - intercept) / slope; `tags` adds some to a slice."""
     folder.mkdir(parents=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -25,7 +33,7 @@ def write_dicom_series(image: sitk.Image, folder: Path, *, without: int | None =
     for index in range(image.GetDepth()):
         if index == without:
             continue
-        section = sitk.Cast(image[:, :, index] / slope, sitk.sitkInt16)
+        section = sitk.Cast((image[:, :, index] - intercept) / slope, sitk.sitkInt16)
         position = image.TransformIndexToPhysicalPoint((0, 0, index))
         for tag, value in {
             "0008|0060": "CT",
@@ -36,7 +44,8 @@ def write_dicom_series(image: sitk.Image, folder: Path, *, without: int | None =
             "0020|0032": "\\".join(map(str, position)),
             "0020|0037": "\\".join(str(direction[place]) for place in (0, 3, 6, 1, 4, 7)),
             "0028|1053": str(slope),
-            "0028|1052": "0",
+            "0028|1052": str(intercept),
+            **tags(index),
         }.items():
             section.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{index:04d}.dcm"))

@@ -1,0 +1,36 @@
+"""What the readers' C++ code prints on stderr: it says there, and nowhere else, that a file was damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[list[str]]:
+    """Collect the lines that native code prints on stderr during the block; the list is filled when it ends.
+
+    The lines may quote the file, and so a patient's name: they are for decisions, not for logs.
+    """
+    lines: list[str] = []
+    with _buffer() as capture:
+        stderr = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            capture.seek(0)
+            text = capture.read().decode(errors="replace")
+            lines.extend(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _buffer() -> BinaryIO:
+    """In memory where the system can, so that a full or missing temporary folder does not stop a run."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()

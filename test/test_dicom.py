@@ -1,0 +1,126 @@
+"""DICOM series: what the reader underneath passes on without a word is refused or reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model.dicom import check_slices, series_files
+from model.errors import InputError
+from model.scan import Scan, read_header, read_image
+from test.phantom import Phantom
+from test.test_scan import write_dicom_series
+
+POSITION, ORIENTATION, PIXEL_SPACING, INTERCEPT, SLOPE = "0020|0032", "0020|0037", "0028|0030", "0028|1052", "0028|1053"
+
+
+def slices(count: int = 5, *, aside_mm: float = 0.0) -> list[dict[str, str]]:
+    """Tags of slices 2 mm apart, each shifted by `aside_mm` towards the back, as gantry tilt does."""
+    return [
+        {
+            "0010|0020": "4711 ",
+            "0020|000d": "1.2.3",
+            "0020|0052": "1.2.4",
+            POSITION: f"-150\\{-120 + aside_mm * index}\\{2 * index}",
+            ORIENTATION: "1\\0\\0\\0\\1\\0",
+            PIXEL_SPACING: "0.7\\0.7",
+            INTERCEPT: "-1024",
+            SLOPE: "1",
+        }
+        for index in range(count)
+    ]
+
+
+def test_evenly_spaced_slices_of_one_scan_pass() -> None:
+    assert check_slices(Path("series"), slices()) == []
+    plain = [{tag: section[tag] for tag in (POSITION, ORIENTATION, PIXEL_SPACING)} for section in slices()]
+    assert check_slices(Path("series"), plain) == []
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "message"),
+    [
+        ("0010|0020", "4712", "slices of more than one patient"),
+        ("0020|000d", "1.2.9", "slices of more than one study"),
+        ("0020|0052", "1.2.9", "slices of more than one frame of reference"),
+        (PIXEL_SPACING, "0.8\\0.8", "slices that differ in their pixel spacing"),
+        (SLOPE, "2", "slices that differ in their rescale slope"),
+        (INTERCEPT, "-1000", "slices that differ in their rescale intercept"),
+        (ORIENTATION, "0\\1\\0\\1\\0\\0", "slices that differ in their orientation"),
+        (PIXEL_SPACING, "", "slices whose pixel spacing is missing or cannot be read"),
+        (PIXEL_SPACING, "0.7", "slices whose pixel spacing is missing or cannot be read"),
+        (SLOPE, "one", "slices whose rescale slope is missing or cannot be read"),
+        (INTERCEPT, "nan", "slices whose rescale intercept is missing or cannot be read"),
+        (ORIENTATION, "", "slices whose orientation is missing or cannot be read"),
+        (POSITION, "0\\0", "slices whose position is missing or cannot be read"),
+        (POSITION, "-150\\-120\\5", r"slice distances from 1\.00 to 3\.00 mm; expected evenly spaced slices"),
+    ],
+)
+def test_one_slice_that_is_of_another_scan_or_cannot_be_placed_is_refused(tag: str, value: str, message: str) -> None:
+    odd = slices()
+    odd[2][tag] = value
+    with pytest.raises(InputError, match=f"^series: {message}") as refused:
+        check_slices(Path("series"), odd)
+    assert "4711" not in str(refused.value)
+    assert "4712" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "message"),
+    [
+        (SLOPE, "0", "a rescale slope of 0"),
+        (ORIENTATION, "1\\0\\0\\0.5\\0.8\\0", "an orientation whose axes are not at right angles"),
+        (ORIENTATION, "0\\0\\0\\0\\0\\0", "an orientation whose axes are not at right angles"),
+    ],
+)
+def test_what_no_slice_may_have_is_refused(tag: str, value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_slices(Path("series"), [section | {tag: value} for section in slices()])
+
+
+def test_gantry_tilt_is_reported_with_its_angle() -> None:
+    (warning,) = check_slices(Path("series"), slices(aside_mm=2 * np.tan(np.deg2rad(12))))
+    assert "tilted by 12.0 degrees" in warning
+    assert check_slices(Path("series"), slices(aside_mm=2 * np.tan(np.deg2rad(0.4)))) == []
+
+
+def test_gantry_tilt_of_a_series_is_a_warning_of_the_scan(phantom: Phantom, tmp_path: Path) -> None:
+    ct, mask = phantom.images()
+    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
+    folder = write_dicom_series(
+        ct, tmp_path / "series", tags=lambda index: {POSITION: f"-150\\{-120 + index}\\{700 + 5 * index}"}
+    )
+    scan = Scan.read(folder, tmp_path / "mask.mha")
+    assert "tilted by 11.3 degrees" in scan.warnings[0]
+
+
+@pytest.mark.parametrize("place", [0, 10, -1])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5])
+def test_a_series_of_which_one_file_was_copied_in_part_is_refused(
+    phantom: Phantom, tmp_path: Path, place: int, share: float
+) -> None:
+    """At either end of a series nothing but the file itself tells that a slice is missing."""
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    path = sorted(folder.iterdir())[place]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=r"\.dcm: the file is damaged, or no slice of the series beside it"):
+        read_header(folder)
+
+
+def test_files_that_are_no_slices_may_lie_in_the_folder(phantom: Phantom, tmp_path: Path) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    for name in ("README", ".hidden.dcm", "notes.txt"):
+        (folder / name).write_text("not a slice")
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert len(series_files(folder)) == phantom.lungs.shape[0]
+
+
+def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: Path) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    for path in sorted(folder.iterdir()):
+        path.rename(folder / f"1.2.840.113619.2.55.{int(path.stem)}")
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(folder)), phantom.hounsfield)

@@ -1,0 +1,184 @@
+"""Files whose header and voxels do not belong together, or that lead somewhere else, are never read as a scan."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model.errors import InputError, printable
+from model.scan import read_header, read_image
+
+PATIENT = "DOE^JANE"
+
+
+@pytest.fixture(scope="module")
+def image() -> sitk.Image:
+    return sitk.GetImageFromArray(np.random.default_rng(0).integers(-1000, 1000, (20, 30, 40)).astype(np.int16))
+
+
+def edited(image: sitk.Image, path: Path, *edits: tuple[str, str], compressed: bool = False) -> Path:
+    """Write an image, then replace text in its header."""
+    sitk.WriteImage(image, str(path), compressed)
+    content = path.read_bytes()
+    for old, new in edits:
+        assert old.encode() in content, old
+        content = content.replace(old.encode(), new.encode(), 1)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "size"), [(".mha", "DimSize = 40 30 {}"), (".nrrd", "sizes: 40 30 {}"), (".mhd", "DimSize = 40 30 {}")]
+)
+@pytest.mark.parametrize("slices", [10, 30])
+def test_a_header_that_asks_for_other_slices_than_there_are_is_refused(
+    image: sitk.Image, tmp_path: Path, suffix: str, size: str, slices: int, compressed: bool
+) -> None:
+    """Fewer would be dropped in silence, and more were seen to be filled up with whatever is in memory."""
+    path = edited(image, tmp_path / f"ct{suffix}", (size.format(20), size.format(slices)), compressed=compressed)
+    with pytest.raises(InputError, match=r"its voxels (are damaged or cut off|cannot be read)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_file_with_more_slices_than_its_header_says_is_refused(image: sitk.Image, tmp_path: Path, suffix: str) -> None:
+    sitk.WriteImage(image, str(tmp_path / "whole.nii"))
+    content = bytearray((tmp_path / "whole.nii").read_bytes())
+    content[46] = 10  # the fourth of eight 16-bit numbers from byte 40 on: slices
+    path = tmp_path / f"ct{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(InputError, match=r"24000 bytes more than the 24352 that its header speaks of"):
+        read_image(path)
+
+
+def test_an_element_type_of_another_size_is_refused(image: sitk.Image, tmp_path: Path) -> None:
+    path = edited(image, tmp_path / "ct.mha", ("MET_SHORT", "MET_CHAR"), compressed=True)
+    with pytest.raises(InputError, match="24000 bytes more"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("field", ["ElementToIntensityFunctionSlope = 2", "ElementToIntensityFunctionOffset = -1024"])
+def test_an_intensity_function_that_would_be_ignored_is_refused(image: sitk.Image, tmp_path: Path, field: str) -> None:
+    path = edited(image, tmp_path / "ct.mha", ("ElementType", f"{field}\nElementType"))
+    with pytest.raises(InputError, match="scales the values by an intensity function"):
+        read_image(path)
+    unity = edited(image, tmp_path / "ct.mha", ("ElementType", "ElementToIntensityFunctionSlope = 1\nElementType"))
+    assert read_image(unity).GetSize() == (40, 30, 20)
+
+
+OTHER_FILES = (
+    "/dev/zero",
+    "/etc/passwd",
+    "../voxels.raw",
+    "folder/../../voxels.raw",
+    "nowhere.raw",
+    "part%02d.raw 0 19 1",
+    "LIST",
+)
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("suffix", [".mhd", ".nrrd"])
+def test_voxels_are_read_only_from_a_file_beside_the_header(image: sitk.Image, tmp_path: Path, suffix: str, name: str) -> None:
+    folder = tmp_path / "input"
+    (folder / "folder").mkdir(parents=True)
+    (tmp_path / "voxels.raw").write_bytes(sitk.GetArrayFromImage(image).tobytes())
+    for number in range(20):
+        (folder / f"part{number:02d}.raw").write_bytes(sitk.GetArrayFromImage(image)[number].tobytes())
+    path = folder / f"ct{suffix}"
+    if suffix == ".mhd":
+        edited(image, path, ("ElementDataFile = ct.raw", f"ElementDataFile = {name}"))
+    else:
+        sitk.WriteImage(image, str(path))
+        header = path.read_bytes().partition(b"\n\n")[0]
+        path.write_bytes(header + f"\ndata file: {name}\n\n".encode())
+    with pytest.raises(InputError, match="its header names voxels that lie elsewhere, in several files, or nowhere"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["ElementDataFile: {}", "\tElementDataFile={}", "Comment = ElementDataFile\nElementDataFile = {}"]
+)
+def test_no_spelling_of_the_field_leads_elsewhere(image: sitk.Image, tmp_path: Path, spelling: str) -> None:
+    path = edited(image, tmp_path / "ct.mhd", ("ElementDataFile = ct.raw", spelling.format("/etc/passwd")))
+    with pytest.raises(InputError, match="names voxels that lie elsewhere"):
+        read_image(path)
+
+
+def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(image: sitk.Image, tmp_path: Path) -> None:
+    path = edited(image, tmp_path / "ct.mhd", ("ct.raw", "pipe.raw"))
+    os.mkfifo(tmp_path / "pipe.raw")
+    os.mkfifo(tmp_path / "ct.nii")
+    with pytest.raises(InputError, match="names voxels that lie elsewhere"):
+        read_header(path)
+    with pytest.raises(InputError, match="not a file"):
+        read_header(tmp_path / "ct.nii")
+
+
+@pytest.mark.parametrize("name", ["voxels of Jürgen 日本.raw", "a  b.raw"])
+def test_voxels_beside_the_header_are_read_whatever_their_name(image: sitk.Image, tmp_path: Path, name: str) -> None:
+    path = edited(image, tmp_path / "ct.mhd", ("ct.raw", name))
+    (tmp_path / "ct.raw").rename(tmp_path / name)
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(path)), sitk.GetArrayFromImage(image))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("TransformMatrix = 1 0 0", "TransformMatrix = 0 0 0", "axes that are not at right angles"),
+        ("TransformMatrix = 1 0 0", "TransformMatrix = 1 0.5 0", "axes that are not at right angles"),
+        ("TransformMatrix = 1 0 0", "TransformMatrix = 2 0 0", "axes that are not at right angles"),
+        ("ElementSpacing = 1 1 1", "ElementSpacing = 1 1 1e-9", "a voxel spacing of"),
+        ("ElementSpacing = 1 1 1", "ElementSpacing = 1e9 1 1", "a voxel spacing of"),
+        ("ElementSpacing = 1 1 1", "ElementSpacing = -1 1 1", "a voxel spacing of"),
+    ],
+)
+def test_a_grid_that_no_scanner_makes_is_refused(image: sitk.Image, tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_header(edited(image, tmp_path / "ct.mha", (old, new)))
+
+
+def test_an_origin_that_is_no_number_is_refused(image: sitk.Image, tmp_path: Path) -> None:
+    sitk.WriteImage(image, str(tmp_path / "ct.nii"))
+    content = bytearray((tmp_path / "ct.nii").read_bytes())
+    for place in (268, 292):  # where both of NIfTI's transforms have their x
+        struct.pack_into("<f", content, place, float("nan"))
+    (tmp_path / "ct.nii").write_bytes(content)
+    with pytest.raises(InputError, match=r"an origin of \(.*nan.*\); expected finite numbers"):
+        read_header(tmp_path / "ct.nii")
+
+
+def test_a_file_is_read_as_what_its_name_says_and_nothing_else(image: sitk.Image, tmp_path: Path) -> None:
+    sitk.WriteImage(image, str(tmp_path / "ct.vtk"))
+    (tmp_path / "ct.vtk").rename(tmp_path / "ct.mha")
+    with pytest.raises(InputError, match="not an image that can be read"):
+        read_header(tmp_path / "ct.mha")
+
+
+def test_what_a_reader_quotes_from_a_header_is_not_repeated(image: sitk.Image, tmp_path: Path) -> None:
+    path = edited(image, tmp_path / "ct.nrrd", ("type: short", f"type: {PATIENT}"))
+    with pytest.raises(InputError, match=r'couldn\'t parse type "\.\.\."') as refused:
+        read_header(path)
+    assert PATIENT not in str(refused.value)
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_it_reaches_the_reader(image: sitk.Image, tmp_path: Path) -> None:
+    sitk.WriteImage(image, str(tmp_path / "ct.mha"))
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/scan\xff.mha"))
+    (tmp_path / "ct.mha").rename(path)
+    for read in (read_header, read_image):
+        with pytest.raises(InputError, match=r"scan\\udcff\.mha: the name is not valid UTF-8"):
+            read(path)
+
+
+def test_an_error_is_one_printable_line_that_keeps_the_names_spaces() -> None:
+    message = str(InputError("a  b\n\x1b[31mc\u202e.mha", "two\nlines", "one"))
+    assert message == r"a  b\n\x1b[31mc\u202e.mha: two lines; expected one"
+    assert printable("Größe 日本.mha") == "Größe 日本.mha"
