@@ -36,7 +36,9 @@ def system_packages() -> list[dict[str, Any]]:
     """Components for Debian's packages; none on a system without dpkg."""
     template = "${Package}\t${Version}\t${Architecture}\n"
     try:
-        listed = subprocess.run(["dpkg-query", "--show", f"--showformat={template}"], check=True, capture_output=True, text=True)
+        listed = subprocess.run(
+            ["dpkg-query", "--show", f"--showformat={template}"], check=True, capture_output=True, text=True
+        )
     except FileNotFoundError:
         return []
     components = []
