@@ -54,7 +54,7 @@ class Regions:
             present = set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()) - {0}
             if present <= set(LOBES.values()):
                 return cls(labels, _lobe_members(present), box)
-        sides = _sides(lung, scan.spacing)
+        sides = tell_sides(lung, scan.spacing)
         if sides is None:
             return cls(lung.astype(np.uint8), {"both": (1,)}, box)
         return cls(sides, {"right": (RIGHT,), "left": (LEFT,)}, box)
@@ -66,8 +66,8 @@ def _lobe_members(present: set[int]) -> dict[str, tuple[int, ...]]:
     return {name: labels for name, labels in sides.items() if labels} | {name: (label,) for name, label in lobes.items()}
 
 
-def _sides(lung: npt.NDArray[np.bool_], spacing: tuple[float, float, float]) -> npt.NDArray[np.uint8] | None:
-    """Label the right lung 1 and the left 2 (z, y, x in the patient's frame, so that right is at low x), or give up.
+def tell_sides(lung: npt.NDArray[np.bool_], spacing: tuple[float, float, float]) -> npt.NDArray[np.uint8] | None:
+    """Label the right lung 1 and the left 2 (z, y, x in the patient's frame, so that right is at low x), or give up (None).
 
     Works on every few-th voxel. Lungs that touch, as they do at the anterior junction, are eroded until they part; each
     voxel then goes to the nearer of the two.
