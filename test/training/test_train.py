@@ -161,8 +161,8 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
     path = write_manifest(manifest.parent / "voxels.csv", rows)
     output = tmp_path / "voxels"
     options = ("--supervision", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
-    options += ("--tile", "64", "96", "80")
-    assert train.main(command(path, output, *options)) == 0
+    tile = ("--tile", "64", "96", "80")
+    assert train.main(command(path, output, *options, *tile)) == 0
     with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
         header = next(csv.reader(stream))
     assert {"train/dice_centrilobular", "train/cross_entropy_paraseptal", "train/extent_centrilobular"} <= set(header)

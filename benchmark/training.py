@@ -1,0 +1,145 @@
+"""Show how many samples a second the training step and the data pipeline manage apart, and which of the two waits.
+
+Usage: python benchmark/training.py [--base-width 16] [--batch 2] [--tile Z Y X] [--workers 2] [--steps 5] [--json]
+
+Prepared cases are made up and kept in a temporary folder; the network is drawn at random. A sample is a whole scan, or
+with --tile one tile of a scan, with truth maps, augmented as in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model.fleischner import SUBTYPES
+from model.network import INPUT_SHAPE, MAP_SHAPE, BackboneName, NetworkConfig, build_network
+from model.preprocessing import PAPER as PAPER_PROFILE
+from model.subtyping import DeviceName, choose_device, choose_precision
+from model.training.augmentation import AugmentationRanges
+from model.training.cache import PreparedCase, cache_path, write_case
+from model.training.dataset import Batch, CohortDataset, Draw, stacked
+from model.training.loop import dense_logits
+from model.training.manifest import Scores, TrainingCase
+from model.training.recipes import PAPER
+from model.training.strategies import RegressionStrategy
+
+CASES = 4
+WARM_UP = 2
+
+
+def made_up_cases(folder: Path) -> list[TrainingCase]:
+    """A few prepared cases in a cache, of noise in two boxes of lung."""
+    generator = torch.Generator().manual_seed(0)
+    lung = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
+    lung[8:-8, 24:-24, 16:128] = True
+    lung[8:-8, 24:-24, 160:-16] = True
+    cases = []
+    for place in range(CASES):
+        scan = folder / f"{place}.mha"
+        scan.touch()
+        case = TrainingCase(str(place), scan, scan, Scores(3, 1), "train", (scan, scan), None)
+        image = torch.randint(0, 256, INPUT_SHAPE, dtype=torch.uint8, generator=generator)
+        truth = torch.randint(0, 256, (len(SUBTYPES), *MAP_SHAPE), dtype=torch.uint8, generator=generator)
+        prepared = PreparedCase(image, 0.0, 1.0, lung, None, lung & (image < 20), truth, (300.0, 250.0, 350.0), 5.0, None)
+        write_case(prepared, cache_path(case, PAPER_PROFILE, folder))
+        cases.append(case)
+    return cases
+
+
+def pipeline_rate(dataset: CohortDataset, batch: int, workers: int, batches: int) -> float:
+    """Samples a second that `workers` processes prepare when nobody else works."""
+    draws = [Draw(place % CASES, 0, place // CASES) for place in range(batch * (batches + WARM_UP))]
+    loader = DataLoader(dataset, batch_size=batch, sampler=draws, num_workers=workers, collate_fn=stacked)
+    start = 0.0
+    for index, _ in enumerate(loader):
+        if index == WARM_UP - 1:
+            start = time.perf_counter()
+    return batch * batches / (time.perf_counter() - start)
+
+
+def step_rate(
+    config: NetworkConfig, sample: Batch, device: torch.device, precision: torch.dtype, batch: int, steps: int
+) -> float:
+    """Samples a second of the training step alone, median over steps."""
+    network = build_network(config).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    strategy = RegressionStrategy(PAPER, (torch.ones(6), torch.ones(3)), "voxels").to(device)
+    optimiser = torch.optim.Adam(network.parameters(), PAPER.learning_rate)
+    columns = (None if part is None else part.to(device) for part in stacked([sample] * batch))
+    samples = Batch(*columns)  # type: ignore[arg-type]
+    seconds = []
+    for _ in range(steps + WARM_UP):
+        start = time.perf_counter()
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            logits = dense_logits(network, samples.image)
+            loss = torch.stack(list(strategy.terms(logits, samples).values())).sum(dim=0).mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return batch / statistics.median(seconds[WARM_UP:])
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure both; samples a second, and GB of GPU memory at the most."""
+    device, _ = choose_device(options.device)
+    precision = choose_precision("auto", device)
+    tile = None if options.tile is None else tuple(options.tile)
+    config = NetworkConfig(options.backbone, "regression", options.base_width)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = made_up_cases(Path(folder))
+        dataset = CohortDataset(
+            cases, PAPER_PROFILE, Path(folder), ranges=AugmentationRanges(), with_truth=True, tile=cast(Any, tile)
+        )
+        pipeline = pipeline_rate(dataset, options.batch, options.workers, options.steps)
+        step = step_rate(config, dataset[Draw(0, 0, 0)], device, precision, options.batch, options.steps)
+    result: dict[str, Any] = {
+        "device": device.type,
+        "precision": str(precision).removeprefix("torch."),
+        "sample": "tile of " + " x ".join(map(str, tile)) if tile else "whole scan",
+        "network": f"{options.backbone}, base width {options.base_width}",
+        "batch": options.batch,
+        "pipeline_samples_per_second": round(pipeline, 3),
+        "step_samples_per_second": round(step, 3),
+        "waits": "the step for the pipeline" if pipeline < step else "the pipeline for the step",
+    }
+    if device.type == "cuda":
+        result["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Rates of the training step and of the data pipeline.")
+    parser.add_argument("--backbone", choices=get_args(BackboneName), default="resnet34")
+    parser.add_argument("--base-width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--tile", type=int, nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = measure(options)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        width = max(map(len, result))
+        for name, value in result.items():
+            print(f"{name:<{width}}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
