@@ -27,7 +27,8 @@ def sample(augmentation: Augmentation, tile: Tile | None) -> Batch:
 
 def cut(volume: torch.Tensor, tile: Tile, stride: int) -> torch.Tensor:
     ranges = zip(tile.start, tile.shape, strict=True)
-    return volume[(..., *(slice(start // stride, (start + size) // stride) for start, size in ranges))]
+    z, y, x = (slice(start // stride, (start + size) // stride) for start, size in ranges)
+    return volume[..., z, y, x]
 
 
 @pytest.mark.parametrize("augmentation", [UNMOVED, FLIPPED, TURNED])
