@@ -1,0 +1,255 @@
+"""Time process.py stage by stage, from process start to exit, beside the least that the machine needs for it.
+
+Usage: python benchmark/inference.py --lungs MASK [--runs 3] [--profile released] [--base-width 64] [--json]
+       python benchmark/inference.py --lungs MASK --growth      # against the number of voxels
+       python benchmark/inference.py --lungs MASK --many 4      # several scans in one run, against one after another
+
+The case is made from MASK: -860 HU inside, 40 HU around it, noise. The network is ResNet-34 with random weights: time does not
+depend on them. Figures are medians over the runs; every run is a process of its own.
+
+The floor is measured in the same run: importing torch, reading the CT with SimpleITK, and the network's arithmetic at the rate
+of a matrix product of 4096 x 4096 x 4096 in the same precision. What no floor is given for could be free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark.complexity import measure
+from model.network import NetworkConfig
+from model.preprocessing import PROFILES
+from model.subtyping import choose_device, choose_precision
+from model.weights import untrained_bundle, write_bundle
+
+LUNG_HU, BODY_HU, NOISE_HU = -860, 40, 30
+STAGE_LINE = re.compile(r"^\d\d:\d\d:\d\d (\S+(?: \S+)*?) +(\d+\.\d\d) s$")
+STAGES = ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write")
+GROWTH = (0.25, 0.5, 1.0, 2.0, 4.0)
+MATRIX = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of process.py: seconds of each stage and from process start to exit, and peak memory in GB."""
+
+    stages: dict[str, float]
+    seconds: float
+    gigabytes: float
+
+
+def write_case(mask: sitk.Image, folder: Path, name: str) -> None:
+    """Lay out a case as the platform does; files are compressed, as the platform's are."""
+    lungs = sitk.GetArrayFromImage(mask) > 0
+    noise = np.random.default_rng(0).standard_normal(lungs.shape, np.float32) * NOISE_HU
+    ct = sitk.GetImageFromArray((np.where(lungs, LUNG_HU, BODY_HU) + noise).astype(np.int16))
+    ct.CopyInformation(mask)
+    for kind, image in (("ct", ct), ("lungs", mask)):
+        path = folder / "images" / kind / f"{name}.mha"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def resized(mask: sitk.Image, factor: float) -> sitk.Image:
+    """The mask with `factor` times as many voxels in the same space."""
+    size = [max(round(count * factor ** (1 / 3)), 1) for count in mask.GetSize()]
+    spacing = [old * count / new for old, count, new in zip(mask.GetSpacing(), mask.GetSize(), size, strict=True)]
+    return sitk.Resample(mask, size, sitk.Transform(), sitk.sitkNearestNeighbor, mask.GetOrigin(), spacing, mask.GetDirection())
+
+
+def run(case: Path, weights: Path, output: Path) -> Run:
+    """Run process.py once.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    log = output.with_suffix(".log")
+    options = [f"--input={case}", f"--output={output}", f"--weights={weights}"]
+    start = time.perf_counter()
+    with log.open("w") as stream:
+        process = subprocess.Popen([sys.executable, str(ROOT / "process.py"), *options], stdout=stream, stderr=stream)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    text = log.read_text()
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise RuntimeError(f"process.py failed: {text}")
+    stages = dict.fromkeys(STAGES, 0.0)
+    for line in text.splitlines():
+        found = STAGE_LINE.match(line)
+        if found and found[1] in stages:
+            stages[found[1]] += float(found[2])
+    return Run(stages, seconds, usage.ru_maxrss * 1024 / 1e9)
+
+
+def median_run(runs: list[Run]) -> Run:
+    """Medians of every figure."""
+    stages = {name: statistics.median(part.stages[name] for part in runs) for name in STAGES}
+    middle = (statistics.median(getattr(part, figure) for part in runs) for figure in ("seconds", "gigabytes"))
+    return Run(stages, *middle)
+
+
+def import_seconds() -> float:
+    """Seconds of a Python process that imports torch and nothing else."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - start
+
+
+def read_seconds(case: Path) -> float:
+    """Seconds that SimpleITK takes to read the CT."""
+    (path,) = (case / "images" / "ct").iterdir()
+    start = time.perf_counter()
+    sitk.ReadImage(str(path))
+    return time.perf_counter() - start
+
+
+def matrix_rate() -> tuple[float, str]:
+    """Floating-point operations a second of a matrix product on the device and in the precision that inference chooses."""
+    device, _ = choose_device("auto")
+    precision = choose_precision("auto", device)
+    left, right = (torch.randn(MATRIX, MATRIX, device=device, dtype=precision) for _ in range(2))
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * MATRIX**3 / min(seconds), f"{device}, {str(precision).removeprefix('torch.')}"
+
+
+def stage_table(case: Path, weights: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The stages of one case, with floors."""
+    runs, imports, reads = [], [], []
+    for index in range(options.runs):
+        imports.append(import_seconds())
+        reads.append(read_seconds(case))
+        runs.append(run(case, weights, folder / f"output-{index}"))
+    middle = median_run(runs)
+    rate, where = matrix_rate()
+    operations = 2e9 * measure(NetworkConfig("resnet34", "regression", options.base_width)).gmacs
+    floors = {"import": statistics.median(imports), "read": statistics.median(reads), "network": operations / rate}
+    seconds = {"import": middle.seconds - sum(middle.stages.values())} | middle.stages
+    rows = {
+        name: {
+            "seconds": round(value, 2),
+            "share": round(value / middle.seconds, 3),
+            "floor": round(floors[name], 2) if name in floors else None,
+            "ratio": round(value / floors[name], 2) if name in floors else None,
+        }
+        for name, value in seconds.items()
+    }
+    floor = sum(floors.values())
+    rows["in all"] = {
+        "seconds": round(middle.seconds, 2),
+        "share": 1.0,
+        "floor": round(floor, 2),
+        "ratio": round(middle.seconds / floor, 2),
+    }
+    return {
+        "on": where,
+        "matrix_teraflops": round(rate / 1e12, 3),
+        "network_teraflop": round(operations / 1e12, 3),
+        "runs": options.runs,
+        "peak_memory_gb": round(middle.gigabytes, 2),
+        "stages": rows,
+    }
+
+
+def growth_table(mask: sitk.Image, weights: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds and memory against the number of voxels."""
+    rows = []
+    for factor in GROWTH:
+        grown = resized(mask, factor)
+        case = folder / f"case-{factor}"
+        write_case(grown, case, "scan")
+        middle = median_run([run(case, weights, folder / f"output-{factor}-{index}") for index in range(options.runs)])
+        rows.append(
+            {
+                "voxels": float(np.prod(grown.GetSize())),
+                "seconds": round(middle.seconds, 2),
+                "network": middle.stages["network"],
+                "around_the_network": round(middle.seconds - middle.stages["network"], 2),
+                "peak_memory_gb": round(middle.gigabytes, 2),
+            }
+        )
+    return rows
+
+
+def many_table(mask: sitk.Image, weights: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Several scans in one run of process.py, against the sum of the stages that one alone takes."""
+    single, several = folder / "single", folder / "several"
+    write_case(mask, single, "scan0")
+    for index in range(options.many):
+        write_case(mask, several, f"scan{index}")
+    alone = median_run([run(single, weights, folder / f"alone-{index}") for index in range(options.runs)])
+    together = median_run([run(several, weights, folder / f"together-{index}") for index in range(options.runs)])
+    start_up = alone.seconds - sum(alone.stages.values()) + alone.stages["weights"]
+    one, each = alone.seconds - start_up, (together.seconds - start_up) / options.many
+    return {
+        "scans": options.many,
+        "seconds_a_scan_alone": round(one, 2),
+        "seconds_a_scan_together": round(each, 2),
+        "throughput": round(one / each, 2),
+        "peak_memory_gb": round(together.gigabytes, 2),
+    }
+
+
+def printed(rows: list[dict[str, Any]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(rows[0])} |", f"|{' --- |' * len(rows[0])}"]
+    lines += [f"| {' | '.join('' if value is None else str(value) for value in row.values())} |" for row in rows]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time process.py stage by stage, beside the least that the machine needs.")
+    parser.add_argument("--lungs", type=Path, required=True, help="lung mask that the case is made from")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="released")
+    parser.add_argument("--base-width", type=int, default=64)
+    parser.add_argument("--growth", action="store_true", help="against the number of voxels instead")
+    parser.add_argument("--many", type=int, metavar="N", help="N scans in one run instead")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    mask = sitk.ReadImage(str(options.lungs))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        network, metadata = untrained_bundle(base_width=options.base_width, seed=0)
+        weights = folder / "weights"
+        write_bundle(weights, network, replace(metadata, profile=options.profile))
+        if options.growth:
+            result: Any = growth_table(mask, weights, folder, options)
+            text = printed(result)
+        elif options.many:
+            result = many_table(mask, weights, folder, options)
+            text = printed([result])
+        else:
+            write_case(mask, folder / "case", "scan")
+            result = stage_table(folder / "case", weights, folder, options)
+            facts = {key: value for key, value in result.items() if key != "stages"}
+            rows = [{"stage": stage, **row} for stage, row in result["stages"].items()]
+            text = printed(rows) + "\n\n" + "\n".join(f"{key}: {value}" for key, value in facts.items())
+    print(json.dumps(result, indent=2) if options.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
