@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any, get_args
+from types import FrameType
+from typing import Any, NoReturn, get_args
 
 import SimpleITK as sitk
 import torch
@@ -25,7 +28,7 @@ from pandas import DataFrame, Series
 
 from model import __version__, densitometry, grand_challenge
 from model.command_line import OneLineParser
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.grand_challenge import Case, OutputFolder
 from model.preprocessing import MapType
 from model.rendering import DISCLAIMER, preview
@@ -113,7 +116,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             message = str(error)
         except Exception as error:
             self.exit_code = 1
-            message = f"{files.entity}: {unexpected(error)}"
+            message = printable(f"{files.entity}: {unexpected(error)}")
         print(message, file=sys.stderr)
         return failed_result(message, files.entity)
 
@@ -128,13 +131,14 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
 
     def _scored(self, case: Case, is_first: bool) -> dict[str, Any]:
         start = time.perf_counter()
-        logger.info("%s", case.entity)
+        logger.info("%s", printable(case.entity))
         with stage("read"):
             ct, lung_mask = case.files
             scan = Scan.read(ct, lung_mask, lobes=case.lobes)
-        for warning in scan.warnings:
-            logger.info("%s: %s", case.entity, warning)
         subtyping = self.predict(input_image=scan)
+        warnings = [*scan.warnings, *subtyping.warnings]
+        for warning in warnings:
+            logger.info("%s: %s", printable(case.entity), warning)
         with stage("densitometry"):
             metrics = case_metrics(subtyping, *densitometry.measure(scan, subtyping.regions))
         with stage("write"), self._outputs as outputs:
@@ -149,7 +153,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             "entity": case.entity,
             "metrics": metrics,
             "provenance": provenance(self._subtyper),
-            "warnings": list(scan.warnings),
+            "warnings": warnings,
             "error_messages": [],
         }
 
@@ -219,17 +223,18 @@ def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
     """Return the table that is printed at the end of a run."""
     lines = [f"{'entity':<24} {'centrilobular':<32} {'paraseptal':<26} {'LAA-950':>8}"]
     for result in results:
+        entity = printable(result["entity"])
         if result["error_messages"]:
-            lines.append(f"{result['entity']:<24} not scored: {result['error_messages'][0]}")
+            lines.append(f"{entity:<24} not scored: {result['error_messages'][0]}")
             continue
         metrics = result["metrics"]
         cells = [_summary_cell(metrics, prefix) for prefix in ("cle", "pse")]
         laa950 = f"{metrics['laa950_percentage']:.1f} %"
-        lines.append(f"{result['entity']:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
+        lines.append(f"{entity:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
     scored = next((result for result in results if not result["error_messages"]), None)
     if scored:
         lines.append(f"weights: {scored['provenance']['bundle']} (trained on: {scored['provenance']['trained_on']})")
-    lines.append(f"{seconds:.1f} s; written to {output}")
+    lines.append(printable(f"{seconds:.1f} s; written to {output}"))
     lines.append(DISCLAIMER)
     return "\n".join(lines)
 
@@ -292,14 +297,19 @@ def limit_threads() -> None:
 def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     options = parsed_options(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.captureWarnings(True)
+    set_up_logging()
     limit_threads()
     try:
         outputs = OutputFolder(options.output)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    with contextlib.closing(outputs):
+        return run(options, outputs, start)
+
+
+def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int:
+    """Score what the options name into a folder that is this run's alone; return the exit code."""
     try:
         cases = [Case.of(options.ct, options.lung_mask)] if options.ct else grand_challenge.find_cases(options.input)
         with stage("weights"):
@@ -312,14 +322,39 @@ def main(arguments: list[str] | None = None) -> int:
         algorithm.process()
     except Exception as error:
         is_input = isinstance(error, InputError)
-        message = str(error) if is_input else f"{options.output}: {unexpected(error)}"
+        message = str(error) if is_input else printable(f"{options.output}: {unexpected(error)}")
         with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
             outputs.write_results([failed_result(message)])
         print(message, file=sys.stderr)
         return 2 if is_input else 1
-    print(summary(algorithm.results, time.perf_counter() - start, options.output))
+    report(summary(algorithm.results, time.perf_counter() - start, options.output))
     return algorithm.exit_code
 
 
+def set_up_logging() -> None:
+    """Log to stdout, whatever it can encode; a log that cannot be written, as on a full disk, is no reason to lose a result."""
+    logging.raiseExceptions = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.captureWarnings(True)
+
+
+def report(text: str) -> None:
+    """Print the run's last words, and give up stdout where nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+
+
+def stop(number: int, _: FrameType | None) -> NoReturn:
+    """End on a signal as on an error: what is half-written is removed. The exit code is a shell's, 128 + the number."""
+    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     sys.exit(main())

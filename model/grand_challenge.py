@@ -1,7 +1,7 @@
 """The platform's folders: which files are which case, and what is written where. No other module knows these names.
 
 Input: `/input/inputs.json` if the platform wrote one, else folders under `/input/images/`. Output: the score files, the
-activation maps and `results.json`; every file is written beside its place and then renamed, so that it appears whole.
+activation maps and `results.json`, which is written last.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from typing import Any
 
 import SimpleITK as sitk
 
+from model.dicom import SUFFIXES as DICOM_SUFFIXES
 from model.errors import InputError
+from model.native import captured_stderr
 from model.scan import FILE_SUFFIXES, FORMATS
+from model.whole_files import WholeFiles
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")
 MODEL_FOLDER = Path("/opt/ml/model")
 
 INPUTS_FILE = "inputs.json"
+LARGEST_INPUTS_FILE = 1 << 20
 CT_FOLDER = "images/ct"
 MASK_FOLDERS = ("images/lung-mask", "images/pulmonary-lobes", "images/lungs")
 LOBES_FOLDER = "images/pulmonary-lobes"
@@ -37,6 +41,8 @@ MAP_FOLDERS = {
     "paraseptal": "images/paraseptal-emphysema-heatmap",
 }
 PREVIEW_FOLDER = "preview"
+LONGEST_ENTITY = 255 - len(".mha")
+"""In bytes: what file systems take."""
 
 PREDICTIONS_FILE = "predictions.json"
 """What a challenge's evaluation finds in its input: the jobs, whose outputs lie in `JOB/output`."""
@@ -71,10 +77,14 @@ class Case:
         """CT and lung mask.
 
         Raises:
-            InputError: there is no mask for this CT.
+            InputError: there is no mask for this CT, or its name leaves no room for a suffix.
         """
         if self.lung_mask is None:
             raise InputError(self.ct, "no lung mask has the same name", f"{self.entity}.mha beside the other masks")
+        if len(os.fsencode(self.entity)) > LONGEST_ENTITY:
+            raise InputError(
+                self.ct, "the name is too long to name results after", f"at most {LONGEST_ENTITY} bytes before .mha"
+            )
         return self.ct, self.lung_mask
 
 
@@ -94,6 +104,13 @@ def find_cases(folder: Path) -> list[Case]:
         InputError: no such folder, no CT, no mask, several CTs of which none has a mask of its name or two have the same,
             or an `inputs.json` that is none.
     """
+    try:
+        return _cases_in(folder)
+    except OSError as error:
+        raise InputError(folder, f"it cannot be read ({error.strerror})", "a folder that can be read") from error
+
+
+def _cases_in(folder: Path) -> list[Case]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", f"a folder with {CT_FOLDER} and {MASK_FOLDERS[0]}")
     listed = _listed_folders(folder / INPUTS_FILE)
@@ -121,12 +138,14 @@ def _listed_folders(inputs: Path) -> tuple[str, ...]:
 
     The platform calls what it lists an interface or, later, a socket.
     """
-    if not inputs.exists():
+    if not inputs.exists() and not inputs.is_symlink():
         return (CT_FOLDER, *MASK_FOLDERS)
+    if not inputs.is_file() or inputs.stat().st_size > LARGEST_INPUTS_FILE:
+        raise InputError(inputs, "no file, or one too large to be the platform's list of inputs", "a small JSON file")
     try:
         entries = json.loads(inputs.read_text(encoding="utf-8"))
         return tuple((entry.get("interface") or entry["socket"])["relative_path"].strip("/") for entry in entries)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         found = f"not the platform's list of inputs ({type(error).__name__}: {error})"
         raise InputError(inputs, found, "a list of objects with interface.relative_path") from error
 
@@ -137,8 +156,13 @@ def _images_in(folder: Path) -> list[Path]:
         return []
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     images = [path for path in visible if path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES)]
-    dicom = any(path.suffix.lower() in (".dcm", ".ima", "") for path in visible)
-    return images or ([folder] if dicom else [])
+    return images or ([folder] if any(_may_be_dicom(path) for path in visible) else [])
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """By the name alone; many are named by their identifiers, as 1.2.840.10008.1."""
+    suffix = path.suffix.lower()
+    return suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()
 
 
 def map_path(folder: Path, subtype: str, entity: str) -> Path:
@@ -146,47 +170,43 @@ def map_path(folder: Path, subtype: str, entity: str) -> Path:
     return folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
 
 
-class OutputFolder:
+class OutputFolder(WholeFiles):
     """Writes what the platform expects to find; files of one `with` block appear together when it ends, or not at all."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folder if need be, and remove an earlier run's results, so that they cannot be taken for this one's.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or another run is writing there.
         """
-        self.folder = folder
+        super().__init__(folder, (*MAP_FOLDERS.values(), PREVIEW_FOLDER))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             for name in (RESULTS_FILE, *SCORE_FILES.values()):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(folder, f"the output folder cannot be written ({error.strerror})", "a folder") from error
-        self._pending: dict[Path, Path] = {}
-
-    def __enter__(self) -> OutputFolder:
-        return self
-
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        pending, self._pending = self._pending, {}
-        for partial, final in pending.items():
-            if failed:
-                partial.unlink(missing_ok=True)
-            else:
-                partial.replace(final)
+            self.close()
+            raise InputError(folder, f"an earlier run's results cannot be removed ({error.strerror})", "a folder") from error
 
     def discard(self, entity: str) -> None:
         """Remove an earlier run's maps and preview of this entity."""
+        if len(os.fsencode(entity)) > LONGEST_ENTITY:
+            return  # no run can have written them
         for path in (*(map_path(self.folder, name, entity) for name in MAP_FOLDERS), self._preview(entity)):
             path.unlink(missing_ok=True)
 
     def write_map(self, subtype: str, entity: str, image: sitk.Image) -> None:
         """Write the activation map of one subtype as a compressed .mha."""
-        sitk.WriteImage(image, str(self._partial(map_path(self.folder, subtype, entity))), useCompression=True)
+        final = map_path(self.folder, subtype, entity)
+        partial = self.partial(final)
+        try:
+            with captured_stderr():
+                sitk.WriteImage(image, str(partial), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(f"{final}: the map cannot be written ({str(error).rpartition('Reason: ')[2].strip()})") from error
 
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""
-        self._partial(self._preview(entity)).write_bytes(png)
+        self.partial(self._preview(entity)).write_bytes(png)
 
     def write_score(self, subtype: str, score: int, severity: str, percentage: float | None) -> None:
         """Write the score file of one subtype; the percentage is in percent (0 to 100), null from a classification network."""
@@ -198,14 +218,7 @@ class OutputFolder:
 
     def _write_json(self, name: str, content: Any) -> None:
         text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-        self._partial(self.folder / name).write_text(text, encoding="utf-8")
+        self.partial(self.folder / name).write_text(text, encoding="utf-8")
 
     def _preview(self, entity: str) -> Path:
         return self.folder / PREVIEW_FOLDER / f"{entity}.png"
-
-    def _partial(self, final: Path) -> Path:
-        """A place beside `final`, from which it is renamed at the end of the block."""
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".partial-{os.getpid()}-{final.name}")
-        self._pending[partial] = final
-        return partial

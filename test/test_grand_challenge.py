@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,51 @@ def test_inputs_json_says_which_folders_count(tmp_path: Path, key: str) -> None:
     assert case.lung_mask == tmp_path / "images/pulmonary-lobes/a.mha"
 
 
-@pytest.mark.parametrize("content", ["{", "{}x", "[1]", '[{"interface": {}}]', '[{"interface": {"relative_path": 3}}]'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "{}x", "[1]", "7", "null", "[null]", '[{"interface": {}}]', '[{"interface": {"relative_path": 3}}]'),
+        *("[" * 100_000, "[" + "9" * 10_000 + "]"),
+    ],
+    ids=lambda content: content[:40],
+)
 def test_an_inputs_json_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     touch(tmp_path, "images/ct/a.mha", "images/lung-mask/a.mha")
     (tmp_path / "inputs.json").write_text(content)
     with pytest.raises(InputError, match=r"inputs\.json: not the platform's list of inputs"):
         find_cases(tmp_path)
+
+
+def test_an_inputs_json_that_is_no_small_file_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/lung-mask/a.mha")
+    path = tmp_path / "inputs.json"
+    makers = (path.mkdir, lambda: os.mkfifo(path), lambda: path.symlink_to("nowhere"), lambda: path.write_bytes(bytes(1 << 21)))
+    for make in makers:
+        make()
+        with pytest.raises(InputError, match=r"inputs\.json: no file, or one too large"):
+            find_cases(tmp_path)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("place", ["../images/ct", "images/../images/ct", "images/ct/../../../etc"])
+def test_inputs_json_leads_to_no_folder_but_the_known_ones(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/lung-mask/a.mha")
+    (tmp_path / "inputs.json").write_text(json.dumps([interface("interface", "ct", place)]))
+    with pytest.raises(InputError, match="there is no CT"):
+        find_cases(tmp_path)
+
+
+def test_a_folder_of_slices_named_by_their_identifiers_is_a_series(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/1.2.840.10008.1", "images/ct/1.2.840.10008.2", "images/lung-mask/m.mha")
+    assert find_cases(tmp_path)[0].ct == tmp_path / "images/ct"
+
+
+def test_a_name_that_leaves_no_room_for_a_suffix_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, f"images/ct/{'n' * 255}/1.dcm", "images/lung-mask/m.mha")
+    (case,) = find_cases(tmp_path)
+    with pytest.raises(InputError, match="the name is too long to name results after; expected at most 251 bytes"):
+        _ = case.files
+    OutputFolder(tmp_path / "out").discard(case.entity)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +182,7 @@ def test_an_earlier_runs_results_are_not_left_behind(tmp_path: Path) -> None:
         outputs.write_score("paraseptal", 0, "absent", 0.0)
         outputs.write_preview("a", b"png")
         outputs.write_preview("b", b"png")
+    outputs.close()
     again = OutputFolder(tmp_path)
     again.discard("a")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["b.png"]

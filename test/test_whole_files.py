@@ -1,0 +1,131 @@
+"""Files appear whole or not at all, and no two runs share a folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.errors import InputError
+from model.whole_files import WholeFiles
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_files_have_their_names_only_when_the_block_ends(tmp_path: Path) -> None:
+    with WholeFiles(tmp_path) as files:
+        files.partial(tmp_path / "a.txt").write_text("a")
+        files.partial(tmp_path / "deep" / "er" / "b.txt").write_text("b")
+        assert not (tmp_path / "a.txt").exists()
+    assert files_in(tmp_path) == ["a.txt", "deep/er/b.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_block_that_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "a.txt").write_text("earlier")
+    files = WholeFiles(tmp_path)
+
+    def fail() -> None:
+        with files:
+            files.partial(tmp_path / "a.txt").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert files_in(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "earlier"
+
+
+def test_a_file_that_cannot_be_flushed_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's file system may tell of a full disk only then."""
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    files = WholeFiles(tmp_path)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"), files:
+        files.partial(tmp_path / "a.txt").write_text("a")
+    assert files_in(tmp_path) == []
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    first = WholeFiles(tmp_path)
+    with pytest.raises(InputError, match="another run is writing into this folder"):
+        WholeFiles(tmp_path)
+    first.close()
+    second = WholeFiles(tmp_path)
+    second.close()
+    second.close()
+    third = WholeFiles(tmp_path)
+    del third  # forgotten, it lets go as well
+    WholeFiles(tmp_path)
+
+
+def test_the_lock_holds_between_processes(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from model.whole_files import WholeFiles; WholeFiles(Path({str(tmp_path)!r}))"
+    files = WholeFiles(tmp_path)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 1
+    files.close()
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in (".partial-0123.mha", "maps/.partial-4567.mha", "maps/whole.mha", "other/.partial-89.mha", ".hidden"):
+        (tmp_path / name).write_text("x")
+    WholeFiles(tmp_path, ["maps", "missing"])
+    assert files_in(tmp_path) == [".hidden", "maps/whole.mha", "other/.partial-89.mha"]
+
+
+def test_without_a_lock_nobodys_half_written_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    (tmp_path / ".partial-0123.mha").write_text("another run's")
+    with WholeFiles(tmp_path) as one, WholeFiles(tmp_path) as other:
+        one.partial(tmp_path / "a.txt").write_text("one")
+        other.partial(tmp_path / "a.txt").write_text("other")
+    assert files_in(tmp_path) == [".partial-0123.mha", "a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "one"
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "maps").symlink_to(tmp_path / "elsewhere")
+    with WholeFiles(tmp_path / "output") as files:
+        with pytest.raises(InputError, match="maps: a link leads out of the output folder"):
+            files.partial(tmp_path / "output" / "maps" / "a.mha")
+        (tmp_path / "victim").write_text("precious")
+        (tmp_path / "output" / "a.txt").symlink_to(tmp_path / "victim")
+        files.partial(tmp_path / "output" / "a.txt").write_text("new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "output" / "a.txt").read_text() == "new"
+    assert files_in(tmp_path / "elsewhere") == []
+
+
+def test_a_folder_that_is_itself_a_link_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with WholeFiles(tmp_path / "link") as files:
+        files.partial(tmp_path / "link" / "maps" / "a.txt").write_text("a")
+    assert files_in(tmp_path / "real") == ["maps/a.txt"]
+
+
+def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) -> None:
+    with WholeFiles(tmp_path) as files:
+        files.partial(tmp_path / f"{'n' * 251}.mha").write_text("x")
+    assert files_in(tmp_path) == [f"{'n' * 251}.mha"]
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"out\\udcff: the name is not valid UTF-8"):
+        WholeFiles(Path(os.fsdecode(os.fsencode(tmp_path) + b"/out\xff")))

@@ -1,0 +1,95 @@
+"""Run process.py with one thing going wrong: `python -m test.trust.provoke FAULT... -- ARGUMENTS OF process.py`.
+
+    kill-at PLACE SIGNAL     the process sends itself a signal when it comes to a place
+    delete-at PLACE PATH     a file or folder disappears then
+    wait-at PLACE PATH       it waits until a file appears
+    clock SECONDS            the wall clock shows this time, and runs backwards
+
+A place is a stage of the road (weights, read, regions, ..., write), `flush` (every file of a block is written, none has its
+name yet), or `rename-N` (N files of all blocks have their names). The network's grid is coarse, so that a run takes a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model import preprocessing, stages, whole_files
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+COARSE_GRID = (32, 56, 72)
+"""Instead of 128 x 224 x 288: a 64th of the work."""
+
+STAGES = ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write")
+
+
+def before(owner: Any, name: str, place_of: Callable[..., str], place: str, action: Callable[[], None]) -> None:
+    """Replace a function by one that first acts, if it is called at `place`."""
+    function = getattr(owner, name)
+
+    def replaced(*arguments: Any) -> Any:
+        if place_of(*arguments) == place:
+            action()
+        return function(*arguments)
+
+    setattr(owner, name, replaced)
+
+
+def act_at(place: str, action: Callable[[], None]) -> None:
+    """Do something when the run comes to a place."""
+    if place in STAGES:
+        before(stages, "stage", str, place, action)
+    elif place == "flush":
+        before(whole_files, "_flush", lambda _: place, place, action)
+    else:
+        renamed = iter(range(1000))
+        before(os, "replace", lambda *_: f"rename-{next(renamed)}", place, action)
+
+
+def delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def wait_for(path: Path) -> None:
+    path.with_suffix(".waiting").touch()
+    while not path.exists():
+        time.sleep(0.02)
+
+
+def set_clock(seconds: float) -> None:
+    ticks = iter(range(10**9))
+    time.time = lambda: seconds - next(ticks)
+
+
+def provoke(kind: str, *arguments: str) -> None:
+    match kind, arguments:
+        case "kill-at", (place, number):
+            act_at(place, lambda: os.kill(os.getpid(), signal.Signals[number]))
+        case "delete-at", (place, path):
+            act_at(place, lambda: delete(Path(path)))
+        case "wait-at", (place, path):
+            act_at(place, lambda: wait_for(Path(path)))
+        case "clock", (seconds,):
+            set_clock(float(seconds))
+        case _:
+            raise ValueError(kind)
+
+
+if __name__ == "__main__":
+    end = sys.argv.index("--")
+    setattr(preprocessing, "INPUT_SHAPE", COARSE_GRID)  # noqa: B010  # the name is imported there, not defined
+    if end > 1:
+        provoke(*sys.argv[1:end])
+    sys.argv = [str(ROOT / "process.py"), *sys.argv[end + 1 :]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
