@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from model.network import DenseLogits, class_activation_map, class_probabilities, fold_batch_normalisation
+from model.network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
 from model.preprocessing import (
     PROFILES,
     ActivationMaps,
@@ -28,6 +29,8 @@ from model.regions import Regions
 from model.scan import Scan
 from model.stages import stage
 from model.weights import Bundle, read_bundle
+
+CPU = torch.device("cpu")
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -65,11 +68,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subtyping:
-    """The result of one scan; `regions` are those that the findings' `region_percentages` speak of."""
+    """The result of one scan.
+
+    Attributes:
+        centrilobular: the finding of this subtype.
+        paraseptal: likewise.
+        regions: those that the findings' `region_percentages` speak of.
+        warnings: what was odd on the way, one sentence each; what is odd about the scan itself, the scan says.
+    """
 
     centrilobular: Finding
     paraseptal: Finding
     regions: Regions
+    warnings: tuple[str, ...] = ()
 
 
 class EmphysemaSubtyper:
@@ -83,7 +94,7 @@ class EmphysemaSubtyper:
     Attributes:
         metadata: what the bundle says of itself.
         bundle_sha256: sha256 of the bundle's metadata file, which lists those of its tensor files.
-        device: where the network runs.
+        device: where the network runs; it becomes the CPU when a GPU that `auto` took runs out of memory.
         precision: what it computes in.
         notes: why `auto` did not take what a user may have expected (a GPU that cannot be used); one sentence each.
     """
@@ -95,9 +106,27 @@ class EmphysemaSubtyper:
         self.precision = choose_precision(precision, self.device)
         self._profile = PROFILES[bundle.metadata.profile]
         self._network = fold_batch_normalisation(bundle.network).requires_grad_(False)
+        self._for_cpu: tuple[EmphysemaNetwork, torch.dtype] | None = None
+        if device == "auto" and self.device != CPU:
+            self._for_cpu = copy.deepcopy(self._network), choose_precision(precision, CPU)
+        try:
+            self._place_network()
+        except torch.OutOfMemoryError:
+            if self._for_cpu is None:
+                raise
+            self.notes = (*self.notes, self._fall_back(self._for_cpu))
+
+    def _place_network(self) -> None:
         for part in (self._network.backbone, self._network.reconstruction):
             part.to(self.device, self.precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._network.head.to(self.device)
+
+    def _fall_back(self, for_cpu: tuple[EmphysemaNetwork, torch.dtype]) -> str:
+        """Move to the CPU for good, and return a sentence that says so."""
+        self._network, self.precision = for_cpu
+        self.device, self._for_cpu = CPU, None
+        self._place_network()
+        return f"the GPU ran out of memory; the network was computed on the CPU in {self.precision}"
 
     @classmethod
     def from_bundle(cls, path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> EmphysemaSubtyper:
@@ -126,13 +155,14 @@ class EmphysemaSubtyper:
         with stage("prepare"):
             prepared = prepare(scan, regions, self._profile)
         with stage("network"):
-            logits = self.dense_logits(prepared.image)
+            logits, notes = self._logits_or_fall_back(prepared.image)
         with stage("maps"):
             maps, probabilities = self._activations(logits, prepared)
             return Subtyping(
                 _finding(CENTRILOBULAR, maps.centrilobular, probabilities, maps, regions, scan, map_type),
                 _finding(PARASEPTAL, maps.paraseptal, probabilities, maps, regions, scan, map_type),
                 regions,
+                notes,
             )
 
     def dense_logits(self, image: Tensor) -> DenseLogits:
@@ -145,15 +175,30 @@ class EmphysemaSubtyper:
             Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision.
 
         Raises:
-            ArithmeticError: a value is not finite, as when float16 overflows.
+            InputError: a value is not finite, as when float16 overflows or the weights are far from any that training gives.
         """
         with torch.inference_mode():
             image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
             features = self._network.reconstruction(self._network.backbone(image))
             logits = DenseLogits(*(dense.cpu() for dense in self._network.head(features.float())))
         if not all(torch.isfinite(dense).all() for dense in logits):
-            raise ArithmeticError(f"the network's output is not finite in {self.precision}; float32 may help (--precision)")
+            raise InputError(
+                f"weights {self.metadata.name}",
+                f"the network's output is not finite in {self.precision}",
+                "finite numbers (--precision float32 may help)",
+            )
         return logits
+
+    def _logits_or_fall_back(self, image: Tensor) -> tuple[DenseLogits, tuple[str, ...]]:
+        """Run the network; where a GPU that `auto` took runs out of memory, once more on the CPU, and say so."""
+        try:
+            return self.dense_logits(image), ()
+        except torch.OutOfMemoryError:
+            if self._for_cpu is None:
+                raise
+            for_cpu = self._for_cpu
+        note = self._fall_back(for_cpu)  # behind the handler, where what the failed run held is free
+        return self.dense_logits(image), (note,)
 
     def _activations(
         self, logits: DenseLogits, prepared: NetworkInput

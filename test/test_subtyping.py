@@ -13,6 +13,7 @@ import torch
 from model import subtyping
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR
+from model.network import BackboneFeatures, ResNetBackbone
 from model.preprocessing import PAPER, labels_on_map_grid, prepare
 from model.regions import Regions
 from model.scan import Scan
@@ -92,7 +93,7 @@ def test_output_that_is_not_finite_is_never_reported(tmp_path: Path, scan: Scan)
     network, metadata = untrained_bundle(base_width=2, seed=0)
     network.head.paraseptal.weight.data.fill_(float("inf"))
     write_bundle(tmp_path / "bundle", network, metadata)
-    with pytest.raises(ArithmeticError, match=r"not finite in torch\.float32"):
+    with pytest.raises(InputError, match=r"^weights untrained-width2: the network's output is not finite in torch\.float32"):
         EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", "float32").predict(scan)
 
 
@@ -108,6 +109,61 @@ def test_cuda_that_is_asked_for_and_cannot_be_had_is_an_error(monkeypatch: pytes
 def test_auto_takes_a_gpu_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subtyping, "_why_no_cuda", lambda: None)
     assert choose_device("auto") == (torch.device("cuda"), ())
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `auto` finds: something that computes as a CPU does, is not equal to it, and runs out of memory in the network."""
+    gpu = torch.device("cpu", 0)
+    forward = ResNetBackbone.forward
+    monkeypatch.setattr(subtyping, "choose_device", lambda name: (torch.device("cpu") if name == "cpu" else gpu, ()))
+
+    def limited(self: ResNetBackbone, image: torch.Tensor) -> BackboneFeatures:
+        if len(runs) == 0:
+            runs.append(image.shape)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, image)
+
+    runs: list[torch.Size] = []
+    monkeypatch.setattr(ResNetBackbone, "forward", limited)
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_gpu_that_runs_out_of_memory_gives_way_to_the_cpu_and_the_result_says_so(bundle: Path, scan: Scan) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, "auto", "float32")
+    assert subtyper.device != torch.device("cpu")
+    result = subtyper.predict(scan)
+    assert result.warnings == ("the GPU ran out of memory; the network was computed on the CPU in torch.float32",)
+    assert subtyper.device == torch.device("cpu")
+    again, expected = subtyper.predict(scan), EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32").predict(scan)
+    assert again.warnings == expected.warnings == ()
+    for found in (result, again):
+        assert found.centrilobular.percentage == expected.centrilobular.percentage
+        assert np.array_equal(found.centrilobular.activation_map, expected.centrilobular.activation_map)
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_gpu_that_was_asked_for_and_runs_out_of_memory_is_an_error(bundle: Path, scan: Scan) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        EmphysemaSubtyper.from_bundle(bundle, "cuda", "float32").predict(scan)
+
+
+def test_weights_that_do_not_fit_onto_the_gpu_are_used_on_the_cpu(
+    bundle: Path, scan: Scan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cpu", 0)
+    place = EmphysemaSubtyper._place_network
+
+    def limited(self: EmphysemaSubtyper) -> None:
+        if self.device == gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        place(self)
+
+    monkeypatch.setattr(subtyping, "choose_device", lambda _: (gpu, ()))
+    monkeypatch.setattr(EmphysemaSubtyper, "_place_network", limited)
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, "auto", "float32")
+    assert subtyper.notes == ("the GPU ran out of memory; the network was computed on the CPU in torch.float32",)
+    assert subtyper.predict(scan).centrilobular.score == 3
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
