@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix,
 from model.evaluation.pairing import Pairs, Scores
 from model.fleischner import Subtype
 
-AGREEMENT_WORDS = ((0.20, "slight"), (0.40, "fair"), (0.60, "moderate"), (0.80, "good"), (1.0, "excellent"))
+AGREEMENT_WORDS = ((0.20, "slight"), (0.40, "fair"), (0.60, "moderate"), (0.80, "good"), (math.inf, "excellent"))
 """Largest kappa that each word stands for (Kundel and Polansky, Radiology 2003)."""
 
 RESAMPLES = 10_000

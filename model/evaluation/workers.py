@@ -17,8 +17,10 @@ from model.errors import InputError
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-# Forked from a clean server, not from here: a fork of a process in which ITK has threads may hang.
+# Forked from a clean server, not from here: a fork of a process in which ITK has threads may hang. The server imports once
+# what takes long, and finds it wherever it was started.
 _CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["SimpleITK", "evalutils.stats", "evalutils.validators", "scipy.stats", "sklearn.metrics"])
 
 
 @dataclass(frozen=True)
