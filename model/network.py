@@ -34,13 +34,16 @@ INPUT_SHAPE = (128, 224, 288)
 MAP_SHAPE = (64, 112, 144)
 """Size of the dense activation maps for an input of `INPUT_SHAPE`: z, y, x."""
 
+WIDEST = 512
+"""The largest base width that is built, far beyond the paper's 64: a bundle that asks for more is no bundle."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
     """What it takes to build a network: backbone, head, and the number of filters of the first convolution.
 
     Raises:
-        ValueError: an unknown backbone or head, or a base width that is not a positive even number.
+        ValueError: an unknown backbone or head, or a base width that is not an even number from 2 to 512.
     """
 
     backbone: BackboneName = "resnet34"
@@ -52,8 +55,8 @@ class NetworkConfig:
             raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(get_args(BackboneName))}")
         if self.head not in get_args(HeadName):
             raise ValueError(f"head is {self.head!r}, expected one of {', '.join(get_args(HeadName))}")
-        if not isinstance(self.base_width, int) or self.base_width < 2 or self.base_width % 2:
-            raise ValueError(f"base width is {self.base_width!r}, expected a positive even number")
+        if not isinstance(self.base_width, int) or not 2 <= self.base_width <= WIDEST or self.base_width % 2:
+            raise ValueError(f"base width is {self.base_width!r}, expected an even number from 2 to {WIDEST}")
 
 
 class DenseLogits(NamedTuple):

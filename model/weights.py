@@ -19,6 +19,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,11 +31,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from model.command_line import OneLineParser
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from model.preprocessing import PROFILES
 
 METADATA_FILE = "bundle.json"
+LARGEST_METADATA_FILE = 1 << 20
 FORMAT = 1
 SHARD_BYTES = 50_000_000
 
@@ -73,6 +75,12 @@ class BundleMetadata:
     performance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("name", "origin", "trained_on", "licence", "source_sha256"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "source_sha256" and value is None):
+                raise ValueError(f"{name} is {type(value).__name__}, expected text")
+        if not isinstance(self.performance, dict):
+            raise ValueError(f"performance is {type(self.performance).__name__}, expected an object")
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
 
@@ -95,13 +103,16 @@ def locate_bundle(*places: Path | str) -> Path:
         InputError: that place holds no bundle or several, or there is no such place.
     """
     for place in map(Path, places):
-        if place.is_file():
-            raise InputError(place, "a file", EXPECTED_BUNDLE)
-        if not place.is_dir() or not any(place.iterdir()):
-            continue
-        if (place / METADATA_FILE).is_file():
-            return place
-        found = sorted(path.parent for path in place.glob(f"*/{METADATA_FILE}"))
+        try:
+            if place.is_file():
+                raise InputError(place, "a file", EXPECTED_BUNDLE)
+            if not place.is_dir() or not any(place.iterdir()):
+                continue
+            if (place / METADATA_FILE).is_file():
+                return place
+            found = sorted(path.parent for path in place.glob(f"*/{METADATA_FILE}"))
+        except OSError as error:
+            raise InputError(place, f"it cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
             raise InputError(place, f"{len(found)} weight bundles in this folder ({names})", EXPECTED_BUNDLE)
@@ -123,7 +134,7 @@ def read_bundle(folder: Path | str) -> Bundle:
 
     Raises:
         InputError: no bundle, one of another format, a file that is missing or damaged (sha256), or a tensor that is
-            missing, extra or of another shape than the network's.
+            missing, extra, not finite, or of another shape or type than the network's.
     """
     folder = locate_bundle(folder)
     document = _metadata_document(folder)
@@ -146,8 +157,7 @@ def read_bundle(folder: Path | str) -> Bundle:
             raise InputError(path, f"not a safetensors file ({error})", EXPECTED_BUNDLE) from error
     with torch.device("meta"):
         network = build_network(metadata.network)
-    _check_tensors(folder, state, {name: value.shape for name, value in network.state_dict().items()})
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(_checked_tensors(folder, state, network.state_dict()), assign=True)
     sha256 = hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest()
     return Bundle(metadata, network.eval(), sha256)
 
@@ -191,16 +201,19 @@ def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None)
 
     Raises:
         InputError: another type of file, a pickled type that stands in the way (it is named), or a tensor that is missing,
-            extra or of another shape (it is named).
+            extra, not finite, or of another shape or type (it is named).
     """
     checkpoint = Path(checkpoint)
-    state = {name.removeprefix("model."): value for name, value in _unpickled_state(checkpoint).items()}
+    unpickled = _unpickled_state(checkpoint)
+    state = {name.removeprefix("model."): value for name, value in unpickled.items()}
+    if len(state) < len(unpickled):
+        raise InputError(checkpoint, "tensors that are there both with and without the prefix model.", EXPECTED_CHECKPOINT)
     config = _released_config(checkpoint, state)
     with torch.device("meta"):
         network = build_network(config)
     names = {released_name(name): name for name in network.state_dict()}
-    shapes = {released_name(name): value.shape for name, value in network.state_dict().items()}
-    _check_tensors(checkpoint, state, shapes)
+    expected = {released_name(name): value for name, value in network.state_dict().items()}
+    state = _checked_tensors(checkpoint, state, expected)
     network.load_state_dict({names[name]: value for name, value in state.items()}, assign=True)
 
     with checkpoint.open("rb") as stream:
@@ -266,10 +279,14 @@ def untrained_bundle(base_width: int, seed: int) -> tuple[EmphysemaNetwork, Bund
 def _metadata_document(folder: Path) -> dict[str, Any]:
     path = folder / METADATA_FILE
     try:
+        if path.stat().st_size > LARGEST_METADATA_FILE:
+            raise InputError(path, "too large to be a bundle's metadata", EXPECTED_BUNDLE)
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(folder, f"no {METADATA_FILE} in this folder", EXPECTED_BUNDLE) from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(path, f"it cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(path, f"not JSON ({error})", EXPECTED_BUNDLE) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
@@ -300,38 +317,60 @@ def _shards(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _check_tensors(source: Path, state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+def _checked_tensors(source: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` in the types that are expected of it (floating-point numbers may come in another precision)."""
+
     def listed(names: list[str]) -> str:
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    misshapen = sorted(
-        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    )
-    problems = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    problems: dict[str, list[str]] = {
+        "missing tensors": sorted(expected.keys() - state.keys()),
+        "extra tensors": sorted(state.keys() - expected.keys()),
+        "misshapen tensors": [],
+        "tensors of another type": [],
+        "tensors that are not finite": [],
+    }
+    for name in sorted(expected.keys() & state.keys()):
+        found, wanted = state[name], expected[name]
+        if found.shape != wanted.shape:
+            problems["misshapen tensors"].append(f"{name} {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+        elif not _is_like(found, wanted):
+            problems["tensors of another type"].append(f"{name} {found.dtype} instead of {wanted.dtype}")
+        elif not torch.isfinite(found).all():
+            problems["tensors that are not finite"].append(name)
     if any(problems.values()):
-        found = "; ".join(f"{kind} tensors: {listed(names)}" for kind, names in problems.items() if names)
-        raise InputError(source, found, "exactly the tensors of the network")
+        text = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
+        raise InputError(source, text, "exactly the tensors of the network")
+    return {name: value.to(expected[name].dtype) for name, value in state.items()}
+
+
+_FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_like(found: Tensor, wanted: Tensor) -> bool:
+    is_plain = found.layout == torch.strided and found.device.type == "cpu"
+    return is_plain and (found.dtype == wanted.dtype or {found.dtype, wanted.dtype} <= set(_FLOATING_POINT))
 
 
 def _unpickled_state(checkpoint: Path) -> dict[str, Tensor]:
     if not checkpoint.is_file():
         raise InputError(checkpoint, "no such file", EXPECTED_CHECKPOINT)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         found = f"it holds pickled code of type {blocked[1]}, which is not run" if blocked else "not a checkpoint"
         raise InputError(checkpoint, found, EXPECTED_CHECKPOINT) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a file that is no checkpoint may look like anything to the unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(checkpoint, f"not a checkpoint ({reason})", EXPECTED_CHECKPOINT) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
         raise InputError(checkpoint, "no state dict of tensors in the file", EXPECTED_CHECKPOINT)
     return cast(dict[str, Tensor], state)
 
@@ -341,6 +380,8 @@ def _released_config(checkpoint: Path, state: Mapping[str, Tensor]) -> NetworkCo
     for name in ("conv1.weight", "fcs.0.weight"):
         if name not in state:
             raise InputError(checkpoint, f"missing tensors: {name}", EXPECTED_CHECKPOINT)
+        if state[name].ndim != 5:
+            raise InputError(checkpoint, f"misshapen tensors: {name} {tuple(state[name].shape)}", EXPECTED_CHECKPOINT)
     backbone: BackboneName = "resnet50" if "layer1.0.conv3.weight" in state else "resnet34"
     if backbone == "resnet34" and "layer1.2.conv1.weight" not in state:
         backbone = "resnet18"
@@ -384,6 +425,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(printable(f"{options.bundle}: {error}"), file=sys.stderr)
+        return 1
     return 0
 
 

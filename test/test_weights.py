@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from model import weights
@@ -104,6 +105,19 @@ def test_a_published_file_is_recognised_by_its_sha256(tmp_path: Path, monkeypatc
             r"misshapen tensors: us3.0.bias \(3,\) instead of \(1,\)",
         ),
         (lambda state: state.pop("model.conv1.weight"), "missing tensors: conv1.weight"),
+        (lambda state: state.update({"model.fcs.0.weight": torch.zeros(())}), r"misshapen tensors: fcs.0.weight \(\)"),
+        (lambda state: state.update({"model.conv1.weight": torch.zeros(0, 1, 7, 7, 7)}), "base width is 0, expected an even"),
+        (
+            lambda state: state.update({"model.us3.0.bias": torch.zeros(1, dtype=torch.int8)}),
+            r"tensors of another type: us3.0.bias torch.int8 instead of torch.float32",
+        ),
+        (
+            lambda state: state.update({"model.us3.0.bias": torch.zeros(1).to_sparse()}),
+            r"tensors of another type: us3.0.bias",
+        ),
+        (lambda state: state["model.us3.0.bias"].fill_(float("nan")), "tensors that are not finite: us3.0.bias"),
+        (lambda state: state.update({"us3.0.bias": torch.zeros(1)}), "both with and without the prefix model."),
+        (lambda state: state.update({3: torch.zeros(1)}), "no state dict of tensors"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path: Path, change: Any, message: str) -> None:
@@ -133,7 +147,7 @@ def test_pickled_code_is_named_and_does_not_run(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", b"(" * 100000])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.ckpt").write_bytes(content)
     with pytest.raises(InputError, match=r"odd\.ckpt: not a checkpoint"):
@@ -178,6 +192,14 @@ def damage_tensors(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def with_tensor(folder: Path, value: Tensor) -> None:
+    """Replace one tensor of a bundle, and list its file's new sha256."""
+    path = next(folder.glob("*.safetensors"))
+    content = save(load(path.read_bytes()) | {"head.centrilobular.bias": value})
+    path.write_bytes(content)
+    edit_metadata(folder, files={path.name: hashlib.sha256(content).hexdigest()})
+
+
 def edit_metadata(folder: Path, **changes: Any) -> None:
     path = folder / METADATA_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -193,6 +215,19 @@ def edit_metadata(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_metadata(folder, profile="mine"), "profile is 'mine'"),
         (lambda folder: edit_metadata(folder, network={"backbone": "vgg"}), "backbone is 'vgg'"),
         (lambda folder: edit_metadata(folder, surprise=1), "a field is missing or wrong"),
+        (lambda folder: edit_metadata(folder, name=7), "name is int, expected text"),
+        (lambda folder: edit_metadata(folder, source_sha256=[]), "source_sha256 is list, expected text"),
+        (lambda folder: edit_metadata(folder, performance=[]), "performance is list, expected an object"),
+        (lambda folder: edit_metadata(folder, profile=[]), "a field is missing or wrong"),
+        (lambda folder: edit_metadata(folder, network={"base_width": 10**18}), "expected an even number from 2 to 512"),
+        (lambda folder: (folder / METADATA_FILE).write_text("[" * 100000), "not JSON"),
+        (lambda folder: (folder / METADATA_FILE).write_bytes(b"\xff"), "not JSON"),
+        (lambda folder: (folder / METADATA_FILE).write_text(" " * (1 << 21)), "too large to be a bundle's metadata"),
+        (
+            lambda folder: with_tensor(folder, torch.full((1,), float("inf"))),
+            "tensors that are not finite: head.centrilobular.bias",
+        ),
+        (lambda folder: with_tensor(folder, torch.zeros(1, dtype=torch.bool)), "head.centrilobular.bias torch.bool instead of"),
         (
             lambda folder: edit_metadata(folder, network={"backbone": "resnet34", "head": "regression", "base_width": 4}),
             "misshapen tensors: backbone.conv1.weight",
@@ -206,6 +241,14 @@ def test_a_bundle_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, 
     with pytest.raises(InputError, match=message):
         read_bundle(folder)
     assert main(["verify", str(folder)]) == 2
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_precision_are_read_as_the_networks(tmp_path: Path, precision: torch.dtype) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    with_tensor(folder, torch.full((1,), 0.5, dtype=precision))
+    value = read_bundle(folder).network.state_dict()["head.centrilobular.bias"]
+    assert (value.dtype, value.item()) == (torch.float32, 0.5)
 
 
 def test_the_first_place_that_holds_something_is_taken(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def train(
         _loader(learnt, settings, workers, training_order),
         _loader(judged, settings, workers, validation_order),
         ckpt_path=checkpoint if resume and checkpoint.is_file() else None,
+        weights_only=True,
     )
     return export_run(output, name) if trainer.is_global_zero else None
 
