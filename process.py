@@ -348,13 +348,17 @@ def report(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
 
 
-def stop(number: int, _: FrameType | None) -> NoReturn:
-    """End on a signal as on an error: what is half-written is removed. The exit code is a shell's, 128 + the number."""
-    os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
-    sys.exit(128 + number)
+def end_on_signals() -> None:
+    """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    end_on_signals()
     sys.exit(main())

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-import process
 from test.conftest import ROOT
 from test.phantom import Phantom, write_case
-from test.trust.provoke import COARSE_GRID, STAGES
+from test.trust.provoke import STAGES, Forks
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +32,11 @@ def command(case: Path, output: Path, bundle: Path, *fault: str) -> list[str]:
 
 def options(case: Path, output: Path, bundle: Path) -> list[str]:
     return ["--input", str(case), "--output", str(output), "--weights", str(bundle), "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Forks:
+    return Forks()
 
 
 def run(
@@ -77,12 +81,12 @@ def test_a_run_that_is_killed_leaves_no_half_file_and_the_next_completes(
     bundle: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    forks: Forks,
     place: str,
     number: str,
 ) -> None:
     output = tmp_path / "output"
-    done = run(command(case, output, bundle, "kill-at", place, number))
+    done = forks.run(("kill-at", place, number), options(case, output, bundle))
     if number == "SIGKILL":
         assert done.returncode == -signal.SIGKILL
     else:
@@ -92,20 +96,21 @@ def test_a_run_that_is_killed_leaves_no_half_file_and_the_next_completes(
     assert {name: content for name, content in left.items() if name not in partial}.items() <= undisturbed.items()
     assert "results.json" not in left
     assert number == "SIGKILL" or not partial
-    monkeypatch.setattr("model.preprocessing.INPUT_SHAPE", COARSE_GRID)
-    assert process.main(options(case, output, bundle)) == 0
+    assert succeeded(forks.run((), options(case, output, bundle)))
     assert contents(output) == undisturbed
 
 
-def test_ctrl_c_ends_a_run_without_a_traceback(case: Path, bundle: Path, tmp_path: Path) -> None:
-    done = run(command(case, tmp_path / "output", bundle, "kill-at", "network", "SIGINT"))
+def test_ctrl_c_ends_a_run_without_a_traceback(case: Path, bundle: Path, forks: Forks, tmp_path: Path) -> None:
+    done = forks.run(("kill-at", "network", "SIGINT"), options(case, tmp_path / "output", bundle))
     assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n")
     assert contents(tmp_path / "output") == {}
 
 
 @pytest.mark.parametrize("what", ["images/ct/scan.mha", "images/lung-mask/scan.mha", "."])
-def test_an_input_that_disappears_is_named_in_one_line(case: Path, bundle: Path, tmp_path: Path, what: str) -> None:
-    done = run(command(case, tmp_path / "output", bundle, "delete-at", "read", str(case / what)))
+def test_an_input_that_disappears_is_named_in_one_line(
+    case: Path, bundle: Path, forks: Forks, tmp_path: Path, what: str
+) -> None:
+    done = forks.run(("delete-at", "read", str(case / what)), options(case, tmp_path / "output", bundle))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "scan.mha: no such file; expected " in line
@@ -113,8 +118,10 @@ def test_an_input_that_disappears_is_named_in_one_line(case: Path, bundle: Path,
     assert results(tmp_path / "output")[0]["error_messages"] == [line]
 
 
-def test_an_input_that_is_gone_before_it_is_looked_for_is_named_in_one_line(case: Path, bundle: Path, tmp_path: Path) -> None:
-    done = run(command(case, tmp_path / "output", bundle, "delete-at", "weights", str(case)))
+def test_an_input_that_is_gone_before_it_is_looked_for_is_named_in_one_line(
+    case: Path, bundle: Path, forks: Forks, tmp_path: Path
+) -> None:
+    done = forks.run(("delete-at", "weights", str(case)), options(case, tmp_path / "output", bundle))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 
@@ -133,13 +140,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("free", [0, 8192, 16384])
 def test_a_full_disk_is_one_line_an_exit_code_of_1_and_no_half_file(
-    case: Path, bundle: Path, small_disk: Path, undisturbed: dict[str, bytes], free: int
+    case: Path, bundle: Path, forks: Forks, small_disk: Path, undisturbed: dict[str, bytes], free: int
 ) -> None:
     """With no room at all, with room for all but the maps, and with room for the maps alone."""
     assert 8192 < len(undisturbed[MAPS[0]]) <= 12288
     assert len(undisturbed[MAPS[1]]) <= 4096
     (small_disk / "filler").write_bytes(bytes(65536 - free))
-    done = run(command(case, small_disk / "output" if free else small_disk, bundle))
+    done = forks.run((), options(case, small_disk / "output" if free else small_disk, bundle))
     assert done.returncode == 1, done
     lines = done.stderr.splitlines()
     assert all("No space left on device" in line for line in lines)
@@ -149,9 +156,11 @@ def test_a_full_disk_is_one_line_an_exit_code_of_1_and_no_half_file(
     (small_disk / "filler").unlink()
 
 
-def test_a_read_only_output_folder_is_refused_before_anything_is_computed(case: Path, bundle: Path, small_disk: Path) -> None:
+def test_a_read_only_output_folder_is_refused_before_anything_is_computed(
+    case: Path, bundle: Path, forks: Forks, small_disk: Path
+) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = run(command(case, small_disk, bundle))
+    done = forks.run((), options(case, small_disk, bundle))
     assert done.returncode == 2
     assert done.stderr == f"{small_disk}: the output folder cannot be written (Read-only file system); expected a folder\n"
     assert done.stdout == ""
@@ -179,7 +188,7 @@ def test_a_user_that_the_system_does_not_know_can_run_it(
 
 
 def test_a_second_run_into_the_same_folder_is_refused_and_harms_nothing(
-    case: Path, bundle: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    case: Path, bundle: Path, forks: Forks, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     output, signal_file = tmp_path / "output", tmp_path / "go"
     first = subprocess.Popen(
@@ -188,7 +197,7 @@ def test_a_second_run_into_the_same_folder_is_refused_and_harms_nothing(
     while not (tmp_path / "go.waiting").exists():
         assert first.poll() is None
         time.sleep(0.05)
-    second = run(command(case, output, bundle))
+    second = forks.run((), options(case, output, bundle))
     signal_file.touch()
     assert second.returncode == 2
     assert second.stderr == f"{output}: another run is writing into this folder; expected a folder for each run\n"
@@ -222,9 +231,9 @@ def test_the_locale_changes_nothing(
 
 @pytest.mark.parametrize("seconds", ["-1000000", "0", "8000000000"])
 def test_the_clock_changes_nothing(
-    case: Path, bundle: Path, undisturbed: dict[str, bytes], tmp_path: Path, seconds: str
+    case: Path, bundle: Path, forks: Forks, undisturbed: dict[str, bytes], tmp_path: Path, seconds: str
 ) -> None:
-    done = run(command(case, tmp_path / "output", bundle, "clock", seconds))
+    done = forks.run(("clock", seconds), options(case, tmp_path / "output", bundle))
     assert succeeded(done), done
     assert contents(tmp_path / "output") == undisturbed
 
