@@ -11,6 +11,7 @@ Research software, not a medical device.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from model.command_line import OneLineParser
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.evaluation.agreement import RESAMPLES, Resampling
 from model.evaluation.challenge import REFERENCE_FILE, challenge_document, ground_truth, read_submission
 from model.evaluation.readings import Readings, read_pairs, read_predictions, read_reference
@@ -28,7 +29,9 @@ from model.evaluation.report import Comparison, Report, compare, make_report
 from model.evaluation.tables import all_tables, to_latex, to_markdown
 from model.evaluation.voxels import by_subtype, measure_voxels
 from model.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
+from model.whole_files import WholeFiles
 
+WORKERS = min(os.cpu_count() or 1, 4)
 TABLES = {"tables.md": to_markdown, "tables.tex": to_latex}
 FIGURES = ("confusion", "bland-altman")
 
@@ -66,7 +69,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, default: %(default)s")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap, default: %(default)s")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, default: as many as processors")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that read jobs and maps, default: %(default)s")
     return parser
 
 
@@ -174,47 +177,49 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def prepare(folder: Path) -> None:
-    """Make the output folder if need be, and remove an earlier run's files, so that they cannot be taken for this one's.
+def remove_earlier(folder: Path) -> None:
+    """Remove an earlier run's files, so that they cannot be taken for this one's.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: one cannot be removed.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for pattern in (METRICS_FILE, *TABLES, *(f"{figure}-*" for figure in FIGURES)):
             for path in folder.glob(pattern):
                 path.unlink()
     except OSError as error:
-        raise InputError(folder, f"the output folder cannot be written ({error.strerror})", "a folder") from error
+        raise InputError(folder, f"an earlier run's files cannot be removed ({error.strerror})", "a folder") from error
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files beside their places and rename them, so that they appear whole."""
-    for name, content in files.items():
-        partial = folder / f".partial-{os.getpid()}-{name}"
-        partial.write_bytes(content)
-        partial.replace(folder / name)
+def run(options: argparse.Namespace) -> tuple[dict[str, bytes], list[str], int]:
+    """Evaluate into the output folder; return what was written, what is wrong with single jobs, and the exit code.
+
+    Raises:
+        InputError: something cannot be used; nothing has been written then.
+    """
+    with contextlib.closing(WholeFiles(options.output)) as outputs:
+        remove_earlier(options.output)
+        if options.scores or options.predictions:
+            files, problems, code = evaluate(options), list[str](), 0
+        else:
+            files, problems, code = score_challenge(options)
+        with outputs:
+            for name, content in files.items():
+                outputs.partial(options.output / name).write_bytes(content)
+    return files, problems, code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0; 2 for an input that cannot be used; 1 for a job whose process failed."""
     options = _parsed(sys.argv[1:] if arguments is None else arguments)
-    problems: list[str] = []
-    code = 0
     try:
-        prepare(options.output)
-        if options.scores or options.predictions:
-            files = evaluate(options)
-        else:
-            files, problems, code = score_challenge(options)
+        files, problems, code = run(options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    write_files(options.output, files)
     for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"written to {options.output}: {', '.join(sorted(files))}")
+        print(printable(problem), file=sys.stderr)
+    print(printable(f"written to {options.output}: {', '.join(sorted(files))}"))
     return code
 
 

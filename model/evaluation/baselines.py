@@ -23,7 +23,7 @@ from scipy import ndimage
 from model import __version__
 from model.command_line import OneLineParser
 from model.densitometry import LOW_ATTENUATION_HU
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.evaluation.workers import map_isolated
 from model.fleischner import SUBTYPES
 from model.grand_challenge import Case, OutputFolder, find_cases
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outcomes = map_isolated(partial(score_case, output=options.output), cases, options.workers)
     failed = [(case, outcome.problem) for case, outcome in zip(cases, outcomes, strict=True) if outcome.problem]
     for case, problem in failed:
-        print(f"{case.entity}: {problem}", file=sys.stderr)
+        print(printable(f"{case.entity}: {problem}"), file=sys.stderr)
         for rule in RULES:
             with _outputs(rule, case, options.output) as outputs:
                 outputs.write_results([{"entity": case.entity, "error_messages": [problem]}])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from evaluate import main
+from test.conftest import ROOT
 from test.evaluation.results import write_predictions, write_results, write_simulated_reference
 
 REFERENCE = {"a": (0.0, 0.0), "b": (2.0, 0.5), "c": (7.0, 3.0), "d": (15.0, 9.0), "e": (40.0, 2.0)}
@@ -188,3 +191,9 @@ def test_an_output_that_cannot_be_written_is_named(root: Path, tmp_path: Path, c
     (tmp_path / "file").write_text("")
     assert run(root, tmp_path / "file")[0] == 2
     assert "the output folder cannot be written" in capsys.readouterr().err
+
+
+def test_evaluation_needs_no_torch() -> None:
+    """The image has none."""
+    code = "import sys, evaluate, model.evaluation.baselines, model.evaluation.figures; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
