@@ -70,6 +70,41 @@ ENTRYPOINT ["/opt/venv/bin/python"]
 CMD ["train.py", "--help"]
 
 
+# Evaluation: on grand-challenge it scores the jobs in /input/predictions.json; elsewhere see evaluate.py --help. It needs no torch.
+FROM ${BASE_IMAGE} AS evaluation-environment
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/evaluation.lock requirements/cuda.lock /tmp/
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/evaluation.lock
+
+
+FROM ${BASE_IMAGE} AS evaluation
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="emphysema-subtyping-evaluation" \
+      org.opencontainers.image.description="Agreement of emphysema subtyping with visual scores. Research software, not a medical device." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Each worker is one process on one core; threads of libraries would count against the platform's limit of processes.
+ENV OPENBLAS_NUM_THREADS=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && mkdir -p /input /output \
+    && chown algorithm /output
+COPY --from=evaluation-environment /opt/venv /opt/venv
+COPY model /opt/app/model
+COPY evaluate.py /opt/app/
+RUN /opt/venv/bin/python -m compileall -q /opt/app
+WORKDIR /opt/app
+USER 1000
+ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/evaluate.py"]
+
+
 FROM ${BASE_IMAGE} AS inference
 ARG VERSION=unknown
 ARG REVISION=unknown

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write requirements/NAME.lock: every package, with its version, that a fresh environment gets from NAME's requirements.
-# Usage: requirements/lock.sh inference cuda bill_of_materials training development
+# Usage: requirements/lock.sh inference cuda bill_of_materials training evaluation development
 # torch's CPU and CUDA builds share one version number, and a lock serves both: what the CUDA build needs besides is listed in
 # cuda.lock, which the other locks name as a constraint, so that it is installed only where it is needed. Make cuda.lock on a
 # machine where pip takes the CUDA build.
