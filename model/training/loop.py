@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.fleischner import SUBTYPES
 from model.network import DenseLogits, EmphysemaNetwork
@@ -52,6 +52,18 @@ def dense_logits(network: EmphysemaNetwork, image: Tensor) -> DenseLogits:
     features = network.reconstruction(network.backbone(image))
     with torch.autocast(image.device.type, enabled=False):
         return cast(DenseLogits, network.head(features.float()))
+
+
+def average_statistics(network: nn.Module) -> None:
+    """Let every batch normalisation forget its running statistics, and from now on average them evenly over all batches.
+
+    Called as an epoch starts, what is validated and exported then holds the mean of that epoch. The usual moving average is of
+    the last ten batches or so; with batches of two to four scans, validation jumped from epoch to epoch because of it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.momentum = None
+            module.reset_running_stats()
 
 
 class EpochTally:
@@ -126,6 +138,7 @@ class EmphysemaTraining(LightningModule):
         # A function of the epoch alone, and no scheduler: nothing to store, and nothing to lose when a run is resumed.
         for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
             group["lr"] = self._recipe.learning_rate * self._recipe.decay**self.current_epoch
+        average_statistics(self.network)
         self._tally = EpochTally()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
