@@ -26,15 +26,17 @@ from evalutils.exceptions import FileLoaderError
 from evalutils.io import FileLoader
 from pandas import DataFrame, Series
 
-from model import __version__, densitometry, grand_challenge
+from model import __version__, grand_challenge
 from model.command_line import OneLineParser
 from model.errors import InputError, printable
 from model.grand_challenge import Case, OutputFolder
+from model.lung_segmentation import segment_lungs
 from model.preprocessing import MapType
 from model.rendering import DISCLAIMER, preview
-from model.scan import Scan, read_header
+from model.results import case_result, failed_result
+from model.scan import Scan, read_header, read_image
 from model.stages import stage
-from model.subtyping import DeviceName, EmphysemaSubtyper, Finding, PrecisionName, Subtyping
+from model.subtyping import DeviceName, EmphysemaSubtyper, PrecisionName, Subtyping
 from model.weights import locate_bundle
 
 logger = logging.getLogger("process")
@@ -68,7 +70,13 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
     """
 
     def __init__(
-        self, cases: list[Case], subtyper: EmphysemaSubtyper, outputs: OutputFolder, map_type: MapType, with_preview: bool
+        self,
+        cases: list[Case],
+        subtyper: EmphysemaSubtyper,
+        outputs: OutputFolder,
+        map_type: MapType,
+        with_preview: bool,
+        lungmask_weights: Path | None,
     ) -> None:
         loader = HeaderLoader()
         super().__init__(
@@ -84,6 +92,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._outputs = outputs
         self._map_type = map_type
         self._with_preview = with_preview
+        self._lungmask_weights = lungmask_weights
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -96,7 +105,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         for case in self._listed:
             row: dict[str, Any] = {"case": case, "problem": ""}
             try:
-                for key, path in zip(("ct", "lung_mask"), case.files, strict=True):
+                for key, path in zip(("ct", "lung_mask"), case.files, strict=False):
                     self._file_loaders[key].load(fname=path)
             except (InputError, FileLoaderError) as error:
                 row["problem"] = str(error)
@@ -132,15 +141,12 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
     def _scored(self, case: Case, is_first: bool) -> dict[str, Any]:
         start = time.perf_counter()
         logger.info("%s", printable(case.entity))
-        with stage("read"):
-            ct, lung_mask = case.files
-            scan = Scan.read(ct, lung_mask, lobes=case.lobes)
+        scan = self._read(case)
         subtyping = self.predict(input_image=scan)
-        warnings = [*scan.warnings, *subtyping.warnings]
-        for warning in warnings:
-            logger.info("%s: %s", printable(case.entity), warning)
         with stage("densitometry"):
-            metrics = case_metrics(subtyping, *densitometry.measure(scan, subtyping.regions))
+            result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
+        for warning in result["warnings"]:
+            logger.info("%s: %s", printable(case.entity), warning)
         with stage("write"), self._outputs as outputs:
             for finding in (subtyping.centrilobular, subtyping.paraseptal):
                 outputs.write_map(finding.subtype.name, case.entity, scan.to_file_grid(finding.activation_map))
@@ -149,74 +155,24 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             if self._with_preview:
                 outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
         logger.info("%-12s %7.2f s", "in all", time.perf_counter() - start)
-        return {
-            "entity": case.entity,
-            "metrics": metrics,
-            "provenance": provenance(self._subtyper),
-            "warnings": warnings,
-            "error_messages": [],
-        }
+        return result
 
-
-def case_metrics(
-    subtyping: Subtyping, lung: densitometry.Densitometry, parts: dict[str, densitometry.Densitometry]
-) -> dict[str, Any]:
-    """Return the `metrics` object of `results.json`: percentages in percent, density in HU, volumes in ml."""
-    findings = (subtyping.centrilobular, subtyping.paraseptal)
-    metrics: dict[str, Any] = {}
-    for finding in findings:
-        metrics |= _finding_metrics(finding)
-    metrics |= {
-        "laa950_percentage": round(lung.laa950_percentage, 4),
-        "perc15_hu": lung.perc15_hu,
-        "lung_volume_ml": round(lung.volume_ml),
-        "regions": {
-            name: {
-                **{f"{finding.subtype.abbreviation}_percentage": finding.region_percentages[name] for finding in findings},
-                "laa950_percentage": round(part.laa950_percentage, 4),
-                "perc15_hu": part.perc15_hu,
-                "volume_ml": round(part.volume_ml),
-            }
-            for name, part in parts.items()
-        },
-    }
-    return metrics
-
-
-def _finding_metrics(finding: Finding) -> dict[str, Any]:
-    prefix = finding.subtype.abbreviation
-    metrics = {
-        f"{prefix}_severity_score": finding.score,
-        f"{prefix}_severity": finding.severity,
-        f"{prefix}_percentage": finding.percentage,
-    }
-    if finding.probabilities is not None:
-        metrics[f"{prefix}_probabilities"] = [round(probability, 4) for probability in finding.probabilities]
-    return metrics
-
-
-def provenance(subtyper: EmphysemaSubtyper) -> dict[str, Any]:
-    """Return the `provenance` object of `results.json`: what it takes to repeat a result."""
-    return {
-        "bundle": subtyper.metadata.name,
-        "sha256": subtyper.bundle_sha256,
-        "trained_on": subtyper.metadata.trained_on,
-        "profile": subtyper.metadata.profile,
-        "version": __version__,
-        "device": subtyper.device.type,
-        "precision": str(subtyper.precision).removeprefix("torch."),
-    }
+    def _read(self, case: Case) -> Scan:
+        ct, *lung_mask = case.files
+        if lung_mask:
+            with stage("read"):
+                return Scan.read(ct, lung_mask[0], lobes=case.lobes)
+        with stage("read"):
+            image = read_image(ct)
+        with stage("lungs"):
+            lungs = segment_lungs(image, str(ct), self._lungmask_weights)
+        return Scan.from_images(image, lungs, names=(str(ct), f"{ct} (the lungs found in it)"))
 
 
 def unexpected(error: Exception) -> str:
     """Log where an error of ours came from, and return it as one line."""
     logger.info("%s", "".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
-    """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
-    return {"entity": entity, "error_messages": [message]}
 
 
 def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
@@ -259,6 +215,9 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument("--ct", type=Path, help="score this CT alone, instead of what --input holds"),
         parser.add_argument("--lung-mask", type=Path, help="the lung mask of --ct"),
         parser.add_argument(
+            "--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it, with these weights"
+        ),
+        parser.add_argument(
             "--weights",
             type=Path,
             help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else weights/ beside the code",
@@ -267,18 +226,26 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
         parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
     ]
-    parser.add_argument("--preview", action="store_true", help="write a picture of each case too")
+    flags = [
+        parser.add_argument("--preview", action="store_true", help="write a picture of each case too"),
+        parser.add_argument("--segment-lungs", action="store_true", help="find the lungs of CTs that have no lung mask"),
+    ]
     parser.add_argument("--version", action="version", version=__version__)
     preset = []
     for option in options:
         value = os.environ.get(ENVIRONMENT_PREFIX + option.dest.upper())
         if value:
             preset.append(f"{option.option_strings[0]}={value}")
-    if os.environ.get(f"{ENVIRONMENT_PREFIX}PREVIEW", "").lower() in ("1", "true", "yes", "on"):
-        preset.append("--preview")
+    for flag in flags:
+        if os.environ.get(ENVIRONMENT_PREFIX + flag.dest.upper(), "").lower() in ("1", "true", "yes", "on"):
+            preset.append(flag.option_strings[0])
     parsed = parser.parse_args([*preset, *arguments])
-    if (parsed.ct is None) != (parsed.lung_mask is None):
+    if parsed.lung_mask is not None and parsed.ct is None:
         parser.error("--ct and --lung-mask go together")
+    if parsed.ct is not None and parsed.lung_mask is None and not parsed.segment_lungs:
+        parser.error("--ct and --lung-mask go together, unless there is --segment-lungs")
+    if parsed.lungmask_weights is not None and not parsed.segment_lungs:
+        parser.error("--lungmask-weights goes with --segment-lungs")
     return parsed
 
 
@@ -311,14 +278,17 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int:
     """Score what the options name into a folder that is this run's alone; return the exit code."""
     try:
-        cases = [Case.of(options.ct, options.lung_mask)] if options.ct else grand_challenge.find_cases(options.input)
+        if options.ct:
+            cases = [Case.of(options.ct, options.lung_mask)]
+        else:
+            cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
         with stage("weights"):
             places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
             subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
         for note in subtyper.notes:
             logger.info("%s", note)
         logger.info("running on %s in %s", subtyper.device, subtyper.precision)
-        algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview)
+        algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
         algorithm.process()
     except Exception as error:
         is_input = isinstance(error, InputError)

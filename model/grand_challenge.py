@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import SimpleITK as sitk
 
@@ -60,32 +60,41 @@ class Case:
         ct: a file, or a folder that holds one DICOM series.
         lung_mask: likewise; None where there is none for this CT.
         lobes: whether the mask's labels mean lobes.
+        segment_lungs: whether the lungs are to be found in the CT itself where there is no mask.
     """
 
     entity: str
     ct: Path
     lung_mask: Path | None
     lobes: bool = False
+    segment_lungs: bool = False
 
     @classmethod
-    def of(cls, ct: Path, lung_mask: Path) -> Case:
-        """A case given by two paths; the mask's labels mean lobes if its folder is named so."""
+    def of(cls, ct: Path, lung_mask: Path | None) -> Case:
+        """A case given by its paths; the mask's labels mean lobes if its folder is named so; without one, lungs are found."""
+        if lung_mask is None:
+            return cls(stem_of(ct), ct, None, segment_lungs=True)
         return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.absolute().parent.name == Path(LOBES_FOLDER).name)
 
     @property
-    def files(self) -> tuple[Path, Path]:
-        """CT and lung mask.
+    def lung_mask_source(self) -> Literal["given", "automatic"]:
+        """What results say of the mask."""
+        return "given" if self.lung_mask else "automatic"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """CT and lung mask, or the CT alone if its lungs are to be found.
 
         Raises:
             InputError: there is no mask for this CT, or its name leaves no room for a suffix.
         """
-        if self.lung_mask is None:
+        if self.lung_mask is None and not self.segment_lungs:
             raise InputError(self.ct, "no lung mask has the same name", f"{self.entity}.mha beside the other masks")
         if len(os.fsencode(self.entity)) > LONGEST_ENTITY:
             raise InputError(
                 self.ct, "the name is too long to name results after", f"at most {LONGEST_ENTITY} bytes before .mha"
             )
-        return self.ct, self.lung_mask
+        return (self.ct, self.lung_mask) if self.lung_mask else (self.ct,)
 
 
 def stem_of(path: Path) -> str:
@@ -95,22 +104,25 @@ def stem_of(path: Path) -> str:
     return name[: len(name) - len(suffix)] or name
 
 
-def find_cases(folder: Path) -> list[Case]:
+def find_cases(folder: Path, segment_lungs: bool = False) -> list[Case]:
     """Find the cases under `folder`, sorted by file name.
 
     One CT and one mask are a case whatever their names (the platform renames files); several pair by equal stem.
+
+    Args:
+        segment_lungs: take CTs without a mask, too, as cases whose lungs are to be found.
 
     Raises:
         InputError: no such folder, no CT, no mask, several CTs of which none has a mask of its name or two have the same,
             or an `inputs.json` that is none.
     """
     try:
-        return _cases_in(folder)
+        return _cases_in(folder, segment_lungs)
     except OSError as error:
         raise InputError(folder, f"it cannot be read ({error.strerror})", "a folder that can be read") from error
 
 
-def _cases_in(folder: Path) -> list[Case]:
+def _cases_in(folder: Path, segment_lungs: bool) -> list[Case]:
     if not folder.is_dir():
         raise InputError(folder, "no such folder", f"a folder with {CT_FOLDER} and {MASK_FOLDERS[0]}")
     listed = _listed_folders(folder / INPUTS_FILE)
@@ -119,16 +131,16 @@ def _cases_in(folder: Path) -> list[Case]:
         raise InputError(folder / CT_FOLDER, "there is no CT", FORMATS)
     masks_by_folder = {name: _images_in(folder / name) for name in MASK_FOLDERS if name in listed}
     mask_folder, masks = next(((name, images) for name, images in masks_by_folder.items() if images), (None, []))
-    if mask_folder is None:
+    if mask_folder is None and not segment_lungs:
         raise InputError(folder, "there is no lung mask", f"one in {', '.join(MASK_FOLDERS)}")
     lobes = mask_folder == LOBES_FOLDER
     if len(scans) == len(masks) == 1:
         return [Case(stem_of(scans[0]), scans[0], masks[0], lobes)]
     by_stem = {stem_of(mask): mask for mask in masks}
-    cases = [Case(stem_of(ct), ct, by_stem.get(stem_of(ct)), lobes) for ct in scans]
+    cases = [Case(stem_of(ct), ct, by_stem.get(stem_of(ct)), lobes, segment_lungs) for ct in scans]
     if len({case.entity for case in cases}) < len(cases) or len(by_stem) < len(masks):
         raise InputError(folder, "two CTs or two masks have the same name", "names that differ")
-    if not any(case.lung_mask for case in cases):
+    if masks and not any(case.lung_mask for case in cases):
         raise InputError(folder, f"{len(scans)} CTs and {len(masks)} masks, no two of one name", "pairs of equal names")
     return cases
 

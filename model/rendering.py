@@ -93,10 +93,12 @@ def grey_levels(hounsfield: np.ndarray) -> npt.NDArray[np.uint8]:
     return np.rint(255 * (np.clip(hounsfield.astype(np.float32), low, high) - low) / (high - low)).astype(np.uint8)
 
 
-def overlay(pixels: npt.NDArray[np.uint8], activation: np.ndarray, colour: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+def overlay(
+    pixels: npt.NDArray[np.uint8], activation: np.ndarray, colour: tuple[int, int, int], opacity: float = OPACITY
+) -> npt.NDArray[np.uint8]:
     """Blend a colour over an RGB picture (y, x, 3), the more the higher the activation (y, x; uint8, or float 0 to 1)."""
     strength = activation.astype(np.float32) / (255 if activation.dtype == np.uint8 else 1)
-    alpha = OPACITY * strength[..., None]
+    alpha = opacity * strength[..., None]
     blended: npt.NDArray[np.uint8] = np.rint((1 - alpha) * pixels + alpha * np.array(colour, np.float32)).astype(np.uint8)
     return blended
 

@@ -58,6 +58,17 @@ def test_several_cases_pair_by_stem_and_one_without_a_mask_stays_behind(tmp_path
         _ = cases[2].files
 
 
+def test_cts_without_a_mask_are_cases_where_lungs_are_to_be_found(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/ct/b.mha")
+    with pytest.raises(InputError, match="there is no lung mask"):
+        find_cases(tmp_path)
+    folder = tmp_path / "images/ct"
+    assert [case.files for case in find_cases(tmp_path, segment_lungs=True)] == [(folder / "a.mha",), (folder / "b.mha",)]
+    touch(tmp_path, "images/lung-mask/b.mha")
+    cases = find_cases(tmp_path, segment_lungs=True)
+    assert [(len(case.files), case.lung_mask_source) for case in cases] == [(1, "automatic"), (2, "given")]
+
+
 def test_dicom_series_are_found_as_subfolders_or_as_the_folder_itself(tmp_path: Path) -> None:
     touch(tmp_path / "one", "images/ct/series/1.dcm", "images/lung-mask/m.mha")
     assert find_cases(tmp_path / "one")[0].ct == tmp_path / "one/images/ct/series"

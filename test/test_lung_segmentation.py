@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 import torch
+from lungmask.resunet import UNet
 
 from model.errors import InputError
 from model.lung_segmentation import segment_lungs
@@ -175,8 +176,7 @@ def test_the_lungs_of_a_copd_patient_are_found_in_a_ct_simulated_in_them(shared:
 
 def lungmask_state(label: int) -> OrderedDict[str, torch.Tensor]:
     """Weights of the lungmask network that give every voxel one label."""
-    resunet = pytest.importorskip("lungmask.resunet", reason="needs the package lungmask (requirements/viewer.txt)")
-    network = resunet.UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
+    network = UNet(n_classes=3, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
     state: OrderedDict[str, torch.Tensor] = network.state_dict()
     *_, weight, bias = state
     state[weight].zero_()
@@ -195,7 +195,6 @@ def test_the_lungmask_network_is_used_where_its_weights_are_given(chest: Phantom
 
 
 def test_weights_that_are_none_are_refused_by_name(chest: Phantom, tmp_path: Path) -> None:
-    pytest.importorskip("lungmask", reason="needs the package lungmask (requirements/viewer.txt)")
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     for name, found in (("absent.pth", "no such file"), ("text.pth", "not such weights"), ("other.pth", "not such weights")):

@@ -73,7 +73,7 @@ def test_results_and_score_files_have_the_documented_fields(scored: tuple[Path, 
     for region in metrics["regions"].values():
         assert region.keys() == {"cle_percentage", "pse_percentage", "laa950_percentage", "perc15_hu", "volume_ml"}
     assert result["provenance"].keys() == {
-        *("bundle", "sha256", "trained_on", "profile", "version", "device", "precision"),
+        *("bundle", "sha256", "trained_on", "profile", "lung_mask_source", "version", "device", "precision"),
     }
     for name, prefix in zip(SCORES, ("cle", "pse"), strict=True):
         assert json.loads((scored[1] / name).read_text()) == {
@@ -184,6 +184,39 @@ def test_an_error_that_is_nobodys_input_ends_with_exit_1_and_one_line(lesioned: 
     assert "Traceback" in done.stdout
     assert files_in(tmp_path / "output") == [f"images/{MAPS[1]}", "results.json"]
     assert results_of(tmp_path / "output") == [{"entity": "scan", "error_messages": [line]}]
+
+
+@pytest.mark.parametrize("how", ["folder", "path"])
+def test_lungs_are_found_where_there_is_no_mask_and_results_say_so(
+    lesioned: Phantom, bundle: Path, tmp_path: Path, how: str
+) -> None:
+    ct, lungs = lesioned.images("RAS")
+    write_case(tmp_path / "masked", ct, lungs)
+    write_case(tmp_path / "bare", ct, lungs)
+    (tmp_path / "bare/images/lung-mask/scan.mha").unlink()
+    bare = ("--input", tmp_path / "bare") if how == "folder" else ("--ct", tmp_path / "bare/images/ct/scan.mha")
+    results = []
+    for name, arguments in (("masked", ("--input", tmp_path / "masked")), ("bare", bare)):
+        output = tmp_path / f"{name}-output"
+        done = run(*arguments, "--output", output, "--weights", bundle, EMPHYSEMA_SEGMENT_LUNGS="1")
+        assert (done.returncode, done.stderr) == (0, ""), done
+        results += results_of(output)
+    given, automatic = results
+    assert given["provenance"].pop("lung_mask_source") == "given"
+    assert automatic["provenance"].pop("lung_mask_source") == "automatic"
+    assert automatic["provenance"] == given["provenance"]
+    assert automatic["metrics"]["cle_percentage"] == pytest.approx(given["metrics"]["cle_percentage"], abs=0.5)
+    assert automatic["metrics"]["lung_volume_ml"] == pytest.approx(given["metrics"]["lung_volume_ml"], rel=0.02)
+
+
+def test_a_ct_without_lungs_is_refused_when_they_are_to_be_found(phantom: Phantom, bundle: Path, tmp_path: Path) -> None:
+    solid = dataclasses.replace(phantom, hounsfield=np.where(phantom.lungs > 0, 40, phantom.hounsfield).astype(np.int16))
+    sitk.WriteImage(solid.images()[0], str(tmp_path / "abdomen.mha"))
+    done = run("--ct", tmp_path / "abdomen.mha", "--segment-lungs", "--output", tmp_path / "output", "--weights", bundle)
+    assert done.returncode == 2
+    assert "abdomen.mha: no lungs were found in it" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert files_in(tmp_path / "output") == ["results.json"]
 
 
 def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
@@ -356,7 +389,9 @@ def test_a_bundle_that_cannot_be_used_is_refused(phantom: Phantom, tmp_path: Pat
     ("arguments", "environment", "message"),
     [
         (["--device", "tpu"], {}, "argument --device: invalid choice: 'tpu'"),
-        (["--ct", "a.mha"], {}, "--ct and --lung-mask go together"),
+        (["--ct", "a.mha"], {}, "--ct and --lung-mask go together, unless there is --segment-lungs"),
+        (["--lung-mask", "a.mha", "--segment-lungs"], {}, "--ct and --lung-mask go together"),
+        (["--lungmask-weights", "unet.pth"], {}, "--lungmask-weights goes with --segment-lungs"),
         ([], {"EMPHYSEMA_PRECISION": "float8"}, "argument --precision: invalid choice: 'float8'"),
     ],
 )
