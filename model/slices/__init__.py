@@ -1,0 +1,19 @@
+"""Single HRCT slices classified as centrilobular, panlobular or paraseptal emphysema or normal tissue, by transfer learning.
+
+After Sreeja et al., "Automated Classification of Emphysema Using Convolutional Neural Networks": four architectures, an
+ImageNet base under a small head, compared on 447 slices. Keras runs on torch, which the rest of the package needs anyway.
+"""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"  # Keras reads it when it is first imported
+
+CLASSES = ("CLE", "PLE", "PSE", "NT")
+"""Folder names, and the order of all probabilities: centrilobular, panlobular, paraseptal, normal tissue."""
+
+CLASS_NAMES = {
+    "CLE": "centrilobular emphysema",
+    "PLE": "panlobular emphysema",
+    "PSE": "paraseptal emphysema",
+    "NT": "normal tissue",
+}

@@ -1,0 +1,91 @@
+"""Accuracy, precision and recall of slice classification, with 95 % intervals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from model.slices import CLASSES
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of some slices, in percent, with its 95 % interval; None where there are no slices to take it of."""
+
+    percent: float | None
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        return "none" if self.percent is None else f"{self.percent:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What a network did on the slices set aside; all in percent.
+
+    Attributes:
+        accuracy: share of the slices whose class was found. Where patients are known, its interval is a bootstrap of
+            patients: slices of one patient are alike, and tell less than as many patients would.
+        precision, recall: means over the classes; of a class that was never answered, the precision counts as 0.
+        class_precision, class_recall: of each class, with Wilson's intervals, which take slices for independent.
+        confusion: slices of each class (rows) by the answer (columns), in the order of `CLASSES`.
+    """
+
+    accuracy: Rate
+    precision: float
+    recall: float
+    class_precision: dict[str, Rate]
+    class_recall: dict[str, Rate]
+    confusion: list[list[int]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], patients: npt.NDArray[np.str_] | None = None
+) -> Performance:
+    """Compare answers with the truth: indices into `CLASSES` of the same slices; `patients` of each, where known."""
+    count = len(CLASSES)
+    confusion = np.zeros((count, count), int)
+    np.add.at(confusion, (truth, answers), 1)
+    right = np.diag(confusion)
+    precision = [wilson(int(right[k]), int(confusion[:, k].sum())) for k in range(count)]
+    recall = [wilson(int(right[k]), int(confusion[k].sum())) for k in range(count)]
+    known = [k for k in range(count) if confusion[k].any()]
+    correct = truth == answers
+    return Performance(
+        accuracy=wilson(int(correct.sum()), len(correct)) if patients is None else by_patient(correct, patients),
+        precision=float(np.mean([precision[k].percent or 0.0 for k in known])),
+        recall=float(np.mean([recall[k].percent for k in known])),
+        class_precision=dict(zip(CLASSES, precision, strict=True)),
+        class_recall=dict(zip(CLASSES, recall, strict=True)),
+        confusion=confusion.tolist(),
+    )
+
+
+def wilson(successes: int, trials: int) -> Rate:
+    """A share with Wilson's score interval (J Am Stat Assoc 1927), which holds for few trials and for 0 and 100 %."""
+    if trials == 0:
+        return Rate(None, None, None)
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, "wilson")
+    return Rate(100 * successes / trials, 100 * float(interval.low), 100 * float(interval.high))
+
+
+def by_patient(correct: npt.NDArray[np.bool_], patients: npt.NDArray[np.str_]) -> Rate:
+    """The share of right answers; its interval from drawing as many patients as there are, with replacement."""
+    _, owner = np.unique(patients, return_inverse=True)
+    right, slices = np.bincount(owner, correct), np.bincount(owner)
+    drawn = np.random.default_rng(0).integers(len(slices), size=(RESAMPLES, len(slices)))
+    shares = 100 * right[drawn].sum(axis=1) / slices[drawn].sum(axis=1)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(shares, (tail, 100 - tail))
+    return Rate(100 * float(correct.mean()), float(low), float(high))

@@ -1,0 +1,100 @@
+"""Folders of labelled slices, whose patients they are of, and the two ways to split them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.errors import InputError
+from model.slices import CLASSES
+from model.slices.dataset import PATIENTS_FILE, Slices, read_slices, split_by_image, split_by_patient
+from model.slices.images import LUNG_WINDOW
+from test.slices.conftest import PATIENTS, SLICES_EACH
+from test.slices.test_slice_images import HOUNSFIELD, write_dicom
+
+
+def cohort(patients: int, slices_each: int, known: bool = True) -> Slices:
+    """Labels and patients without pictures."""
+    labels = np.repeat(np.arange(len(CLASSES)), patients * slices_each)
+    owner = np.repeat(np.arange(len(CLASSES) * patients), slices_each).astype(str)
+    return Slices(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, owner if known else None)
+
+
+def test_every_slice_is_read_with_its_class_and_patient(slices_folder: Path) -> None:
+    slices = read_slices(slices_folder, LUNG_WINDOW)
+    count = len(CLASSES) * PATIENTS * SLICES_EACH
+    assert slices.pictures.shape == (count, 224, 224, 3)
+    assert np.bincount(slices.labels).tolist() == [PATIENTS * SLICES_EACH] * len(CLASSES)
+    assert slices.patients is not None
+    assert set(slices.patients) == {f"{label}-{patient}" for label in CLASSES for patient in range(PATIENTS)}
+
+
+def test_without_a_list_of_patients_they_are_not_known(slices_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(slices_folder, tmp_path / "slices")
+    (tmp_path / "slices" / PATIENTS_FILE).unlink()
+    assert read_slices(tmp_path / "slices", LUNG_WINDOW).patients is None
+
+
+def test_dicom_files_tell_their_patients_who_are_not_named(tmp_path: Path) -> None:
+    for label in CLASSES:
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            tags = {"0010|0020": f"ID-{label}", "0010|0010": "DOE^JANE"}
+            write_dicom(tmp_path / label / f"{number}.dcm", HOUNSFIELD, **tags)
+    patients = read_slices(tmp_path, LUNG_WINDOW).patients
+    assert patients is not None
+    assert len(patients) == 8
+    assert len(set(patients)) == 4
+    assert not any("ID" in patient or "DOE" in patient for patient in patients)
+
+
+@pytest.mark.parametrize("state", range(5))
+def test_both_splits_set_a_fifth_of_each_class_aside(state: int) -> None:
+    slices = cohort(patients=14, slices_each=8)
+    for split in (split_by_image(slices, state), split_by_patient(slices, state)):
+        assert sorted([*split.train, *split.test]) == list(range(len(slices.labels)))
+        shares = np.bincount(slices.labels[split.test]) / np.bincount(slices.labels)
+        assert (abs(shares - 0.2) < 1 / 14).all(), "to within one patient"
+
+
+def test_only_the_split_by_patient_keeps_patients_apart() -> None:
+    slices = cohort(patients=14, slices_each=8)
+    assert slices.patients is not None
+    by_patient, by_image = split_by_patient(slices), split_by_image(slices)
+    assert not set(slices.patients[by_patient.train]) & set(slices.patients[by_patient.test])
+    leaked = set(slices.patients[by_image.train]) & set(slices.patients[by_image.test])
+    assert len(leaked) > 0.5 * len(set(slices.patients))
+
+
+def test_splits_are_the_same_every_time() -> None:
+    slices = cohort(patients=6, slices_each=3)
+    for split in (split_by_image, split_by_patient):
+        np.testing.assert_array_equal(split(slices).test, split(slices).test)
+
+
+def test_too_few_patients_or_none_known_cannot_be_split_by_patient() -> None:
+    with pytest.raises(ValueError, match="class CLE has 4 patients"):
+        split_by_patient(cohort(patients=4, slices_each=8))
+    with pytest.raises(ValueError, match="not known"):
+        split_by_patient(cohort(patients=14, slices_each=8, known=False))
+
+
+def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(slices_folder, tmp_path / "few")
+    shutil.rmtree(tmp_path / "few" / "PSE")
+    shutil.copytree(slices_folder, tmp_path / "unlisted")
+    (tmp_path / "unlisted" / PATIENTS_FILE).write_text("file,patient\nCLE/p0-0.png,A\n")
+    shutil.copytree(slices_folder, tmp_path / "columns")
+    (tmp_path / "columns" / PATIENTS_FILE).write_text("name,person\n")
+    for name, message in (
+        ("absent", "absent: no such folder"),
+        ("few", "few: no slices of class PSE"),
+        ("unlisted", f"{PATIENTS_FILE}: 39 slices have no patient, such as CLE/p0-1.png"),
+        ("columns", f"{PATIENTS_FILE}: its columns are name, person; expected file and patient"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            read_slices(tmp_path / name, LUNG_WINDOW)

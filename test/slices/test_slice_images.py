@@ -1,0 +1,96 @@
+"""What is read as a slice: pictures, DICOM files, slices of volumes; grey or RGB; HU through a window."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from model.errors import InputError
+from model.slices.images import INPUT_SIZE, LUNG_WINDOW, Window, read_slice, resized
+
+HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
+
+
+def write_dicom(path: Path, pixels: np.ndarray, intercept: int = 0, **tags: str) -> Path:
+    image = sitk.GetImageFromArray(pixels[None] if pixels.ndim == 2 else pixels)
+    for key, value in {"0008|0060": "CT", "0028|1052": str(intercept), "0028|1053": "1", **tags}.items():
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_a_window_runs_from_black_to_white_over_its_width() -> None:
+    levels = LUNG_WINDOW.grey(np.array([-3000, -1350, -600, 150, 3000, np.nan]))
+    assert levels.tolist() == [0, 0, 128, 255, 255, 0]
+    assert Window(40, 400).grey(np.array([-160, 40, 240])).tolist() == [0, 128, 255]
+    with pytest.raises(ValueError, match="width is 0"):
+        Window(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [*((".png", mode) for mode in ("L", "LA", "P", "RGB", "RGBA")), (".jpg", "L"), (".jpeg", "RGB")]
+)
+def test_pictures_are_read_grey_or_in_colour(tmp_path: Path, suffix: str, mode: str) -> None:
+    grey = np.full((30, 40), 200, np.uint8)
+    Image.fromarray(grey).convert(mode).save(tmp_path / f"slice{suffix}")
+    picture = read_slice(tmp_path / f"slice{suffix}")
+    assert (picture.shape, picture.dtype) == ((30, 40, 3), np.uint8)
+    assert abs(picture.astype(int) - 200).max() <= 2
+
+
+def test_colours_keep_their_order(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (250, 120, 10)).save(tmp_path / "slice.png")
+    assert read_slice(tmp_path / "slice.png")[0, 0].tolist() == [250, 120, 10]
+
+
+def test_a_dicom_slice_is_read_in_hounsfield_units_through_the_window(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD)
+    expected = LUNG_WINDOW.grey(HOUNSFIELD)
+    np.testing.assert_array_equal(read_slice(path)[..., 0], expected)
+    np.testing.assert_array_equal(read_slice(path, window=Window(-900, 300))[..., 2], Window(-900, 300).grey(HOUNSFIELD))
+
+
+def test_a_screen_capture_in_dicom_is_taken_as_it_is(tmp_path: Path) -> None:
+    grey = np.arange(240, dtype=np.uint8).reshape(12, 20)
+    np.testing.assert_array_equal(read_slice(write_dicom(tmp_path / "capture.dcm", grey))[..., 1], grey)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
+def test_slices_of_a_volume_are_counted_from_the_base(tmp_path: Path, orientation: str) -> None:
+    volume = np.stack([np.full((12, 20), -1000 + 100 * level, np.int16) for level in range(5)])
+    volume[:, 0, 0] = 150  # the patient's front and right
+    sitk.WriteImage(sitk.DICOMOrient(sitk.GetImageFromArray(volume), orientation), str(tmp_path / "ct.nii.gz"))
+    picture = read_slice(tmp_path / "ct.nii.gz", number=2)
+    assert picture[5, 5, 0] == LUNG_WINDOW.grey(np.array([-900]))[0]
+    assert picture[0, 0].tolist() == [255, 255, 255]
+
+
+def test_the_networks_see_224_rows_and_columns() -> None:
+    picture = resized(np.full((100, 300, 3), 77, np.uint8))
+    assert picture.shape == (INPUT_SIZE, INPUT_SIZE, 3)
+    assert (picture == 77).all()
+
+
+def test_what_is_no_slice_is_refused_in_one_line_by_name(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (tmp_path / "broken.dcm").write_bytes(b"no DICOM at all")
+    (tmp_path / "notes.txt").write_text("no picture")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    sitk.WriteImage(sitk.Image(8, 9, 7, sitk.sitkInt16), str(tmp_path / "ct.mha"))
+    for name, number, message in (
+        ("absent.png", None, "no such file"),
+        ("broken.png", None, "not a picture that can be read"),
+        ("broken.dcm", None, "not a DICOM file that can be read"),
+        ("notes.txt", None, "files of type .txt are not read"),
+        ("deep.png", None, "a picture of mode I;16"),
+        ("ct.mha", None, "it holds 7 slices; expected a slice from 1"),
+        ("ct.mha", 8, "there is no slice 8; expected a slice from 1 (at the base) to 7"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"{name}: {message}")) as refusal:
+            read_slice(tmp_path / name, number)
+        assert "\n" not in str(refusal.value)

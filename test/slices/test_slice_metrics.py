@@ -1,0 +1,53 @@
+"""Accuracy, precision, recall and their intervals against hand calculations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.slices.metrics import Rate, by_patient, measure, wilson
+
+
+def test_precision_and_recall_are_those_of_a_hand_calculation() -> None:
+    truth = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3])
+    answers = np.array([0, 0, 0, 1, 1, 1, 2, 3, 3, 3])
+    result = measure(truth, answers)
+    assert result.confusion == [[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 1, 1], [0, 0, 0, 2]]
+    assert result.accuracy.percent == pytest.approx(80)
+    recall = {"CLE": 75, "PLE": 100, "PSE": 50, "NT": 100}
+    precision = {"CLE": 100, "PLE": 200 / 3, "PSE": 100, "NT": 200 / 3}
+    assert {label: rate.percent for label, rate in result.class_recall.items()} == pytest.approx(recall)
+    assert {label: rate.percent for label, rate in result.class_precision.items()} == pytest.approx(precision)
+    assert result.recall == pytest.approx(np.mean(list(recall.values())))
+    assert result.precision == pytest.approx(np.mean(list(precision.values())))
+
+
+def test_wilsons_interval_is_that_of_the_formula() -> None:
+    """(p + z2 / 2n +- z sqrt(p q / n + z2 / 4n2)) / (1 + z2 / n) for 8 of 10: 49.02 to 94.33."""
+    rate = wilson(8, 10)
+    assert (rate.percent, rate.low, rate.high) == pytest.approx((80, 49.02, 94.33), abs=0.01)
+    assert wilson(10, 10).high == pytest.approx(100)
+    assert wilson(10, 10).low == pytest.approx(72.25, abs=0.01)
+
+
+def test_a_class_that_was_never_answered_has_no_precision_and_counts_as_0() -> None:
+    result = measure(np.array([0, 1, 2, 3]), np.array([0, 0, 0, 0]))
+    assert result.class_precision["PSE"] == Rate(None, None, None)
+    assert result.precision == pytest.approx(25 / 4)
+    assert result.recall == pytest.approx(25)
+    assert result.accuracy.percent == pytest.approx(25)
+
+
+def test_slices_of_one_patient_make_the_interval_no_narrower() -> None:
+    """Ten patients, each right or wrong as a whole: a hundred slices know as much as ten."""
+    correct = np.repeat(np.arange(10) < 7, 10)
+    clustered = by_patient(correct, np.repeat(np.arange(10), 10).astype(str))
+    independent = by_patient(correct, np.arange(100).astype(str))
+    assert clustered.percent == independent.percent == pytest.approx(70)
+    assert clustered.low is not None
+    assert clustered.high is not None
+    assert independent.low is not None
+    assert independent.high is not None
+    # The standard error of 0.7 is 14.5 for ten and 4.6 for a hundred.
+    assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * 14.5, rel=0.15)
+    assert independent.high - independent.low == pytest.approx(2 * 1.96 * 4.6, rel=0.15)

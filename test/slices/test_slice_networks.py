@@ -1,0 +1,152 @@
+"""The four architectures, their base weights, their augmentation, and where they look."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import torch
+from keras.src.legacy.saving import legacy_h5_format
+
+from model.errors import InputError
+from model.slices import networks
+from model.slices.comparison import base_file
+from model.slices.networks import ARCHITECTURES, SliceNetwork, attention, build_network, probabilities
+from model.slices.training import SHIFT, ZOOM, draw_transforms, transformed
+
+BASE_PARAMETERS = {"inception_v3": 21_802_784, "resnet50": 23_587_712, "efficientnet": 4_049_571}
+"""What the published networks have without their top layer."""
+
+FEATURES = {"inception_v3": (5, 5, 2048), "resnet50": (7, 7, 2048), "efficientnet": (7, 7, 1280), "simple_cnn": (7, 7, 128)}
+
+
+@pytest.fixture(scope="module")
+def efficientnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random base weights in the layout of the published ones, which is that of Keras 2."""
+    path = tmp_path_factory.mktemp("base") / "efficientnetb0_notop.h5"
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, random_base())
+    return path
+
+
+def random_base() -> Any:
+    """A base whose every weight is random, those of its normalisation too."""
+    base = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
+    rng = np.random.default_rng(0)
+    base.set_weights([rng.random(weight.shape, np.float32) for weight in base.get_weights()])
+    return base
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_network_is_the_published_base_under_the_papers_head(architecture: networks.ArchitectureName) -> None:
+    network = build_network(architecture)
+    rows, columns, channels = FEATURES[architecture]
+    assert network.base.output_shape[1:] == FEATURES[architecture]
+    head = (rows * columns * channels + 1) * 128 + (128 + 1) * 4
+    assert network.head.count_params() == head
+    if architecture in BASE_PARAMETERS:
+        assert network.base.count_params() == BASE_PARAMETERS[architecture]
+    shares = probabilities(network, torch.rand(1, 224, 224, 3))
+    assert shares.shape == (1, 4)
+    assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_bases_get_pixels_as_their_published_weights_expect_them() -> None:
+    black, white = torch.zeros(1, 2, 2, 3), torch.ones(1, 2, 2, 3)
+    ranges = {name: (base.prepare(black), base.prepare(white)) for name, base in networks._BASES.items()}
+    assert [float(end[0, 0, 0, 0]) for end in ranges["inception_v3"]] == [-1, 1]
+    assert [float(end[0, 0, 0, 0]) for end in ranges["efficientnet"]] == [0, 255]
+    # Blue, green, red, less ImageNet's means.
+    assert np.asarray(ranges["resnet50"][0][0, 0, 0]) == pytest.approx([-103.939, -116.779, -123.68], abs=1e-3)
+
+
+def test_base_weights_are_loaded_and_frozen(efficientnet_file: Path) -> None:
+    network = build_network("efficientnet", efficientnet_file)
+    (base,) = (layer for layer in network.base.layers if isinstance(layer, keras.Model))
+    for loaded, expected in zip(base.get_weights(), random_base().get_weights(), strict=True):
+        np.testing.assert_array_equal(loaded, expected)
+    assert not base.trainable_variables
+    assert len(network.whole.trainable_variables) == 4
+    assert build_network("efficientnet").base.trainable_variables
+
+
+def test_weights_in_the_layout_of_keras_3_are_loaded_too(tmp_path: Path) -> None:
+    random_base().save_weights(tmp_path / "efficientnetb0.weights.h5")
+    network = build_network("efficientnet", tmp_path / "efficientnetb0.weights.h5")
+    (base,) = (layer for layer in network.base.layers if isinstance(layer, keras.Model))
+    np.testing.assert_array_equal(base.get_weights()[-1], random_base().get_weights()[-1])
+
+
+def test_weights_of_another_architecture_or_none_are_refused_by_name(efficientnet_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.h5").write_text("no weights")
+    for architecture, path, message in (
+        ("resnet50", efficientnet_file, f"{efficientnet_file.name}: not the weights of this base"),
+        ("efficientnet", tmp_path / "text.h5", "text.h5: not the weights of this base"),
+        ("efficientnet", tmp_path / "absent.h5", "absent.h5: no such file"),
+        ("simple_cnn", efficientnet_file, "the simple network has no base"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)) as refusal:
+            build_network(architecture, path)  # type: ignore[arg-type]
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_of_base_weights_gives_each_architecture_its_file(efficientnet_file: Path) -> None:
+    assert base_file(efficientnet_file.parent, "efficientnet") == efficientnet_file
+    assert base_file(efficientnet_file.parent, "simple_cnn") is None
+    assert base_file("imagenet", "resnet50") == "imagenet"
+    with pytest.raises(InputError, match=r"0 files resnet50\*\.h5"):
+        base_file(efficientnet_file.parent, "resnet50")
+
+
+def bright_spot_network() -> SliceNetwork:
+    """The simple network with weights set by hand: bright pixels speak for class 1, and nothing for any other."""
+    network = build_network("simple_cnn")
+    for layer in network.base.layers:
+        if layer.weights:
+            kernel, bias = (np.zeros(weight.shape, np.float32) for weight in layer.weights)
+            kernel[1, 1, 0, 0] = 1
+            layer.set_weights([kernel, bias])
+    hidden, last = (layer for layer in network.head.layers if layer.weights)
+    kernel = np.zeros(hidden.weights[0].shape, np.float32)
+    kernel[::128, 0] = 1  # channel 0 of each of the 7 x 7 places
+    hidden.set_weights([kernel, np.zeros(128, np.float32)])
+    kernel = np.zeros(last.weights[0].shape, np.float32)
+    kernel[0, 1] = 1
+    last.set_weights([kernel, np.zeros(4, np.float32)])
+    return network
+
+
+def test_attention_lies_where_the_evidence_is() -> None:
+    network = bright_spot_network()
+    pixels = torch.zeros(1, 224, 224, 3)
+    pixels[0, 40:50, 170:180] = 1  # the second row and the sixth column of 7 x 7
+    assert int(probabilities(network, pixels).argmax()) == 1
+    seen = attention(network, pixels, 1)
+    assert seen.shape == (7, 7)
+    assert np.unravel_index(int(seen.argmax()), (7, 7)) == (1, 5)
+    assert float(seen.max()) == 1
+    assert float(seen.sum()) == pytest.approx(1), "nothing else speaks for the class"
+
+
+def test_the_transform_that_does_nothing_changes_nothing_and_a_flip_mirrors() -> None:
+    pixels = torch.rand(2, 16, 16, 3)
+    nothing, flip = (torch.tensor([[[sign, 0, 0], [0, 1, 0]]] * 2, dtype=torch.float32) for sign in (1.0, -1.0))
+    torch.testing.assert_close(transformed(pixels, nothing), pixels)
+    torch.testing.assert_close(transformed(pixels, flip), pixels.flip(2))
+
+
+def test_transforms_stay_within_their_ranges_and_flip_half_of_the_pictures() -> None:
+    drawn = draw_transforms(2000, np.random.default_rng(0)).numpy()
+    assert abs(drawn[:, :, 2]).max() <= 2 * SHIFT
+    # Zoom is the area of the picture that is seen: rotation and shear leave it as it is.
+    area = np.linalg.det(drawn[:, :, :2])
+    assert (1 - ZOOM) ** 2 <= abs(area).min() < abs(area).max() <= (1 + ZOOM) ** 2
+    assert np.mean(area < 0) == pytest.approx(0.5, abs=0.05)
+    turn = np.degrees(np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0] * np.sign(area)) * np.sign(area))
+    assert 14 < abs(np.where(abs(turn) > 90, 180 - abs(turn), turn)).max() <= 15.01
+    np.testing.assert_array_equal(drawn[:5], draw_transforms(2000, np.random.default_rng(0)).numpy()[:5])
