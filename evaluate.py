@@ -144,7 +144,7 @@ def _files(reports: Sequence[Report], comparison: Comparison | None) -> dict[str
     tables = all_tables(reports, comparison)
     files = {METRICS_FILE: _json(document)} | {name: write(tables).encode() for name, write in TABLES.items()}
     for part in reports[0].subtypes:
-        confusion = confusion_figure(part.pairs.subtype, part.agreement) if part.agreement else None
+        confusion = confusion_figure(part.pairs.subtype, part.agreement, reports[0].reference) if part.agreement else None
         bland_altman = bland_altman_figure(part.pairs, part.percentages) if part.percentages else None
         for kind, figure in zip(FIGURES, (confusion, bland_altman), strict=True):
             if figure:

@@ -25,7 +25,7 @@ from benchmark.complexity import measure as measure_complexity
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Resampling
-from model.evaluation.readings import Extent, Reading, Readings
+from model.evaluation.readings import VISUAL, Extent, Reading, Readings
 from model.evaluation.report import Report, make_report
 from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdown, with_interval
 from model.network import BackboneName, HeadName, NetworkConfig
@@ -74,7 +74,7 @@ def reference(manifest: Manifest, cases: Sequence[TrainingCase]) -> Readings:
     for case in cases:
         percentages = case.percentages or (None, None)
         readings[case.entity] = Reading(tuple(Extent(*extent) for extent in zip(case.scores, percentages, strict=True)))
-    return Readings(manifest.path, manifest.path.stem, readings)
+    return Readings(manifest.path, VISUAL, readings)
 
 
 def table_5(strategy: str, rows: Sequence[tuple[Complexity, Report]]) -> Table:

@@ -35,10 +35,15 @@ _STYLE: dict[Any, Any] = {
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache on stderr
 
 
-def confusion_figure(subtype: Subtype, agreement: Agreement) -> Figure:
-    """A confusion matrix as in the paper's Table 3: predictions in rows, visual scores in columns.
+def confusion_figure(subtype: Subtype, agreement: Agreement, reference: str) -> Figure:
+    """A confusion matrix as in the paper's Table 3: predictions in rows, the reference in columns.
 
-    Each cell holds the number of cases, and in percent and as its colour its share of the cases with that visual score.
+    Each cell holds the number of cases, and in percent and as its colour its share of the cases in its column.
+
+    Args:
+        subtype: whose grades they are.
+        agreement: with the confusion matrix.
+        reference: what the axis calls the reference.
     """
     counts = np.array(agreement.confusion_matrix)
     totals = counts.sum(axis=0)
@@ -54,8 +59,8 @@ def confusion_figure(subtype: Subtype, agreement: Agreement) -> Figure:
             axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7, linespacing=1.3)
         axes.set_xticks(range(len(grades)), grades, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(grades)), grades)
-        axes.set_xlabel(f"Visual score, {subtype.name} (n = {agreement.n})")
-        axes.set_ylabel("Predicted score")
+        axes.set_xlabel(f"{reference.capitalize()}, {subtype.name} (n = {agreement.n})")
+        axes.set_ylabel("Predicted scores")
         axes.tick_params(length=0)
     return figure
 

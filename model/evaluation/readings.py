@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 from evalutils.exceptions import ValidationError
 from evalutils.validators import ExpectedColumnNamesValidator
 from pandas import DataFrame, read_csv
-from pandas.errors import EmptyDataError, ParserError, ParserWarning
+from pandas.errors import EmptyDataError, ParserError
 
 from model.errors import InputError
 from model.fleischner import SUBTYPES, Subtype
@@ -34,6 +33,11 @@ SCORE_COLUMNS = (ENTITY, *(subtype.name for subtype in SUBTYPES))
 PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYPES for side in ("reference", "predicted")))
 METRICS = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
 """What `results.json` calls each subtype's score and percentage."""
+
+VISUAL, SIMULATED = "visual scores", "simulated truth"
+"""What tables call a reference."""
+SIMULATORS_COLUMN = "grid"
+"""Only a simulated cohort's reference has it."""
 
 RANGES = ", ".join(f"{subtype.name} scores 0 to {len(subtype.grades) - 1}" for subtype in SUBTYPES) + ", percentages 0 to 100"
 RESULTS = f"a folder that holds {RESULTS_FILE}, or one output folder a case with a {RESULTS_FILE} in each"
@@ -65,7 +69,7 @@ class Readings:
 
     Attributes:
         source: the file or folder that they were read from.
-        name: whose they are: of a network its bundle.
+        name: whose they are, in tables: of a network its bundle.
         cases: by entity.
         failures: scans without a result, by entity, and why; a run that failed as a whole goes by its folder's name.
     """
@@ -93,7 +97,7 @@ def read_reference(path: Path) -> Readings:
         if any(extent.score is not None for extent in extents):
             cases[row[ENTITY]] = Reading(extents)
     _raise_for(path, problems)
-    return Readings(path, path.stem, cases)
+    return Readings(path, SIMULATED if SIMULATORS_COLUMN in table else VISUAL, cases)
 
 
 def read_pairs(path: Path) -> tuple[Readings, Readings]:
@@ -111,7 +115,7 @@ def read_pairs(path: Path) -> tuple[Readings, Readings]:
             extents, found = _extents(row, [(f"{subtype.abbreviation}_{side}", "") for subtype in SUBTYPES])
             problems += [f"{row[ENTITY]}: {side} {problem}" for problem in found]
             cases[row[ENTITY]] = Reading(extents)
-        sides.append(Readings(path, path.stem, cases))
+        sides.append(Readings(path, VISUAL if side == "reference" else path.stem, cases))
     _raise_for(path, problems)
     return sides[0], sides[1]
 
@@ -148,22 +152,17 @@ def _read_table(path: Path, expected: tuple[str, ...]) -> DataFrame:
     """A table as text with our names for the columns; cells are stripped, empty where there is nothing."""
     wanted = f"a CSV with the columns {', '.join(expected)}"
     try:
-        header = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # rows longer than the header
-            table = read_csv(
-                path,
-                sep="\t" if "\t" in header else ",",
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,
-                encoding="utf-8-sig",
-            )
+        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        # pandas would rename columns that are there twice; as a row like any other, the header stays as it is.
+        rows = read_csv(
+            path, sep="\t" if "\t" in first else ",", header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
     except OSError as error:
         raise InputError(path, f"it cannot be read ({error.strerror})", wanted) from error
-    except (UnicodeDecodeError, EmptyDataError, ParserError, ParserWarning) as error:
+    except (UnicodeDecodeError, EmptyDataError, ParserError) as error:
         raise InputError(path, f"not a table ({error})", wanted) from error
-    table.columns = [ALIASES.get(name.strip(), name.strip()) for name in table.columns]
+    rows = rows.fillna("").map(str.strip)  # a row that is too short ends in empty cells
+    table = rows.iloc[1:].set_axis([ALIASES.get(name, name) for name in rows.iloc[0]], axis="columns")
     try:
         ExpectedColumnNamesValidator(expected=expected, extra_cols_check=False).validate(df=table)
     except ValidationError as error:
@@ -174,7 +173,7 @@ def _read_table(path: Path, expected: tuple[str, ...]) -> DataFrame:
         raise InputError(path, f"several columns for {', '.join(twice)}", wanted)
     if table.empty:
         raise InputError(path, "no rows", wanted)
-    return table.map(str.strip)
+    return table
 
 
 def _entity_problems(entities: Iterable[str]) -> list[str]:

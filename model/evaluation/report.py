@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from model.evaluation.agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
@@ -36,18 +36,28 @@ class Report:
 
     Attributes:
         name: whose result it is.
+        reference: what it is compared with.
+        resampling: of the bootstrap.
         coverage: which scans were compared.
         subtypes: in the order of `model.fleischner.SUBTYPES`.
     """
 
     name: str
+    reference: str
+    resampling: Resampling
     coverage: Coverage
     subtypes: tuple[SubtypeReport, ...]
 
     def as_document(self) -> dict[str, Any]:
         """For `metrics.json`."""
         subtypes = {part.pairs.subtype.name: part.as_document() for part in self.subtypes}
-        return {"method": self.name, "cases": self.coverage.as_document(), **subtypes}
+        return {
+            "method": self.name,
+            "reference": self.reference,
+            "bootstrap": asdict(self.resampling),
+            "cases": self.coverage.as_document(),
+            **subtypes,
+        }
 
     def with_voxels(self, voxels: Mapping[str, VoxelAgreement]) -> Report:
         """The same with the agreement of maps and voxel truth, by the subtype's name."""
@@ -98,7 +108,7 @@ def make_report(
         pairs = pair(subtype, reference, predictions)
         agreement = measure_agreement(pairs, resampling) if pairs.entities else None
         parts.append(SubtypeReport(pairs, agreement, measure_percentages(pairs)))
-    return Report(predictions.name, coverage, tuple(parts))
+    return Report(predictions.name, reference.name, resampling, coverage, tuple(parts))
 
 
 def compare(report: Report, other: Report, resampling: Resampling) -> Comparison:

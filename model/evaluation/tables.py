@@ -45,7 +45,7 @@ def all_tables(reports: Sequence[Report], comparison: Comparison | None) -> list
     """Every table that the figures allow: agreement, confusion matrices, percentages, voxels, difference."""
     parts = [(report, part) for report in reports for part in report.subtypes]
     tables = [agreement_table(parts)]
-    tables += [confusion_table(report.name, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
+    tables += [confusion_table(report, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
     told = [(report, part, part.percentages) for report, part in parts if part.percentages]
     if told:
         tables.append(percentage_table(told))
@@ -68,8 +68,8 @@ def agreement_table(parts: Sequence[tuple[Report, SubtypeReport]]) -> Table:
             cells = [percent(figures.accuracy), percent(figures.f_measure), kappa]
         rows.append((report.name, part.pairs.subtype.name.capitalize(), *cells))
     caption = (
-        f"Agreement with the visual scores ({_sizes(parts)}): accuracy (ACC), F-measure (macro average), and linear weighted "
-        "kappa with its large-sample 95 % confidence interval, times 100."
+        f"Agreement with the {parts[0][0].reference} ({_sizes(parts)}): accuracy (ACC), F-measure (macro average), and "
+        "linear weighted kappa with its large-sample 95 % confidence interval, times 100."
     )
     header = ("Method", "Subtype", "ACC (%)", "F-measure", "Linear weighted kappa (95% CI)")
     return Table(caption, header, tuple(rows), labels=2)
@@ -81,8 +81,8 @@ def _sizes(parts: Sequence[tuple[Report, SubtypeReport]]) -> str:
     return f"n = {sizes[0]}" if len(set(sizes)) == 1 else f"n = {', '.join(map(str, sizes))}, row by row"
 
 
-def confusion_table(method: str, subtype: Subtype, agreement: Agreement) -> Table:
-    """Table 3 of the paper: rows are predictions, columns visual scores, with precision and recall in percent."""
+def confusion_table(report: Report, subtype: Subtype, agreement: Agreement) -> Table:
+    """Table 3 of the paper: rows are predictions, columns the reference, with precision and recall in percent."""
     grades = [grade.severity.capitalize() for grade in subtype.grades]
     rows = [
         (grade, *map(str, counts), percent(figures.precision))
@@ -90,8 +90,8 @@ def confusion_table(method: str, subtype: Subtype, agreement: Agreement) -> Tabl
     ]
     recall = ("Recall (%)", *(percent(figures.recall) for figures in agreement.per_grade))
     rows.append((*recall, f"{percent(agreement.accuracy)} (ACC%)"))
-    caption = f"{method}, {subtype.name} emphysema: predictions (rows) against visual scores (columns), n = {agreement.n}."
-    return Table(caption, ("Predicted", *grades, "Precision (%)"), tuple(rows), spanner="Visual score")
+    caption = f"{report.name}, {subtype.name} emphysema: predictions (rows), {report.reference} (columns), n = {agreement.n}."
+    return Table(caption, ("Predicted", *grades, "Precision (%)"), tuple(rows), spanner=report.reference.capitalize())
 
 
 def percentage_table(parts: Sequence[tuple[Report, SubtypeReport, PercentageAgreement]]) -> Table:

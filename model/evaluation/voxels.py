@@ -67,6 +67,9 @@ def measure_voxels(predictions: Readings, entities: Sequence[str], truth: Path, 
     Raises:
         InputError: an image is missing or cannot be read, or the grids of a scan differ.
     """
+    without = [entity for entity in entities if not predictions.cases[entity].maps]
+    if without:
+        raise InputError(predictions.source, f"no activation maps of {', '.join(without)}", "output folders of process.py")
     jobs = [(truth_files(truth, entity), predictions.cases[entity].maps) for entity in entities]
     outcomes = map_isolated(count_voxels, jobs, workers)
     problems = [f"{entity}: {outcome.problem}" for entity, outcome in zip(entities, outcomes, strict=True) if outcome.problem]

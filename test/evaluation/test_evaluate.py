@@ -59,6 +59,8 @@ def test_one_command_writes_metrics_tables_and_pictures(compared: tuple[Path, di
     output, metrics = compared
     assert {path.name for path in output.iterdir()} == FILES
     assert metrics["cases"] == {"paired": 5, "not_predicted": [], "not_in_reference": []}
+    assert metrics["bootstrap"] == {"seed": 0, "resamples": 500}
+    assert (metrics["method"], metrics["reference"]) == ("Ours & co", "simulated truth")
     centrilobular = metrics["centrilobular"]
     assert centrilobular["n"] == 5
     assert centrilobular["accuracy"] == pytest.approx(3 / 5)  # b is mild instead of trace, e confluent instead of advanced

@@ -27,8 +27,9 @@ def scores(readings: Readings) -> dict[str, tuple[int | None, ...]]:
         "\ufeffentity , centrilobular,paraseptal,extra\r\na, 3 ,1,x\r\nb,0.0,,y\r\n",
         "sid\tCT_Visual_Emph_Severity_P1\tgender\tCT_Visual_Emph_Paraseptal_P1\na\t3\t1\t1.0\nb\t0\t2\t\n",
         "entity,cle_score,pse_score\na,3,1\nb,0,\n",
+        "entity,centrilobular,paraseptal\n\na,3,1\nb,0\n",
     ],
-    ids=["our names", "spaces, a byte order mark and more columns", "COPDGene", "simulated cohort"],
+    ids=["our names", "spaces, a byte order mark and more columns", "COPDGene", "simulated cohort", "a short row"],
 )
 def test_visual_scores_are_read_by_the_names_that_tables_use(tmp_path: Path, text: str) -> None:
     assert scores(read_reference(write(tmp_path / "reference.csv", text))) == {"a": (3, 1), "b": (0, None)}
@@ -72,6 +73,7 @@ def test_one_error_lists_everything_that_is_wrong_with_a_table(tmp_path: Path) -
     [
         ("entity,centrilobular\na,1\n", "missing columns: paraseptal"),
         ("entity,centrilobular,cle_score,paraseptal\na,1,1,1\n", "several columns for centrilobular"),
+        ("entity,centrilobular,paraseptal,centrilobular\na,1,1,2\n", "several columns for centrilobular"),
         ("entity,centrilobular,paraseptal\n", "no rows"),
         ("", "not a table"),
         ("entity,centrilobular,paraseptal\na,1,1,1,1\n", "not a table"),
