@@ -210,13 +210,16 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], list[str], int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0; 2 for an input that cannot be used; 1 for a job whose process failed."""
+    """Run the command; returns the exit code: 0; 2 for an input that cannot be used; 1 for what the machine failed at."""
     options = _parsed(sys.argv[1:] if arguments is None else arguments)
     try:
         files, problems, code = run(options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk
+        print(printable(f"{options.output}: {error}"), file=sys.stderr)
+        return 1
     for problem in problems:
         print(printable(problem), file=sys.stderr)
     print(printable(f"written to {options.output}: {', '.join(sorted(files))}"))

@@ -132,7 +132,7 @@ def read_predictions(path: Path) -> Readings:
     cases: dict[str, Reading] = {}
     failures: dict[str, str] = {}
     for file, entry in entries:
-        entity = entry.get(ENTITY) or file.parent.name
+        entity = str(entry.get(ENTITY) or file.parent.name)
         metrics = entry.get("metrics")
         if not metrics:
             failures[entity] = "; ".join(map(str, entry.get("error_messages") or ["no metrics"]))
@@ -144,8 +144,13 @@ def read_predictions(path: Path) -> Readings:
         cases[entity] = Reading(extents, tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES))
     problems += _entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
     _raise_for(path, problems)
-    bundles = {str((entry.get("provenance") or {}).get("bundle", "")) for _, entry in entries if entry.get("metrics")}
+    bundles = {_bundle(entry) for _, entry in entries if entry.get("metrics")}
     return Readings(path, " and ".join(sorted(bundles - {""})) or path.resolve().name, cases, failures)
+
+
+def _bundle(entry: dict[str, Any]) -> str:
+    provenance = entry.get("provenance")
+    return str(provenance.get("bundle", "")) if isinstance(provenance, dict) else ""
 
 
 def _read_table(path: Path, expected: tuple[str, ...]) -> DataFrame:
