@@ -38,6 +38,7 @@ def test_a_manifest_without_cases_to_evaluate_on_is_refused_before_anything_is_t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_six_networks_are_trained_and_evaluated_and_a_second_call_trains_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
