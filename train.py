@@ -56,6 +56,12 @@ def build_parser() -> OneLineParser:
     what.add_argument("--profile", choices=sorted(PROFILES), default="paper", help="of preprocessing, default: %(default)s")
     what.add_argument("--init", type=Path, help="start from the weights of this bundle")
 
+    what.add_argument(
+        "--freeze-statistics",
+        action="store_true",
+        help="normalise by the statistics of --init, as inference will, instead of each batch's own: for a run's last epochs",
+    )
+
     how = parser.add_argument_group("how it is trained")
     how.add_argument("--recipe", choices=sorted(RECIPES), default=PAPER.name, help="default: %(default)s")
     how.add_argument(
@@ -144,6 +150,7 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         tile=options.tile and tuple(options.tile),
         monitor=options.monitor,
         init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
+        frozen_statistics=options.freeze_statistics,
         seed=options.seed,
         precision=precision,
         device=device.type,
@@ -168,6 +175,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--workers and --seed are 0 or more")
     if options.supervision == "voxels" and options.strategy != "regression":
         parser.error("--supervision voxels goes with --strategy regression")
+    if options.freeze_statistics and not options.init:
+        parser.error("--freeze-statistics goes with --init")
     if options.tile and options.supervision != "voxels":
         parser.error("--tile goes with --supervision voxels")
     try:

@@ -69,6 +69,7 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         "seed": settings.seed,
         "manifest_sha256": settings.manifest_sha256,
         "init_sha256": settings.init_sha256,
+        "frozen_statistics": settings.frozen_statistics,
         "supervision": settings.supervision,
         "tile": settings.tile,
         "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},

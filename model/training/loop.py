@@ -54,16 +54,11 @@ def dense_logits(network: EmphysemaNetwork, image: Tensor) -> DenseLogits:
         return cast(DenseLogits, network.head(features.float()))
 
 
-def average_statistics(network: nn.Module) -> None:
-    """Let every batch normalisation forget its running statistics, and from now on average them evenly over all batches.
-
-    Called as an epoch starts, what is validated and exported then holds the mean of that epoch. The usual moving average is of
-    the last ten batches or so; with batches of two to four scans, validation jumped from epoch to epoch because of it.
-    """
+def freeze_statistics(network: nn.Module) -> None:
+    """Let every batch normalisation use its running statistics and leave them be, as in inference; its weights still learn."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
-            module.momentum = None
-            module.reset_running_stats()
+            module.eval()
 
 
 class EpochTally:
@@ -108,6 +103,7 @@ class EmphysemaTraining(LightningModule):
         reference: what is known of the validation set.
         pictured: places of the validation cases that pictures are drawn of after every epoch.
         folder: where pictures go; None: nowhere.
+        frozen_statistics: whether normalisation uses the statistics that the network came with.
     """
 
     def __init__(
@@ -118,6 +114,8 @@ class EmphysemaTraining(LightningModule):
         reference: Reference,
         pictured: Sequence[int] = (),
         folder: Path | None = None,
+        *,
+        frozen_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -128,6 +126,7 @@ class EmphysemaTraining(LightningModule):
         self._reference = reference
         self._pictured = frozenset(pictured)
         self._folder = folder
+        self._frozen_statistics = frozen_statistics
         self._validated: list[Tensor] = []
         self._tally = EpochTally()
 
@@ -138,7 +137,8 @@ class EmphysemaTraining(LightningModule):
         # A function of the epoch alone, and no scheduler: nothing to store, and nothing to lose when a run is resumed.
         for group in cast(torch.optim.Optimizer, self.optimizers()).param_groups:
             group["lr"] = self._recipe.learning_rate * self._recipe.decay**self.current_epoch
-        average_statistics(self.network)
+        if self._frozen_statistics:
+            freeze_statistics(self.network)
         self._tally = EpochTally()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

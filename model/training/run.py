@@ -78,7 +78,15 @@ def train(
         strategy.initialise(network)
     reference = _reference(validation, profile, cache)
     seed_everything(settings.seed, workers=True, verbose=False)
-    module = EmphysemaTraining(network, strategy, settings.recipe, reference, _pictured(reference), output)
+    module = EmphysemaTraining(
+        network,
+        strategy,
+        settings.recipe,
+        reference,
+        _pictured(reference),
+        output,
+        frozen_statistics=settings.frozen_statistics,
+    )
     processes = settings.devices * settings.nodes
     with_truth = settings.supervision == "voxels"
     ranges = AugmentationRanges() if settings.augmented else None

@@ -38,6 +38,7 @@ class RunSettings:
         tile: size of the tiles that are trained on, z y x voxels; None: whole scans.
         monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
+        frozen_statistics: whether normalisation keeps the statistics of that bundle.
         seed: of weights, order and augmentation.
         precision: float32, bfloat16 or float16.
         device: cpu or cuda.
@@ -58,6 +59,7 @@ class RunSettings:
     tile: tuple[int, int, int] | None
     monitor: Monitor
     init_sha256: str | None
+    frozen_statistics: bool
     seed: int
     precision: str
     device: str

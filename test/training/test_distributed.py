@@ -12,7 +12,6 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from model.training.distributed import CpuBatchNormSync, ProcessGroupBatchNorm, ProcessPlace
-from model.training.loop import average_statistics
 
 
 def small_network() -> nn.Sequential:
@@ -34,7 +33,6 @@ def _process(rank: int, folder: str) -> None:
         "gloo", f"file://{folder}/meeting-point", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     network = CpuBatchNormSync().apply(small_network())
-    average_statistics(network)
     parallel = nn.parallel.DistributedDataParallel(network)
     step(parallel, two_scans()[rank : rank + 1])
     if rank == 0:
@@ -56,7 +54,6 @@ def test_two_cpu_processes_compute_the_gradients_and_statistics_of_one(tmp_path:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
     found = torch.load(tmp_path / "result.pt")
     network = small_network()
-    average_statistics(network)
     step(network, two_scans())
     for name, value in network.named_parameters():
         torch.testing.assert_close(found["gradients"][name], value.grad, rtol=1e-4, atol=1e-6)

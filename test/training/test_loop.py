@@ -1,27 +1,23 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from model.network import NetworkConfig, build_network
-from model.training.loop import average_statistics
+from model.training.loop import freeze_statistics
 
 
-def test_running_statistics_are_the_mean_over_the_epoch() -> None:
+def test_frozen_statistics_are_used_and_left_alone_while_weights_get_gradients() -> None:
     network = build_network(NetworkConfig("resnet18", "regression", 2))
-    normalisation = network.backbone.norm1
-    network(torch.rand(1, 1, 16, 16, 16) + 5)  # an earlier epoch, to be forgotten
-    average_statistics(network)
-    batches = [torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(seed)) * (seed + 1) for seed in range(3)]
-    means, variances = [], []
-    for batch in batches:
-        with torch.no_grad():
-            convolved = network.backbone.conv1(batch)
-        means.append(convolved.mean((0, 2, 3, 4)))
-        variances.append(convolved.var((0, 2, 3, 4)))
-        network(batch)
-    assert normalisation.running_mean is not None
-    assert normalisation.running_var is not None
-    torch.testing.assert_close(normalisation.running_mean, torch.stack(means).mean(0))
-    torch.testing.assert_close(normalisation.running_var, torch.stack(variances).mean(0))
-    assert all(module.momentum is None for module in network.modules() if isinstance(module, nn.BatchNorm3d))
+    image = torch.rand(2, 1, 16, 16, 16) + 5
+    network(image)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    freeze_statistics(network)
+    found = network(image)
+    torch.stack([part.sum() for part in found]).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert network.backbone.conv1.weight.grad is not None
+    assert network.backbone.norm1.weight.grad is not None
+    with torch.no_grad():
+        expected = network.eval()(image)
+    for part, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(part.detach(), other)

@@ -148,10 +148,23 @@ def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manif
     assert bundle.metadata.network.head == "classification"
 
     further = tmp_path / "further"
-    gently = ("--strategy", "classification", "--epochs", "1", "--batch", "2", "--learning-rate", "1e-9", "--no-augment")
+    gently = (
+        "--strategy",
+        "classification",
+        "--epochs",
+        "1",
+        "--batch",
+        "2",
+        "--learning-rate",
+        "1e-9",
+        "--no-augment",
+        "--freeze-statistics",
+    )
     assert train.main(command(short(manifest), further, *gently, "--init", str(output / "bundle"))) == 0
     for name, value in bundle.network.named_parameters():
         torch.testing.assert_close(weights(further)[f"network.{name}"], value, rtol=0, atol=1e-6)
+    for name, value in bundle.network.named_buffers():
+        assert torch.equal(weights(further)[f"network.{name}"], value)
     assert read_metadata(further / "bundle").performance["training"]["init_sha256"] == bundle.sha256
 
 
@@ -181,6 +194,7 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
         (("--devices", "0"), "--devices is 0"),
         (("--supervision", "voxels", "--strategy", "classification"), "--supervision voxels goes with"),
         (("--tile", "64", "64", "64"), "--tile goes with --supervision voxels"),
+        (("--freeze-statistics",), "--freeze-statistics goes with --init"),
         (("--supervision", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
