@@ -15,6 +15,7 @@ from torch import Tensor
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
+from model.plausibility import MaskFigures, mask_warnings
 from model.preprocessing import (
     PROFILES,
     ActivationMaps,
@@ -74,7 +75,8 @@ class Subtyping:
         centrilobular: the finding of this subtype.
         paraseptal: likewise.
         regions: those that the findings' `region_percentages` speak of.
-        warnings: what was odd on the way, one sentence each; what is odd about the scan itself, the scan says.
+        warnings: what is odd about the mask (see `model.plausibility`) and was odd on the way, one sentence each; what was
+            odd about the files, the scan says.
     """
 
     centrilobular: Finding
@@ -150,6 +152,8 @@ class EmphysemaSubtyper:
             scan: a CT and its lung mask.
             map_type: type of the activation maps: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
         """
+        with stage("plausibility"):
+            warnings = mask_warnings(MaskFigures.of(scan))
         with stage("regions"):
             regions = Regions.of(scan)
         with stage("prepare"):
@@ -162,7 +166,7 @@ class EmphysemaSubtyper:
                 _finding(CENTRILOBULAR, maps.centrilobular, probabilities, maps, regions, scan, map_type),
                 _finding(PARASEPTAL, maps.paraseptal, probabilities, maps, regions, scan, map_type),
                 regions,
-                notes,
+                (*warnings, *notes),
             )
 
     def dense_logits(self, image: Tensor) -> DenseLogits:
