@@ -3,7 +3,8 @@
 What they were seen to do: a truncated NIfTI file is filled up with whatever is in memory, and so is a compressed MetaImage
 whose header asks for more slices than it holds; one that asks for fewer loses the rest; a flipped bit in a compressed
 MetaImage goes unnoticed unless it breaks the stream's structure, because its checksum is not looked at; a header that names
-another file as its voxels is followed wherever it leads, to a device or another patient's folder.
+another file as its voxels is followed wherever it leads, to a device or another patient's folder; one with a negative or
+huge number of dimensions ends the process.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from model.errors import InputError
 _CHUNK = 1 << 22
 _LONGEST_HEADER = 1 << 20
 _ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
+_DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
 """Bytes that may follow the voxels: some programs write a line break or fill up a block."""
 
@@ -31,7 +33,8 @@ def check_references(path: Path) -> None:
     """Check that a file's header names no voxels but its own or those of one regular file in the same folder or below.
 
     Raises:
-        InputError: it names another file, several, or something that is no file; or it scales its values, which no reader does.
+        InputError: it names another file, several, or something that is no file; it scales its values, which no reader does;
+            or its number of dimensions would crash the reader.
     """
     with path.open("rb") as stream:
         fields = _header(stream, path)
@@ -129,8 +132,11 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
         while line := stream.readline(_LONGEST_HEADER):
             text = os.fsdecode(line)
             separator = min((place for place in (text.find("="), text.find(":")) if place >= 0), default=len(text))
-            fields[text[:separator].strip()] = text[separator + 1 :].strip()
-            if text[:separator].strip() == "ElementDataFile":
+            key, value = text[:separator].strip(), text[separator + 1 :].strip()
+            if key == "NDims" and value not in _DIMENSIONS:
+                raise InputError(path, "its header speaks of a number of dimensions that no image has", "a 3D volume")
+            fields[key] = value
+            if key == "ElementDataFile":
                 break
     elif name.endswith(".nrrd"):
         while (line := stream.readline(_LONGEST_HEADER)) not in (b"\n", b"\r\n", b""):

@@ -145,6 +145,13 @@ def test_a_grid_that_no_scanner_makes_is_refused(image: sitk.Image, tmp_path: Pa
         read_header(edited(image, tmp_path / "ct.mha", (old, new)))
 
 
+@pytest.mark.parametrize("count", ["-1", "0", "2147483648", "4294967297", "9223372036854775808", "3 4", "nan", ""])
+def test_a_number_of_dimensions_that_crashes_the_reader_is_refused(image: sitk.Image, tmp_path: Path, count: str) -> None:
+    for header in (f"NDims = {count}", f"NDims = {count}\nNDims = 3", f"NDims: {count}"):
+        with pytest.raises(InputError, match="a number of dimensions that no image has"):
+            read_header(edited(image, tmp_path / "ct.mha", ("NDims = 3", header)))
+
+
 def test_an_origin_that_is_no_number_is_refused(image: sitk.Image, tmp_path: Path) -> None:
     sitk.WriteImage(image, str(tmp_path / "ct.nii"))
     content = bytearray((tmp_path / "ct.nii").read_bytes())
