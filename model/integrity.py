@@ -4,7 +4,7 @@ What they were seen to do: a truncated NIfTI file is filled up with whatever is 
 whose header asks for more slices than it holds; one that asks for fewer loses the rest; a flipped bit in a compressed
 MetaImage goes unnoticed unless it breaks the stream's structure, because its checksum is not looked at; a header that names
 another file as its voxels is followed wherever it leads, to a device or another patient's folder; one with a negative or
-huge number of dimensions ends the process.
+huge number of dimensions ends the process; and one with an infinite place keeps it busy for ever.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from model.errors import InputError
 
 _CHUNK = 1 << 22
 _LONGEST_HEADER = 1 << 20
 _ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
+_NIFTI_HEADER = 348
+_FARTHEST = 1e7
+"""In mm: ten kilometres."""
+
 _DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
 """Bytes that may follow the voxels: some programs write a line break or fill up a block."""
@@ -29,13 +33,15 @@ _SLACK = 4096
 _BESIDE = "the voxels in the file itself, or in one file beside it"
 
 
-def check_references(path: Path) -> None:
-    """Check that a file's header names no voxels but its own or those of one regular file in the same folder or below.
+def check_header(path: Path) -> None:
+    """Check what a reader must not meet: it would follow the header elsewhere, crash on it, or never come back.
 
     Raises:
-        InputError: it names another file, several, or something that is no file; it scales its values, which no reader does;
-            or its number of dimensions would crash the reader.
+        InputError: the header names voxels other than its own or those of one regular file in the same folder or below; it
+            scales its values, which no reader does; or it speaks of dimensions or a place that no image has.
     """
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_nifti_place(path)
     with path.open("rb") as stream:
         fields = _header(stream, path)
     slope = fields.get("ElementToIntensityFunctionSlope", "1")
@@ -53,7 +59,7 @@ def check_payload(path: Path, needed: int) -> None:
     """Check the length and, where its format has one, the checksum of a file's voxels; a DICOM file or folder has neither.
 
     Args:
-        path: a file that `check_references` let pass, or a folder.
+        path: a file that `check_header` let pass, or a folder.
         needed: bytes of all voxels in memory (NIfTI files say themselves what they take on disk).
 
     Raises:
@@ -71,12 +77,38 @@ def check_payload(path: Path, needed: int) -> None:
         raise InputError(path, f"its voxels are damaged or cut off ({error})", "a whole file") from error
 
 
+def _check_nifti_place(path: Path) -> None:
+    """Voxel sizes and both transforms: the reader was seen to search for a rotation for ever where one is infinite."""
+    try:
+        with _nifti(path) as stream:
+            header = stream.read(_NIFTI_HEADER)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(path, f"it is damaged or cut off ({error})", "a whole file") from error
+    if len(header) < _NIFTI_HEADER:
+        return  # no NIfTI file at all, which the reader will say
+    order = _nifti_order(header)
+    numbers = (*struct.unpack(f"{order}4f", header[76:92]), *struct.unpack(f"{order}18f", header[256:328]))
+    if not all(abs(number) < _FARTHEST for number in numbers):
+        raise InputError(path, "its header places the voxels where no image lies", "voxel sizes and transforms in mm")
+
+
+def _nifti(path: Path) -> BinaryIO:
+    """What a NIfTI file holds, without its compression if it has one (whatever its name says, as its reader does)."""
+    with path.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
+
+
+def _nifti_order(header: bytes) -> str:
+    return "<" if struct.unpack("<i", header[:4]) == (_NIFTI_HEADER,) else ">"
+
+
 def _check_nifti(path: Path) -> None:
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
-        header = stream.read(348)
-        if len(header) < 348:
-            return  # no NIfTI file at all, which the reader will say
-        order = "<" if struct.unpack("<i", header[:4]) == (348,) else ">"
+    with _nifti(path) as stream:
+        header = stream.read(_NIFTI_HEADER)
+        if len(header) < _NIFTI_HEADER:
+            return  # as above
+        order = _nifti_order(header)
         dimensions, *sizes = struct.unpack(f"{order}8h", header[40:56])
         (bits,) = struct.unpack(f"{order}h", header[72:74])
         (start,) = struct.unpack(f"{order}f", header[108:112])

@@ -23,7 +23,7 @@ import SimpleITK as sitk
 
 from model import dicom
 from model.errors import InputError, printable
-from model.integrity import check_payload, check_references
+from model.integrity import check_header, check_payload
 from model.native import captured_stderr
 
 logger = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ def _file_information(path: Path, file: str) -> sitk.ImageFileReader:
             raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)
         if path.stat().st_size == 0:
             raise InputError(path, "the file is empty", FORMATS)
-        check_references(path)
+        check_header(path)
     reader = _file_reader(path, file)
     try:
         with captured_stderr() as messages:

@@ -152,14 +152,26 @@ def test_a_number_of_dimensions_that_crashes_the_reader_is_refused(image: sitk.I
             read_header(edited(image, tmp_path / "ct.mha", ("NDims = 3", header)))
 
 
-def test_an_origin_that_is_no_number_is_refused(image: sitk.Image, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("place", [76, 80, 268, 280, 316], ids=["qfac", "voxel size", "qform", "sform x", "sform z"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_place_that_is_no_number_is_refused_before_the_reader_sees_it(
+    image: sitk.Image, tmp_path: Path, suffix: str, place: int, value: float
+) -> None:
+    """An infinite sform was seen to keep the reader busy for ever."""
     sitk.WriteImage(image, str(tmp_path / "ct.nii"))
     content = bytearray((tmp_path / "ct.nii").read_bytes())
-    for place in (268, 292):  # where both of NIfTI's transforms have their x
-        struct.pack_into("<f", content, place, float("nan"))
-    (tmp_path / "ct.nii").write_bytes(content)
-    with pytest.raises(InputError, match=r"an origin of \(.*nan.*\); expected finite numbers"):
-        read_header(tmp_path / "ct.nii")
+    struct.pack_into("<f", content, place, value)
+    path = tmp_path / f"odd{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(InputError, match="its header places the voxels where no image lies"):
+        read_header(path)
+
+
+def test_a_nifti_file_is_read_whether_or_not_its_compression_agrees_with_its_name(image: sitk.Image, tmp_path: Path) -> None:
+    sitk.WriteImage(image, str(tmp_path / "ct.nii"))
+    (tmp_path / "plain.nii.gz").write_bytes((tmp_path / "ct.nii").read_bytes())
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "plain.nii.gz")), sitk.GetArrayFromImage(image))
 
 
 def test_a_file_is_read_as_what_its_name_says_and_nothing_else(image: sitk.Image, tmp_path: Path) -> None:
