@@ -14,20 +14,13 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/inference.lock
 
 
-# Until trained weights ship, random ones, which say of themselves that they mean nothing.
-FROM inference-environment AS weights
-WORKDIR /opt/app
-COPY model model
-COPY weights weights
-RUN ls weights/*/bundle.json 2>/dev/null || /opt/venv/bin/python -m model.weights untrained weights/untrained
-
-
 # What the inference image is made of, as /bill-of-materials.cdx.json; the tools that list it stay in this stage.
-FROM weights AS bill-of-materials
+FROM inference-environment AS bill-of-materials
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG VERSION=unknown
+COPY weights /opt/app/weights
 COPY requirements/bill_of_materials.lock requirements/cuda.lock requirements/bill_of_materials.py /tmp/
 RUN python3 -m venv /opt/tools \
     && /opt/tools/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/bill_of_materials.lock \
@@ -105,6 +98,43 @@ USER 1000
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/evaluate.py"]
 
 
+# The viewer: a page in the browser. In a container it can only be reached from outside, so it asks for a password:
+# `docker run --publish 127.0.0.1:8501:8501 --env EMPHYSEMA_VIEWER_PASSWORD … emphysema-subtyping:viewer`.
+FROM ${BASE_IMAGE} AS viewer-environment
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/viewer.lock requirements/cuda.lock /tmp/
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/viewer.lock
+
+
+FROM ${BASE_IMAGE} AS viewer
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="emphysema-subtyping-viewer" \
+      org.opencontainers.image.description="Shows emphysema subtypes on chest CT. Research software, not a medical device." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    EMPHYSEMA_VIEWER_ADDRESS=0.0.0.0 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm
+COPY --from=viewer-environment /opt/venv /opt/venv
+COPY weights /opt/app/weights
+COPY model /opt/app/model
+COPY viewer.py /opt/app/
+RUN /opt/venv/bin/python -m compileall -q /opt/app
+WORKDIR /opt/app
+USER 1000
+EXPOSE 8501
+ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/viewer.py"]
+
+
 FROM ${BASE_IMAGE} AS inference
 ARG VERSION=unknown
 ARG REVISION=unknown
@@ -132,7 +162,7 @@ RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologi
 
 # All of this belongs to root: the process that runs can read it, not change it.
 COPY --from=inference-environment /opt/venv /opt/venv
-COPY --from=weights /opt/app/weights /opt/app/weights
+COPY weights /opt/app/weights
 COPY model /opt/app/model
 COPY process.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
