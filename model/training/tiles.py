@@ -41,7 +41,9 @@ def draw_tile(
 ) -> Tile:
     """Draw a tile around a voxel of the lung or of one of the subtypes, each as likely where the case has it.
 
-    Lesions are few: tiles from anywhere in the lung would mostly show none. What is drawn follows from the arguments alone.
+    Lesions are few: tiles from anywhere in the lung would mostly show none. The voxel may lie anywhere in its tile, since a
+    network that is padded with zeros knows where a tile ends, and would learn to look for lesions in its middle. What is drawn
+    follows from the arguments alone.
 
     Args:
         shape: of the tile.
@@ -54,14 +56,13 @@ def draw_tile(
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
     kinds = [found for found in _candidates(case) if len(found)]
-    centre = np.array(INPUT_SHAPE) / 2
+    voxel = np.array(INPUT_SHAPE) / 2
     if kinds:
         places = kinds[generator.integers(len(kinds))]
-        centre = np.linalg.solve(affine.matrix, places[generator.integers(len(places))] - affine.translation)
+        voxel = np.linalg.solve(affine.matrix, places[generator.integers(len(places))] - affine.translation)
     starts = []
-    for middle, size, whole in zip(centre, shape, INPUT_SHAPE, strict=True):
-        jittered = middle - size / 2 + generator.uniform(-size / 4, size / 4)
-        starts.append(2 * int(np.clip(jittered, 0, whole - size) / 2))
+    for place, size, whole in zip(voxel, shape, INPUT_SHAPE, strict=True):
+        starts.append(2 * int(np.clip(place - generator.uniform(0, size), 0, whole - size) / 2))
     return Tile((starts[0], starts[1], starts[2]), shape)
 
 

@@ -71,7 +71,7 @@ def test_a_case_without_lung_gets_a_tile_from_the_middle() -> None:
     empty = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
     tile = drawn(UNMOVED, 0, lung=empty, truth=torch.zeros(2, 64, 112, 144, dtype=torch.uint8))
     for start, size, whole in zip(tile.start, TILE, INPUT_SHAPE, strict=True):
-        assert abs(start + size / 2 - whole / 2) <= size / 4 + 2
+        assert abs(start + size / 2 - whole / 2) <= size / 2 + 2
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 16), (64, 100, 96), (144, 96, 96)])
