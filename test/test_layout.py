@@ -11,7 +11,7 @@ import pytest
 from test.conftest import ROOT
 
 ROAD = sorted((ROOT / "model").glob("*.py"))
-STAGES = ("model.training", "model.evaluation", "model.simulation", "model.slices")
+STAGES = ("model.training", "model.evaluation", "model.simulation", "model.slices", "model.viewing")
 ENTRY_POINTS = ("process", "train", "evaluate", "viewer", "evalutils")
 
 

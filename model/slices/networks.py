@@ -29,7 +29,7 @@ ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 IMAGENET = "imagenet"
 """Given in place of a file of base weights: download them."""
 
-SIMPLE_FILTERS = (32, 64, 128, 128, 128)
+SIMPLE_FILTERS = (16, 32, 64, 128, 128)
 """Of the simple network, which the paper does not describe: a 3 x 3 convolution and a maximum over 2 x 2 for each."""
 
 HEAD_UNITS = 128

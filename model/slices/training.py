@@ -66,10 +66,10 @@ def transformed(pixels: Tensor, transforms: Tensor) -> Tensor:
 
 def rescaled(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """0 to 255 to 0 to 1."""
-    return pictures.astype(np.float32) / 255
+    return np.asarray(pictures / np.float32(255), np.float32)
 
 
-class _Batches(keras.utils.PyDataset):
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Shuffled batches, augmented anew in each epoch."""
 
     def __init__(self, slices: Slices, split: Split, settings: Settings) -> None:

@@ -16,9 +16,10 @@ from model.slices.images import INPUT_SIZE, LUNG_WINDOW, Window, read_slice, res
 HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
 
 
-def write_dicom(path: Path, pixels: np.ndarray, intercept: int = 0, **tags: str) -> Path:
-    image = sitk.GetImageFromArray(pixels[None] if pixels.ndim == 2 else pixels)
-    for key, value in {"0008|0060": "CT", "0028|1052": str(intercept), "0028|1053": "1", **tags}.items():
+def write_dicom(path: Path, pixels: np.ndarray, **tags: str) -> Path:
+    """Write rows x columns of HU (or of grey, if uint8) as one DICOM file."""
+    image = sitk.GetImageFromArray(pixels[None])
+    for key, value in {"0008|0060": "CT", **tags}.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(path))
     return path
@@ -39,7 +40,8 @@ def test_pictures_are_read_grey_or_in_colour(tmp_path: Path, suffix: str, mode: 
     grey = np.full((30, 40), 200, np.uint8)
     Image.fromarray(grey).convert(mode).save(tmp_path / f"slice{suffix}")
     picture = read_slice(tmp_path / f"slice{suffix}")
-    assert (picture.shape, picture.dtype) == ((30, 40, 3), np.uint8)
+    assert picture.shape == (30, 40, 3)
+    assert picture.dtype == np.uint8
     assert abs(picture.astype(int) - 200).max() <= 2
 
 

@@ -128,7 +128,7 @@ def test_attention_lies_where_the_evidence_is() -> None:
     assert int(probabilities(network, pixels).argmax()) == 1
     seen = attention(network, pixels, 1)
     assert seen.shape == (7, 7)
-    assert np.unravel_index(int(seen.argmax()), (7, 7)) == (1, 5)
+    assert divmod(int(seen.argmax()), 7) == (1, 5)
     assert float(seen.max()) == 1
     assert float(seen.sum()) == pytest.approx(1), "nothing else speaks for the class"
 

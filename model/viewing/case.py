@@ -1,0 +1,139 @@
+"""A scored case as the page shows it: one that was uploaded and scored here, or one of a finished output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
+from model.lung_segmentation import segment_lungs
+from model.rendering import preview
+from model.results import case_result
+from model.scan import ImageGeometry, Orientation, Scan, read_image
+from model.stages import stage
+from model.subtyping import EmphysemaSubtyper
+from model.viewing.uploads import Upload, private_folder, read_volume
+
+ENTITY = "scan"
+"""What an uploaded scan is called in results: never by its file's name."""
+
+SUBTYPES = ("centrilobular", "paraseptal")
+
+
+@dataclass(frozen=True)
+class ViewedCase:
+    """What there is to see of a case.
+
+    Attributes:
+        result: the object of `results.json`.
+        hounsfield: z, y, x in the patient's frame; HU; None where the CT is not there.
+        maps: activation map of each subtype, on the same grid; uint8 or float 0 to 1.
+        spacing: z, y, x; mm.
+        map_files: the maps as .mha files.
+        overview: a PNG file of the most affected slices; None for a finished case, which may have one of its own.
+    """
+
+    result: dict[str, Any]
+    hounsfield: np.ndarray | None
+    maps: dict[str, np.ndarray]
+    spacing: tuple[float, float, float]
+    map_files: dict[str, bytes]
+    overview: bytes | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels z, y, x."""
+        z, y, x = next(iter(self.maps.values())).shape
+        return z, y, x
+
+
+def score_uploads(
+    subtyper: EmphysemaSubtyper,
+    ct_files: Sequence[Upload],
+    mask_files: Sequence[Upload],
+    lungmask_weights: Path | None = None,
+) -> ViewedCase:
+    """Score an uploaded CT; its lungs are found where no mask came with it.
+
+    Raises:
+        InputError: an upload cannot be used; its text names no file of the user's.
+    """
+    with stage("read"):
+        ct = read_volume(ct_files, "CT")
+        lungs = read_volume(mask_files, "lung-mask") if mask_files else None
+    if lungs is None:
+        with stage("lungs"):
+            lungs = segment_lungs(ct, "CT", lungmask_weights)
+    scan = Scan.from_images(ct, lungs, names=("CT", "lung mask" if mask_files else "CT (the lungs found in it)"))
+    subtyping = subtyper.predict(scan)
+    with stage("report"):
+        result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
+        maps = {finding.subtype.name: finding.activation_map for finding in (subtyping.centrilobular, subtyping.paraseptal)}
+        files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}
+        overview = preview(scan, subtyping, subtyper.metadata.trained_on)
+    return ViewedCase(result, scan.hounsfield, maps, scan.spacing, files, overview)
+
+
+def _mha(image: sitk.Image) -> bytes:
+    with private_folder() as folder:
+        sitk.WriteImage(image, str(folder / "map.mha"), useCompression=True)
+        return (folder / "map.mha").read_bytes()
+
+
+def finished_cases(output: Path) -> dict[str, dict[str, Any]]:
+    """The results of the cases of an output folder that were scored, by entity.
+
+    Raises:
+        InputError: it holds none, or they cannot be read.
+    """
+    path = output / RESULTS_FILE
+    expected = "a finished output folder of process.py"
+    if not path.is_file():
+        raise InputError(output, f"no {RESULTS_FILE} in it", expected)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        scored = {str(result["entity"]): result for result in results if not result["error_messages"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(path, f"not a list of results ({type(error).__name__})", expected) from error
+    if not scored:
+        raise InputError(path, "no case in it was scored", expected)
+    return scored
+
+
+def open_finished(output: Path, result: dict[str, Any], inputs: Path | None) -> ViewedCase:
+    """Open a case of a finished output folder, with its CT where `inputs`, the folder that was scored, still holds it.
+
+    Raises:
+        InputError: a map is missing or cannot be read, or the CT lies on another grid.
+    """
+    entity = str(result["entity"])
+    maps, files = {}, {}
+    for subtype in SUBTYPES:
+        path = map_path(output, subtype, entity)
+        image = read_image(path)
+        maps[subtype], files[subtype] = image, path.read_bytes()
+    grid = maps[SUBTYPES[0]]
+    hounsfield = _ct_of(entity, inputs, grid)
+    orientation = Orientation.of(ImageGeometry.of(grid))
+    z, y, x = (grid.GetSpacing()[2 - axis] for axis in orientation.axes)
+    arrays = {subtype: orientation.to_patient(sitk.GetArrayFromImage(image)) for subtype, image in maps.items()}
+    return ViewedCase(result, hounsfield, arrays, (z, y, x), files, None)
+
+
+def _ct_of(entity: str, inputs: Path | None, grid: sitk.Image) -> np.ndarray | None:
+    if inputs is None or not inputs.is_dir():
+        return None
+    case: Case | None = next((case for case in find_cases(inputs, segment_lungs=True) if case.entity == entity), None)
+    if case is None:
+        return None
+    ct = read_image(case.ct)
+    if not ImageGeometry.of(ct).same_grid(ImageGeometry.of(grid)):
+        raise InputError(case.ct, "it lies on another grid than the maps of its name", "the CT that was scored")
+    return Orientation.of(ImageGeometry.of(ct)).to_patient(sitk.GetArrayFromImage(ct))

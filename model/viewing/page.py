@@ -1,0 +1,339 @@
+"""The viewer's page (Streamlit): a CT with its activation maps, and single slices. `viewer.py` starts it.
+
+What somebody uploads, and what comes of it, is kept in the memory of their session and goes with it. Nothing of it is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from model import __version__, stages
+from model.errors import InputError
+from model.rendering import DISCLAIMER
+from model.slices import CLASS_NAMES
+from model.slices.images import LUNG_WINDOW, Window, read_slice
+from model.viewing.access import Access
+from model.viewing.case import SUBTYPES, ViewedCase, finished_cases, open_finished, score_uploads
+from model.viewing.planes import AXES, WINDOWS, PlaneName, heat_over, plane_picture, png
+from model.viewing.uploads import Upload, private_folder
+
+logger = logging.getLogger(__name__)
+
+WRONG_PASSWORD_SECONDS = 2.0
+_CASE, _ADMITTED = "case", "admitted"
+_ONE_AT_A_TIME = threading.Lock()
+"""A full-size scan takes gigabytes of memory."""
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page was started with.
+
+    Attributes:
+        bundle: where weight bundles are looked for, in this order.
+        slices_bundle: of the slice network.
+        input, output: a folder that was scored and what was written for it, to be opened from the page; or None.
+        lungmask_weights: of the lungmask network, to find lungs with; or None.
+        device, precision: as `EmphysemaSubtyper.from_bundle` takes them.
+    """
+
+    bundle: tuple[Path, ...]
+    slices_bundle: Path
+    input: Path | None
+    output: Path | None
+    lungmask_weights: Path | None
+    device: Any
+    precision: Any
+    access: Access
+
+
+def show(options: PageOptions) -> None:
+    """Draw the page; Streamlit calls this anew whenever somebody touches something."""
+    st.set_page_config("Emphysema subtyping", layout="wide")
+    st.title("Emphysema subtyping on chest CT")
+    st.caption(f"{DISCLAIMER} Version {__version__}.")
+    if not _admitted(options.access):
+        return
+    scan, finished, single = st.tabs(["CT scan", "Finished output", "Single slice"])
+    with scan, _errors_shown():
+        _scan_tab(options)
+    with finished, _errors_shown():
+        _finished_tab(options)
+    with single, _errors_shown():
+        _slice_tab(options)
+
+
+def _admitted(access: Access) -> bool:
+    if access.refuses(dict(st.context.headers)):
+        st.error(
+            "This viewer is for the machine that it runs on, and your request came from elsewhere or through a tunnel. "
+            "Whoever runs it can start it with a password (--password-file), or with --behind-proxy."
+        )
+        return False
+    if access.password is None or st.session_state.get(_ADMITTED):
+        return True
+    with st.form("password"):
+        given = st.text_input("Password", type="password")
+        entered = st.form_submit_button("Enter")
+    if entered and access.admits(given):
+        st.session_state[_ADMITTED] = True
+        st.rerun()
+    if entered:
+        time.sleep(WRONG_PASSWORD_SECONDS)  # so that trying many takes long
+        st.error("Wrong password.")
+    return False
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Show what is wrong with an input; of our own errors show and log the kind alone: their text may quote an upload."""
+    try:
+        yield
+    except InputError as error:
+        st.error(str(error))
+    except MemoryError:
+        st.error("The memory of this machine does not suffice for this scan.")
+    except Exception as error:
+        if type(error).__module__.startswith("streamlit"):
+            raise  # how Streamlit stops and reruns a page
+        logger.error("unexpected %s", type(error).__name__)
+        st.error(f"Something went wrong that is not your input's fault ({type(error).__name__}).")
+
+
+def _scan_tab(options: PageOptions) -> None:
+    left, right = st.columns(2)
+    ct_files = left.file_uploader(
+        "CT: one .mha, .nii, .nii.gz or .nrrd file, or the DICOM files of one series (or a .zip of them)",
+        accept_multiple_files=True,
+        key="ct",
+    )
+    mask_files = right.file_uploader(
+        "Lung mask, on any grid; without one, the lungs are found by themselves", accept_multiple_files=True, key="mask"
+    )
+    buttons = st.columns([1, 1, 6])
+    if buttons[0].button("Score", type="primary", disabled=not ct_files):
+        st.session_state.pop(_CASE, None)
+        st.session_state[_CASE] = _scored(options, ct_files, mask_files)
+    if buttons[1].button("Forget", disabled=_CASE not in st.session_state, help="Remove the scan and its results from memory"):
+        st.session_state.pop(_CASE, None)
+        st.rerun()
+    if _CASE in st.session_state:
+        _show_case(st.session_state[_CASE], "scan")
+
+
+def _scored(options: PageOptions, ct_files: Sequence[UploadedFile], mask_files: Sequence[UploadedFile]) -> ViewedCase:
+    with st.status("Scoring; a full-size scan takes a minute or so on a CPU", expanded=True) as status:
+        try:
+            status.write("weights")
+            subtyper = _subtyper(options.bundle, options.device, options.precision)
+            if _ONE_AT_A_TIME.locked():
+                status.write("another scan is being scored; waiting for it")
+            with _ONE_AT_A_TIME, _stages_shown(status.write):
+                case = score_uploads(subtyper, _uploads(ct_files), _uploads(mask_files), options.lungmask_weights)
+        except Exception:
+            status.update(label="Not scored", state="error", expanded=False)
+            raise
+        status.update(label="Scored", state="complete", expanded=False)
+    return case
+
+
+@st.cache_resource(show_spinner=False)
+def _subtyper(places: tuple[Path, ...], device: Any, precision: Any) -> Any:
+    """The network, once for all sessions."""
+    from model.subtyping import EmphysemaSubtyper
+    from model.weights import locate_bundle
+
+    return EmphysemaSubtyper.from_bundle(locate_bundle(*places), device, precision)
+
+
+@st.cache_resource(show_spinner=False)
+def _classifier(bundle: Path) -> Any:
+    from model.slices.bundle import SliceClassifier
+
+    return SliceClassifier.from_bundle(bundle)
+
+
+@contextmanager
+def _stages_shown(show: Callable[[str], None]) -> Iterator[None]:
+    """Show each stage of the road when it has ended, with its seconds: what the command line logs."""
+    own = threading.get_ident()
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == own:
+                show(record.getMessage())
+
+    handler = Shown()
+    stages.logger.addHandler(handler)
+    stages.logger.setLevel(logging.INFO)
+    stages.logger.propagate = False
+    try:
+        yield
+    finally:
+        stages.logger.removeHandler(handler)
+
+
+def _uploads(files: Sequence[UploadedFile]) -> list[Upload]:
+    return [Upload(file.name, file.getvalue()) for file in files]
+
+
+def _finished_tab(options: PageOptions) -> None:
+    if options.output is None:
+        st.info("Start the viewer with --output FOLDER (and --input FOLDER, for the CT) to open what process.py wrote there.")
+        return
+    results = finished_cases(options.output)
+    entity = st.selectbox("Case", list(results), key="entity")
+    _show_case(_finished(options.output, results[entity], options.input), "finished")
+
+
+@st.cache_resource(show_spinner="Opening", max_entries=1)
+def _finished(output: Path, result: dict[str, Any], inputs: Path | None) -> ViewedCase:
+    return open_finished(output, result, inputs)
+
+
+def _show_case(case: ViewedCase, key: str) -> None:
+    _show_metrics(case.result)
+    if case.hounsfield is None:
+        st.info("The CT of this case was not found; the maps are shown on black.")
+    picture = _show_slices(case, key)
+    _show_downloads(case, picture, key)
+
+
+def _show_metrics(result: dict[str, Any]) -> None:
+    metrics, provenance = result["metrics"], result["provenance"]
+    columns = st.columns(5)
+    for column, subtype, prefix in zip(columns, SUBTYPES, ("cle", "pse"), strict=False):
+        extent = metrics[f"{prefix}_percentage"]
+        score = f"{metrics[f'{prefix}_severity_score']} ({metrics[f'{prefix}_severity']})"
+        delta = None if extent is None else f"{extent:.1f} % of the lung"
+        column.metric(f"{subtype.capitalize()} score", score, delta, delta_color="off", delta_arrow="off")
+    columns[2].metric("LAA-950", f"{metrics['laa950_percentage']:.1f} %")
+    columns[3].metric("Perc15", f"{metrics['perc15_hu']} HU")
+    columns[4].metric("Lung volume", f"{metrics['lung_volume_ml']} ml")
+    if provenance.get("lung_mask_source") == "automatic":
+        st.info("The lungs were found by themselves. Look at the slices: what lies outside of them was not scored.")
+    for warning in result.get("warnings", []):
+        st.warning(warning)
+    names = {
+        "cle_percentage": "centrilobular, %",
+        "pse_percentage": "paraseptal, %",
+        "laa950_percentage": "LAA-950, %",
+        "perc15_hu": "Perc15, HU",
+        "volume_ml": "volume, ml",
+    }
+    st.table(
+        {
+            "region": [name.replace("_", " ") for name in metrics["regions"]],
+            **{title: [_rounded(region[field]) for region in metrics["regions"].values()] for field, title in names.items()},
+        }
+    )
+    st.caption(f"Weights: {provenance['bundle']}, trained on {provenance['trained_on']}.")
+
+
+def _rounded(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _show_slices(case: ViewedCase, key: str) -> np.ndarray:
+    """The controls and the picture beside them; returns the picture as it is shown."""
+    controls, view = st.columns([1, 3])
+    plane: PlaneName = controls.radio("Plane", list(AXES), horizontal=True, key=f"{key}-plane")
+    slices = case.shape[AXES[plane]]
+    number = controls.slider("Slice", 1, slices, (slices + 1) // 2, key=f"{key}-slice-{plane}")
+    window = _window_controls(controls, key)
+    shown = [
+        subtype for subtype in SUBTYPES if controls.checkbox(f"{subtype.capitalize()} map", value=True, key=f"{key}-{subtype}")
+    ]
+    apart = controls.toggle("Maps apart, side by side", key=f"{key}-apart")
+    opacity = controls.slider("Opacity of the maps, %", 0, 100, 65, key=f"{key}-opacity") / 100
+
+    def drawn(subtypes: Sequence[str]) -> np.ndarray:
+        maps = {subtype: case.maps[subtype] for subtype in subtypes}
+        if case.hounsfield is None and not maps:
+            maps, strength = case.maps, 0.0
+        else:
+            strength = opacity
+        return plane_picture(case.hounsfield, maps, plane, number - 1, case.spacing, window, strength)
+
+    pictures = [drawn([subtype]) for subtype in shown] if apart and len(shown) > 1 else [drawn(shown)]
+    picture = np.concatenate(pictures, axis=1)
+    view.image(picture, caption=f"{plane} slice {number} of {slices}", width="stretch")
+    return picture
+
+
+def _window_controls(place: DeltaGenerator, key: str) -> Window:
+    name = place.selectbox("Window", [*WINDOWS, "other"], key=f"{key}-window")
+    if name != "other":
+        return WINDOWS[name]
+    centre = place.number_input("Centre, HU", value=LUNG_WINDOW.centre, step=50.0, key=f"{key}-centre")
+    width = place.number_input("Width, HU", value=LUNG_WINDOW.width, min_value=1.0, step=50.0, key=f"{key}-width")
+    return Window(centre, width)
+
+
+def _show_downloads(case: ViewedCase, picture: np.ndarray, key: str) -> None:
+    places = iter(st.columns(5))
+    document = json.dumps([case.result], indent=2) + "\n"
+    next(places).download_button("Results (JSON)", document, "results.json", "application/json", key=f"{key}-json")
+    for subtype, content in case.map_files.items():
+        label = f"{subtype.capitalize()} map (.mha)"
+        next(places).download_button(label, content, f"{subtype}-emphysema-heatmap.mha", key=f"{key}-{subtype}-mha")
+    next(places).download_button("This slice (PNG)", png(picture), "slice.png", "image/png", key=f"{key}-png")
+    if case.overview is not None:
+        next(places).download_button("Overview (PNG)", case.overview, "overview.png", "image/png", key=f"{key}-overview")
+
+
+def _slice_tab(options: PageOptions) -> None:
+    classifier = _classifier(options.slices_bundle)
+    file = st.file_uploader("Slice: a PNG, JPEG or DICOM file, or a volume to choose a slice of", key="slice")
+    window = _window_controls(st.columns(3)[0], "single")
+    if file is None:
+        return
+    upload = Upload(file.name, file.getvalue())
+    picture = _uploaded_slice(upload, window)
+    answer = classifier.predict(picture)
+    left, middle, right = st.columns(3)
+    left.image(picture, caption="the slice", width="stretch")
+    middle.image(heat_over(picture, answer.attention), caption="what spoke for the answer (Grad-CAM)", width="stretch")
+    right.metric("Class", answer.label, CLASS_NAMES[answer.label], delta_color="off", delta_arrow="off")
+    for label, share in answer.probabilities.items():
+        right.progress(min(max(share, 0.0), 1.0), text=f"{label}, {CLASS_NAMES[label]}: {100 * share:.1f} %")
+    metadata = classifier.metadata
+    right.caption(f"Network: {metadata.architecture}, trained on {metadata.trained_on}.")
+    st.download_button("Class and probabilities (JSON)", _slice_document(answer), "slice.json", "application/json")
+
+
+def _uploaded_slice(upload: Upload, window: Window) -> np.ndarray:
+    """A picture as it is; of a volume, the slice that the slider is at."""
+    with private_folder() as folder:
+        path = folder / f"slice{upload.suffix}"
+        path.write_bytes(upload.content)
+        slices = _slices_in(path)
+        number = st.slider("Slice of the volume, from the base", 1, slices, (slices + 1) // 2) if slices > 1 else None
+        return read_slice(path, number, window)
+
+
+def _slices_in(path: Path) -> int:
+    """Axial slices of a volume; 1 for what is read as a single slice, or cannot be read at all."""
+    from model.scan import FILE_SUFFIXES, ImageGeometry, Orientation, read_image
+
+    if not path.name.endswith(FILE_SUFFIXES):
+        return 1
+    image = read_image(path)
+    return int(image.GetSize()[2 - Orientation.of(ImageGeometry.of(image)).axes[0]])
+
+
+def _slice_document(answer: Any) -> str:
+    return json.dumps({"class": answer.label, "probabilities": answer.probabilities}, indent=2) + "\n"

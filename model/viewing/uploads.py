@@ -1,0 +1,109 @@
+"""What becomes of uploads: they lie in memory; the readers, which need files, get them in a private folder for a moment.
+
+Files there are named after what they are, never after what the user called them: those names may be a patient's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.scan import FILE_SUFFIXES, available_memory, read_image
+
+SINGLE_FILES = tuple(suffix for suffix in FILE_SUFFIXES if suffix != ".mhd")  # .mhd names a second file
+FORMATS = f"one {', '.join(SINGLE_FILES)} file, or the DICOM files of one series (as they are, or in one .zip)"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that somebody uploaded; its content and name stay out of what is printed."""
+
+    name: str = field(repr=False)
+    content: bytes = field(repr=False)
+
+    @property
+    def suffix(self) -> str:
+        """The name's end, in small letters, if it is one that matters: `.nii.gz`, `.png`; else nothing."""
+        name = self.name.lower()
+        known = next((suffix for suffix in FILE_SUFFIXES if name.endswith(suffix)), None)
+        plain = re.search(r"\.[a-z0-9]{1,5}$", name)
+        return known or (plain.group() if plain else "")
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder that only this user can look into (mode 0700), removed at the end whatever happens.
+
+    An `InputError` from inside names its files without the folder.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="emphysema-viewer-"))
+    try:
+        yield folder
+    except InputError as error:
+        error.args = (str(error).replace(f"{folder}/", "").replace(str(folder), "upload"),)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_volume(uploads: Sequence[Upload], role: str) -> sitk.Image:
+    """Read an uploaded CT or lung mask, called `role` in messages.
+
+    Raises:
+        InputError: it is none that can be read.
+    """
+    with private_folder() as folder:
+        return read_image(_lay_out(uploads, role, folder))
+
+
+def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
+    if len(uploads) == 1 and uploads[0].suffix in SINGLE_FILES:
+        path = folder / f"{role}{uploads[0].suffix}"
+        path.write_bytes(uploads[0].content)
+        return path
+    series = folder / role
+    series.mkdir()
+    if len(uploads) == 1 and uploads[0].suffix == ".zip":
+        _unpack(uploads[0].content, role, series)
+        return series
+    suffixes = {upload.suffix for upload in uploads} - {".dcm", ".ima", ""}
+    other = sorted(suffix for suffix in suffixes if not suffix[1:].isdigit())  # many DICOM names end with a number
+    if other:
+        raise InputError(role, f"{len(uploads)} files of type {', '.join(other)}", FORMATS)
+    for number, upload in enumerate(uploads):
+        (series / f"{number:05d}.dcm").write_bytes(upload.content)
+    return series
+
+
+def _unpack(content: bytes, role: str, series: Path) -> None:
+    """Write the files of a .zip under names of our own, as far as they fit into the memory."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            size, free = sum(member.file_size for member in members), available_memory()
+            if size > free // 2:
+                found = f"the .zip unpacks to {size / 2**30:.1f} GiB"
+                raise InputError(role, found, f"at most half of the {free / 2**30:.1f} GiB of memory that are free")
+            for number, member in enumerate(members):
+                with archive.open(member) as stream:
+                    (series / f"{number:05d}.dcm").write_bytes(stream.read(member.file_size))
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        RuntimeError,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        ValueError,
+    ) as error:
+        raise InputError(role, f"the .zip cannot be unpacked ({type(error).__name__})", FORMATS) from error

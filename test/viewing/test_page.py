@@ -1,0 +1,280 @@
+"""The page in a real browser, as its users see it; and what the server prints meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from model.slices import CLASSES
+from model.slices.bundle import SliceMetadata, write_bundle
+from model.slices.networks import build_network
+from test.conftest import ROOT
+from test.phantom import Phantom, write_case
+
+pytestmark = pytest.mark.slow
+
+PATIENT = "DOE_JANE_19600101"
+PASSWORD = "correct horse"
+SCORING_MS = 300_000
+
+
+@dataclass(frozen=True)
+class Server:
+    """A viewer that runs."""
+
+    url: str
+    log: Path
+    temporary: Path
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str | Path, **environment: str) -> Iterator[Server]:
+    """Run the viewer on a free port, with a folder of its own for temporary files."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    temporary = folder / "temporary"
+    temporary.mkdir(parents=True)
+    command = [sys.executable, ROOT / "viewer.py", "--port", str(port), *arguments]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EMPHYSEMA_")}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=clean | {"TMPDIR": str(temporary)} | environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_up(url, process)
+            yield Server(url, folder / "log", temporary)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        assert process.poll() is None, "the viewer ended"
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=5)
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError("the viewer did not come up")
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def slices_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slices") / "bundle"
+    write_bundle(folder, build_network("simple_cnn"), SliceMetadata("simple_cnn", "nothing", None))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan, its mask and a slice, under a patient's name; files that are broken; and a scored folder."""
+    folder = tmp_path_factory.mktemp("files")
+    ct, lungs = lesioned.images("RAS")
+    ct.SetMetaData("PatientName", PATIENT)
+    for name, image in ((f"{PATIENT}.mha", ct), (f"{PATIENT}_lungs.nii.gz", lungs)):
+        sitk.WriteImage(image, str(folder / name), useCompression=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)).save(folder / f"{PATIENT}.png")
+    (folder / f"{PATIENT}_broken.mha").write_bytes((folder / f"{PATIENT}.mha").read_bytes()[:5000])
+    (folder / f"{PATIENT}_broken.png").write_bytes(b"nonsense")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, slices_bundle: Path, lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    write_case(folder / "input", *lesioned.images("RAS"), stem="finished-case")
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "process.py",
+        "--input",
+        folder / "input",
+        "--output",
+        folder / "output",
+    ]
+    subprocess.run([*command, "--weights", bundle], check=True, capture_output=True)
+    options = ("--bundle", bundle, "--slices-bundle", slices_bundle, "--input", folder / "input", "--output", folder / "output")
+    with serving(folder, *options) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    page = opened(browser, server.url)
+    yield page
+    page.close()
+
+
+def opened(browser: Browser, url: str) -> Page:
+    page = browser.new_page(viewport={"width": 1400, "height": 1400}, accept_downloads=True)
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    expect(page.get_by_role("heading", name="Emphysema subtyping on chest CT")).to_be_visible(timeout=120_000)
+    return page
+
+
+def upload(page: Page, number: int, path: Path) -> None:
+    """Give a file to one of the page's fields: 0 the CT, 1 the mask, 2 the slice."""
+    page.locator("input[type=file]").nth(number).set_input_files(path)
+    page.get_by_text(path.name).first.wait_for()
+
+
+def score(page: Page) -> None:
+    button = page.get_by_role("button", name="Score", exact=True)
+    expect(button).to_be_enabled(timeout=60_000)
+    button.click()
+
+
+def scored(page: Page, files: Path, with_mask: bool) -> None:
+    upload(page, 0, files / f"{PATIENT}.mha")
+    if with_mask:
+        upload(page, 1, files / f"{PATIENT}_lungs.nii.gz")
+    score(page)
+    expect(page.get_by_text("LAA-950", exact=True).first).to_be_visible(timeout=SCORING_MS)
+
+
+def downloaded(page: Page, label: str) -> bytes:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=label).first.click()
+    return Path(download.value.path()).read_bytes()
+
+
+def nothing_was_kept(server: Server) -> None:
+    """Neither a file of the upload's nor a word of its name is left."""
+    assert not list(server.temporary.glob("emphysema-viewer-*"))
+    for path in server.temporary.rglob("*"):
+        assert PATIENT not in path.name
+    assert PATIENT not in server.log.read_text()
+
+
+def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: Server, files: Path) -> None:
+    scored(page, files, with_mask=True)
+    expect(page.get_by_text("3 (moderate)")).to_be_visible()
+    expect(page.get_by_role("cell", name="right", exact=True)).to_be_visible()
+    expect(page.get_by_text("axial slice 50 of 100")).to_be_visible()
+    shown = page.get_by_test_id("stImage").locator("img").first
+    before = shown.get_attribute("src")
+    page.get_by_role("slider", name="Slice").first.press("ArrowRight")
+    expect(page.get_by_text("axial slice 51 of 100")).to_be_visible()
+    assert shown.get_attribute("src") != before
+    page.get_by_text("coronal", exact=True).first.click()
+    expect(page.get_by_text("coronal slice 64 of 128")).to_be_visible()
+
+    (result,) = json.loads(downloaded(page, "Results (JSON)"))
+    assert result["metrics"]["cle_severity_score"] == 3
+    assert result["provenance"]["lung_mask_source"] == "given"
+    assert PATIENT not in json.dumps(result)
+    picture = np.asarray(Image.open(io.BytesIO(downloaded(page, "This slice (PNG)"))))
+    assert (abs(picture.astype(int) - [211, 120, 28]).max(axis=2) < 30).any(), "the map is drawn over the CT"
+    content = downloaded(page, "Centrilobular map (.mha)")
+    assert PATIENT.encode() not in content
+    assert content.startswith(b"ObjectType = Image")
+    nothing_was_kept(server)
+
+    page.get_by_role("button", name="Forget").click()
+    expect(page.get_by_text("LAA-950", exact=True)).to_have_count(0)
+
+
+def test_lungs_are_found_where_no_mask_comes_with_the_scan(page: Page, server: Server, files: Path) -> None:
+    scored(page, files, with_mask=False)
+    expect(page.get_by_text("The lungs were found by themselves")).to_be_visible()
+    (result,) = json.loads(downloaded(page, "Results (JSON)"))
+    assert result["provenance"]["lung_mask_source"] == "automatic"
+    nothing_was_kept(server)
+
+
+def test_a_broken_scan_shows_what_is_wrong_and_leaves_nothing(page: Page, server: Server, files: Path) -> None:
+    upload(page, 0, files / f"{PATIENT}_broken.mha")
+    score(page)
+    message = page.get_by_test_id("stAlert").filter(has_text="expected")
+    expect(message).to_be_visible(timeout=SCORING_MS)
+    assert message.inner_text().strip().startswith("CT.mha: ")
+    expect(page.get_by_text("Traceback")).to_have_count(0)
+    nothing_was_kept(server)
+
+
+def test_a_slice_is_uploaded_and_answered_and_a_broken_one_refused(page: Page, server: Server, files: Path) -> None:
+    page.get_by_role("tab", name="Single slice").click()
+    upload(page, 2, files / f"{PATIENT}.png")
+    expect(page.get_by_text("what spoke for the answer")).to_be_visible(timeout=SCORING_MS)
+    answer = json.loads(downloaded(page, "Class and probabilities"))
+    assert list(answer["probabilities"]) == list(CLASSES)
+    for label, share in answer["probabilities"].items():
+        expect(page.get_by_text(re.compile(rf"{label}, .*: {100 * share:.1f} %"))).to_be_visible()
+    page.get_by_role("button", name=re.compile("Remove|Delete")).last.click()
+    upload(page, 2, files / f"{PATIENT}_broken.png")
+    expect(page.get_by_text("slice.png: not a picture that can be read")).to_be_visible(timeout=60_000)
+    nothing_was_kept(server)
+
+
+def test_a_finished_output_is_opened_with_its_ct(page: Page) -> None:
+    page.get_by_role("tab", name="Finished output").click()
+    expect(page.get_by_text("axial slice 50 of 100")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("3 (moderate)")).to_be_visible()
+    expect(page.get_by_text("was not found")).to_have_count(0)
+    (result,) = json.loads(downloaded(page, "Results (JSON)"))
+    assert result["entity"] == "finished-case"
+
+
+def test_the_page_is_closed_to_what_comes_through_a_tunnel(browser: Browser, server: Server) -> None:
+    page = browser.new_page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
+    page.goto(server.url)
+    expect(page.get_by_text("your request came from elsewhere or through a tunnel")).to_be_visible(timeout=120_000)
+    expect(page.locator("input[type=file]")).to_have_count(0)
+    page.close()
+
+
+def test_with_a_password_nothing_is_shown_before_it(browser: Browser, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    with serving(tmp_path / "server", "--bundle", bundle, "--password-file", tmp_path / "password") as server:
+        page = opened(browser, server.url)
+        field = page.get_by_label("Password", exact=True)
+        expect(field).to_be_visible()
+        expect(page.locator("input[type=file]")).to_have_count(0)
+        for given, outcome in (
+            ("wrong password", page.get_by_text("Wrong password.")),
+            (PASSWORD, page.get_by_role("tab").first),
+        ):
+            field.fill(given)
+            page.get_by_role("button", name="Enter").click()
+            expect(outcome).to_be_visible(timeout=60_000)
+        page.close()
+        assert PASSWORD not in server.log.read_text()
+
+
+def test_missing_weights_are_said_on_the_page(browser: Browser, files: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    with serving(tmp_path / "server", "--bundle", missing, "--slices-bundle", missing) as server:
+        page = opened(browser, server.url)
+        upload(page, 0, files / f"{PATIENT}.mha")
+        score(page)
+        expect(page.get_by_text("no weight bundle; expected")).to_be_visible(timeout=SCORING_MS)
+        page.get_by_role("tab", name="Single slice").click()
+        expect(page.get_by_text("no bundle of a slice network; expected")).to_be_visible(timeout=60_000)
+        page.close()

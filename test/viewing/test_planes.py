@@ -1,0 +1,82 @@
+"""Pictures of a slice: which way up, through which window, with which map over it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.slices.images import Window
+from model.viewing.planes import LARGEST_SIDE, PlaneName, heat_over, plane_picture, png
+
+SHAPE = (4, 6, 8)
+
+
+def corner(z: int, y: int, x: int) -> np.ndarray:
+    """A volume of air with one bright voxel."""
+    volume = np.full(SHAPE, -1000, np.int16)
+    volume[z, y, x] = 1000
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("plane", "index", "voxel", "place"),
+    [
+        ("axial", 1, (1, 0, 0), (0, 0)),  # the front is up, the patient's right on the left
+        ("axial", 1, (1, 5, 7), (5, 7)),
+        ("coronal", 2, (3, 2, 0), (0, 0)),  # the head is up, the patient's right on the left
+        ("coronal", 2, (0, 2, 7), (3, 7)),
+        ("sagittal", 5, (3, 0, 5), (0, 0)),  # the head is up, the front on the left
+        ("sagittal", 5, (0, 5, 5), (3, 5)),
+    ],
+)
+def test_each_plane_lies_as_radiologists_see_it(
+    plane: PlaneName, index: int, voxel: tuple[int, int, int], place: tuple[int, int]
+) -> None:
+    picture = plane_picture(corner(*voxel), {}, plane, index, (1.0, 1.0, 1.0))
+    assert divmod(int(picture[..., 0].argmax()), picture.shape[1]) == place
+
+
+def test_pixels_are_square_and_pictures_not_too_large() -> None:
+    volume = np.zeros(SHAPE, np.int16)
+    assert plane_picture(volume, {}, "coronal", 0, (5.0, 1.0, 1.0)).shape == (20, 8, 3)
+    assert plane_picture(volume, {}, "sagittal", 0, (1.0, 2.0, 1.0)).shape == (4, 12, 3)
+    large = np.zeros((2, 2000, 1000), np.int16)
+    assert plane_picture(large, {}, "axial", 0, (1.0, 1.0, 1.0)).shape == (LARGEST_SIDE, LARGEST_SIDE // 2, 3)
+
+
+def test_maps_lie_over_the_ct_as_strongly_as_asked() -> None:
+    volume = np.full(SHAPE, -600, np.int16)
+    maps = {"centrilobular": np.zeros(SHAPE, np.uint8), "paraseptal": np.zeros(SHAPE, np.uint8)}
+    maps["centrilobular"][1, 2, 3] = 255
+    maps["paraseptal"][1, 4, 5] = 255
+
+    def pixels(*shown: str, opacity: float = 1.0) -> np.ndarray:
+        return plane_picture(volume, {name: maps[name] for name in shown}, "axial", 1, (1.0, 1.0, 1.0), opacity=opacity)
+
+    both = pixels("centrilobular", "paraseptal")
+    assert both[2, 3].tolist() == [255, 120, 0]
+    assert both[4, 5].tolist() == [0, 170, 255]
+    assert both[0, 0].tolist() == [128, 128, 128]
+    assert pixels("paraseptal")[2, 3].tolist() == [128, 128, 128]
+    assert pixels("centrilobular", opacity=0.5)[2, 3].tolist() == pytest.approx([191, 124, 64], abs=1)
+
+
+def test_without_a_ct_maps_are_drawn_on_black() -> None:
+    active = np.full(SHAPE, 255, np.uint8)
+    picture = plane_picture(None, {"paraseptal": active}, "coronal", 0, (1.0, 1.0, 1.0), opacity=0.5)
+    assert picture[0, 0].tolist() == [0, 85, 128]
+
+
+def test_the_window_decides_what_is_seen() -> None:
+    volume = np.full(SHAPE, -900, np.int16)
+    grey = [plane_picture(volume, {}, "axial", 0, (1.0, 1.0, 1.0), window)[0, 0, 0] for window in (Window(), Window(-875, 350))]
+    assert grey == [76, 109]
+
+
+def test_a_png_holds_the_picture() -> None:
+    picture = heat_over(np.full((5, 7, 3), 100, np.uint8), np.eye(5, 7, dtype=np.float32))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
+    assert picture[0, 0].tolist() != picture[0, 1].tolist() == [100, 100, 100]

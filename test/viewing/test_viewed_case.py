@@ -1,0 +1,93 @@
+"""Cases as the page shows them: scored from uploads, or opened from a finished output folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model.errors import InputError
+from model.subtyping import EmphysemaSubtyper
+from model.viewing.case import finished_cases, open_finished, score_uploads
+from model.viewing.uploads import Upload
+from test.conftest import ROOT
+from test.phantom import Phantom, write_case
+
+
+@pytest.fixture(scope="module")
+def finished(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `input` and the `output` of process.py."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_case(folder / "input", *lesioned.images("RAS"), stem="case")
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "process.py",
+        "--input",
+        folder / "input",
+        "--output",
+        folder / "output",
+    ]
+    subprocess.run([*command, "--weights", bundle, "--precision", "float32"], check=True, capture_output=True)
+    return folder
+
+
+def uploads(finished: Path, kind: str) -> list[Upload]:
+    return [Upload("DOE_JANE.mha", (finished / "input/images" / kind / "case.mha").read_bytes())]
+
+
+def test_an_upload_is_scored_as_process_py_scores_it(finished: Path, bundle: Path) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, precision="float32")
+    case = score_uploads(subtyper, uploads(finished, "ct"), uploads(finished, "lung-mask"))
+    (expected,) = json.loads((finished / "output/results.json").read_text())
+    assert case.result == expected | {"entity": "scan"}
+    assert "DOE" not in json.dumps(case.result)
+    assert case.overview is not None
+    assert case.overview.startswith(b"\x89PNG")
+
+
+def test_without_a_mask_the_lungs_are_found_and_the_result_says_so(finished: Path, bundle: Path) -> None:
+    case = score_uploads(EmphysemaSubtyper.from_bundle(bundle), uploads(finished, "ct"), [])
+    assert case.result["provenance"]["lung_mask_source"] == "automatic"
+    assert case.result["metrics"]["cle_severity_score"] == 3
+
+
+def test_downloaded_maps_are_those_of_process_py(finished: Path, bundle: Path, tmp_path: Path) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, precision="float32")
+    case = score_uploads(subtyper, uploads(finished, "ct"), uploads(finished, "lung-mask"))
+    for subtype, content in case.map_files.items():
+        (tmp_path / "map.mha").write_bytes(content)
+        image = sitk.ReadImage(str(tmp_path / "map.mha"))
+        expected = sitk.ReadImage(str(finished / f"output/images/{subtype}-emphysema-heatmap/case.mha"))
+        assert image.GetDirection() == expected.GetDirection()
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
+
+
+def test_a_finished_output_is_opened_with_its_ct_in_the_patients_frame(finished: Path, lesioned: Phantom) -> None:
+    results = finished_cases(finished / "output")
+    case = open_finished(finished / "output", results["case"], finished / "input")
+    assert case.hounsfield is not None
+    np.testing.assert_array_equal(case.hounsfield, lesioned.hounsfield)
+    assert case.spacing == pytest.approx(lesioned.spacing)
+    lesion = (lesioned.hounsfield == -1000) & (lesioned.lungs == 1)
+    assert case.maps["centrilobular"][lesion].mean() > 200
+
+
+def test_a_finished_output_without_its_ct_still_shows_its_maps(finished: Path) -> None:
+    results = finished_cases(finished / "output")
+    assert open_finished(finished / "output", results["case"], None).hounsfield is None
+
+
+def test_a_folder_that_is_no_output_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no results\.json in it"):
+        finished_cases(tmp_path)
+    (tmp_path / "results.json").write_text("[{")
+    with pytest.raises(InputError, match=r"results\.json: not a list of results"):
+        finished_cases(tmp_path)
+    (tmp_path / "results.json").write_text('[{"entity": "a", "error_messages": ["no"]}]')
+    with pytest.raises(InputError, match="no case in it was scored"):
+        finished_cases(tmp_path)
