@@ -46,9 +46,6 @@ def map_isolated(function: Callable[[Item], Value], items: Sequence[Item], worke
         items: what can be sent to another process.
         workers: how many processes run at a time.
     """
-    _CONTEXT.set_forkserver_preload(
-        [__name__, function.func.__module__ if isinstance(function, partial) else function.__module__]
-    )
     with ThreadPoolExecutor(workers) as threads:
         return list(threads.map(partial(_call, function), items))
 
