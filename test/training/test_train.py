@@ -163,8 +163,8 @@ def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manif
     assert train.main(command(short(manifest), further, *gently, "--init", str(output / "bundle"))) == 0
     for name, value in bundle.network.named_parameters():
         torch.testing.assert_close(weights(further)[f"network.{name}"], value, rtol=0, atol=1e-6)
-    for name, value in bundle.network.named_buffers():
-        assert torch.equal(weights(further)[f"network.{name}"], value)
+    for name, statistic in bundle.network.named_buffers():
+        assert torch.equal(weights(further)[f"network.{name}"], statistic)
     assert read_metadata(further / "bundle").performance["training"]["init_sha256"] == bundle.sha256
 
 
