@@ -113,6 +113,8 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--manifest", type=Path, required=True, help="of train.py")
     parser.add_argument("--output", type=Path, required=True, help="gets a run for each network, and the table")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="evaluated on, default: %(default)s")
+    backbones = get_args(BackboneName)
+    parser.add_argument("--backbones", nargs="+", choices=backbones, default=backbones, help="default: all of them")
     parser.add_argument("--base-width", type=int, default=64, help="filters of the first convolution, default: %(default)s")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
     return parser
@@ -133,7 +135,7 @@ def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
     tables = []
     for strategy in STRATEGIES:
         rows = []
-        for backbone in get_args(BackboneName):
+        for backbone in options.backbones:
             config = NetworkConfig(backbone, strategy, options.base_width)
             folder = options.output / f"{strategy}-{backbone}"
             bundle = train(config, options.manifest, folder, ["--device", options.device, *passed])
