@@ -127,7 +127,9 @@ def write_bundle(folder: Path, network: SliceNetwork, metadata: SliceMetadata) -
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        network.whole.save_weights(staging / WEIGHTS_FILE)
+        plain = build_network(metadata.architecture).whole  # without the optimiser's state, which is twice as large
+        plain.set_weights(network.whole.get_weights())
+        plain.save_weights(staging / WEIGHTS_FILE)
         digest = hashlib.sha256((staging / WEIGHTS_FILE).read_bytes()).hexdigest()
         document = {"format": FORMAT, "classes": CLASSES, **asdict(metadata), "sha256": digest}
         text = json.dumps(document, indent=2, allow_nan=False) + "\n"

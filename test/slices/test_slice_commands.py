@@ -12,10 +12,11 @@ from PIL import Image
 
 from model.errors import InputError
 from model.slices import CLASSES
-from model.slices.__main__ import main
+from model.slices.__main__ import SHIPPED_BUNDLE, main
 from model.slices.bundle import METADATA_FILE, WEIGHTS_FILE, SliceClassifier
 from model.slices.dataset import PATIENTS_FILE
 from model.slices.images import read_slice
+from model.slices.networks import build_network
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 
 
@@ -34,6 +35,8 @@ def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(tr
     assert document["training"]["split"] == "patient"
     assert document["training"]["slices"] == 32
     assert np.array(document["performance"]["confusion"]).sum() == 8
+    parameters = build_network("simple_cnn").whole.count_params()
+    assert (trained / WEIGHTS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
 
 
 def test_predict_prints_class_and_probabilities(trained: Path, slices_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +61,12 @@ def test_a_classifier_answers_for_a_picture_of_any_size_on_its_own_grid(trained:
     assert 0 <= answer.attention.min() <= answer.attention.max() <= 1
     assert answer.label in CLASSES
     assert classifier.predict(picture).probabilities == pytest.approx(answer.probabilities), "the same every time"
+
+
+def test_the_bundle_that_ships_answers_and_says_that_it_knows_simulated_slices_alone() -> None:
+    classifier = SliceClassifier.from_bundle(SHIPPED_BUNDLE)
+    assert "simulated" in classifier.metadata.trained_on
+    assert sum(classifier.predict(np.full((50, 60, 3), 90, np.uint8)).probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_damaged_or_missing_bundle_is_refused_by_name(trained: Path, tmp_path: Path) -> None:

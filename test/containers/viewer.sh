@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Build the viewer image; it must not start open to others, and with a password it must serve its page, not as root, on a
+# read-only file system. Exits 77 where there is no container engine.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+source requirements/container.sh
+find_container_engine || exit $?
+./build.sh viewer
+
+restrictions=(--network none --cap-drop all --security-opt no-new-privileges --read-only --tmpfs /tmp --memory 16g)
+
+fail() {
+    echo "FAILED: $1" >&2
+    exit 1
+}
+
+code=0
+message=$("$CONTAINER_ENGINE" run --rm "${restrictions[@]}" "$IMAGE:viewer" 2>&1) || code=$?
+[ "$code" -eq 2 ] || fail "without a password: exit code $code, expected 2"
+grep -q 'nobody would ask them who they are' <<<"$message" || fail "without a password it said: $message"
+
+export EMPHYSEMA_VIEWER_PASSWORD='a long password'
+container=$("$CONTAINER_ENGINE" run --detach "${restrictions[@]}" --env EMPHYSEMA_VIEWER_PASSWORD "$IMAGE:viewer")
+trap '"$CONTAINER_ENGINE" rm --force "$container" >/dev/null' EXIT
+
+inside() {
+    "$CONTAINER_ENGINE" exec "$container" /opt/venv/bin/python -c "$1"
+}
+
+for _ in $(seq 120); do
+    inside 'import urllib.request as r; print(r.urlopen("http://127.0.0.1:8501/_stcore/health").read().decode())' 2>/dev/null && break
+    sleep 1
+done | grep -q ok || fail "the page was not served within two minutes"
+[ "$(inside 'import os; print(os.getuid())')" = 1000 ] || fail "it runs as root"
+"$CONTAINER_ENGINE" logs "$container" 2>&1 | grep -q 'a long password' && fail "the password is in the log"
+echo "All checks of the viewer image passed"
