@@ -4,7 +4,7 @@ What they were seen to do: a truncated NIfTI file is filled up with whatever is 
 whose header asks for more slices than it holds; one that asks for fewer loses the rest; a flipped bit in a compressed
 MetaImage goes unnoticed unless it breaks the stream's structure, because its checksum is not looked at; a header that names
 another file as its voxels is followed wherever it leads, to a device or another patient's folder; one with a negative or
-huge number of dimensions ends the process; and one with an infinite place keeps it busy for ever.
+huge number of dimensions, or an overlong line, ends the process; and one with an infinite place keeps it busy for ever.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
 _NIFTI_HEADER = 348
 _FARTHEST = 1e7
 """In mm: ten kilometres."""
+
+_LONGEST_FIELD = 500
+"""Of NRRD; its reader was seen to overrun its stack with a line from about 1000 bytes on, if it is no comment or pair."""
 
 _DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
@@ -173,6 +176,8 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
     elif name.endswith(".nrrd"):
         while (line := stream.readline(_LONGEST_HEADER)) not in (b"\n", b"\r\n", b""):
             key, _, value = os.fsdecode(line).partition(":")
+            if len(line) > _LONGEST_FIELD and not line.startswith(b"#") and not value.startswith("="):
+                raise InputError(path, "its header has a line too long for a field", f"at most {_LONGEST_FIELD} bytes")
             fields[key.strip().lower().replace(" ", "")] = value.strip()
     return fields
 

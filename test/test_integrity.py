@@ -152,6 +152,19 @@ def test_a_number_of_dimensions_that_crashes_the_reader_is_refused(image: sitk.I
             read_header(edited(image, tmp_path / "ct.mha", ("NDims = 3", header)))
 
 
+@pytest.mark.parametrize("line", ["{}", "content: {}", "space: {}", "{}: 1", "K: ey:={}"])
+def test_an_overlong_field_that_crashes_the_reader_is_refused(image: sitk.Image, tmp_path: Path, line: str) -> None:
+    path = edited(image, tmp_path / "ct.nrrd", ("encoding", f"{line.format('A' * 1100)}\nencoding"))
+    with pytest.raises(InputError, match="its header has a line too long for a field"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("line", ["# {}", "Key:={}", "Key:=a: {}"])
+def test_a_long_comment_or_pair_is_read(image: sitk.Image, tmp_path: Path, line: str) -> None:
+    path = edited(image, tmp_path / "ct.nrrd", ("encoding", f"{line.format('A' * 1100)}\nencoding"))
+    assert read_image(path).GetSize() == (40, 30, 20)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("place", [76, 80, 268, 280, 316], ids=["qfac", "voxel size", "qform", "sform x", "sform z"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

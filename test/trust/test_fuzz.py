@@ -129,7 +129,7 @@ def dicom_family(rng: np.random.Generator, originals: Originals, folder: Path) -
             shutil.copyfile(first, series / "copy.dcm")
         case 2:
             content = first.read_bytes()
-            shutil.copyfile(second, first)
+            first.write_bytes(second.read_bytes())
             second.write_bytes(content)
         case 3:
             (series / "extra.dcm").write_bytes(
