@@ -1,71 +1,78 @@
 """A folder that holds one DICOM series: which files it is made of, and whether they are the slices of one scan.
 
-The reader underneath takes what it can: it was seen to leave out a damaged file at the end of a series, to read a slice of
-another patient or orientation, and to put 1 for a pixel spacing or a rescale slope that it could not find or read.
+The files' structure and the tags that matter are read here, before the library's reader sees anything. That one takes what it
+can: it was seen to leave out a damaged file at the end of a series, to read a slice of another patient or orientation, to put
+1 for a pixel spacing or a rescale slope that it could not find or read, and to make room for gigabytes where a damaged element
+of a small file claims that length.
 """
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from model.errors import InputError
-from model.native import captured_stderr
 
 SUFFIXES = (".dcm", ".ima")
 
+_SERIES = "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
 _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame of reference"}
-_TAGS = (_POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, *_ONE_SCAN)
+_TAGS = (_SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, *_ONE_SCAN)
 
 _TILT_DEGREES = 0.5
+_WHOLE = "whole slices of one DICOM series"
 
-Slice = Mapping[str, str]
-"""The tags of one file that are looked at; those that it does not have are missing."""
+Tags = Mapping[str, str]
+"""The tags of one file that are looked at, by group and element as `0020|0032`; those that it does not have are missing."""
 
 
-def series_files(folder: Path) -> tuple[str, ...]:
-    """Return the files of the one series in a folder, in the order of their slices.
+@dataclass(frozen=True)
+class Series:
+    """The files of one series in the order of their slices, and what is odd about them, one sentence each."""
+
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+
+def read_series(folder: Path) -> Series:
+    """Find the one series in a folder, put its files in order, and check that they make one evenly spaced scan in HU.
+
+    A single file is taken to hold all slices, and is left to the library's reader.
 
     Raises:
-        InputError: no series or several, or a DICOM file that is none of its slices.
+        InputError: there is none or there are several; a file is damaged; or, as `check_slices` has it, the slices differ.
     """
-    with captured_stderr():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        if len(series) != 1:
-            raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
-        files = tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    names = {Path(file).name for file in files}
+    found: dict[Path, Tags] = {}
     for path in sorted(folder.iterdir()):
-        if path.name not in names and _is_meant_as_slice(path):
-            raise InputError(
-                path, "the file is damaged, or no slice of the series beside it", "whole slices of one DICOM series"
-            )
-    return files
+        if not path.is_file() and not path.is_dir():  # a reader would wait for a pipe, and read a device for ever
+            raise InputError(path, "not a file, or a link that leads nowhere", _WHOLE)
+        if path.is_dir() or path.name.startswith(".") or path.name == "DICOMDIR":
+            continue
+        tags = read_tags(path)
+        if tags is not None:
+            found[path] = tags
+        elif path.suffix.lower() in SUFFIXES:
+            raise InputError(path, "no DICOM file, or one whose beginning is damaged", _WHOLE)
+    series = {tags.get(_SERIES, "") for tags in found.values()}
+    if len(series) != 1:
+        raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
+    if len(found) == 1:
+        return Series(tuple(found), ())
+    heights = _heights(folder, list(found.values()))
+    order = [list(found)[place] for place in np.argsort(heights, kind="stable")]
+    return Series(tuple(order), tuple(check_slices(folder, [found[path] for path in order])))
 
 
-def _is_meant_as_slice(path: Path) -> bool:
-    if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
-        return False
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
-
-
-def slices_of(reader: sitk.ImageSeriesReader, count: int) -> list[Slice]:
-    """Collect the tags that `check_slices` looks at from a reader that has read `count` files."""
-    return [
-        {tag: reader.GetMetaData(index, tag) for tag in _TAGS if reader.HasMetaDataKey(index, tag)} for index in range(count)
-    ]
-
-
-def check_slices(folder: Path, slices: Sequence[Slice]) -> list[str]:
+def check_slices(folder: Path, slices: Sequence[Tags]) -> list[str]:
     """Check that slices, in their order, make one evenly spaced scan in HU; return warnings, one sentence each.
 
     Raises:
@@ -73,24 +80,20 @@ def check_slices(folder: Path, slices: Sequence[Slice]) -> list[str]:
             differ by more than a tenth.
     """
     for tag, name in _ONE_SCAN.items():
-        if len({section.get(tag, "").strip() for section in slices}) > 1:
+        if len({section.get(tag, "") for section in slices}) > 1:
             raise InputError(folder, f"slices of more than one {name}", "the slices of one scan")
     _shared(folder, slices, _PIXEL_SPACING, 2, "pixel spacing")
     if _shared(folder, slices, _SLOPE, 1, "rescale slope", default="1")[0] == 0:
         raise InputError(folder, "a rescale slope of 0", "one that turns stored values into HU")
     _shared(folder, slices, _INTERCEPT, 1, "rescale intercept", default="0")
-    row, column = _shared(folder, slices, _ORIENTATION, 6, "orientation").reshape(2, 3)
-    normal = np.cross(row, column)
-    if abs(np.linalg.norm(normal) - 1) > 0.01:
-        raise InputError(folder, "an orientation whose axes are not at right angles", "rows and columns at right angles")
+    normal = _normal(folder, slices)
     steps = np.diff(_numbers(folder, slices, _POSITION, 3, "position"), axis=0)
     gaps = steps @ normal
-    if np.ptp(gaps) > 0.1 * abs(np.median(gaps)):
+    if np.ptp(gaps) > 0.1 * abs(np.median(gaps)) or not np.median(gaps):
         found = f"slice distances from {np.abs(gaps).min():.2f} to {np.abs(gaps).max():.2f} mm"
         raise InputError(folder, found, "evenly spaced slices")
-    along = abs(gaps.sum())
     aside = np.linalg.norm(steps.sum(axis=0) - gaps.sum() * normal)
-    tilt = np.rad2deg(np.arctan2(aside, along))
+    tilt = np.rad2deg(np.arctan2(aside, abs(gaps.sum())))
     if tilt > _TILT_DEGREES:
         return [
             f"the slices are tilted by {tilt:.1f} degrees (gantry tilt), which is not corrected: volumes and maps are skewed"
@@ -98,8 +101,21 @@ def check_slices(folder: Path, slices: Sequence[Slice]) -> list[str]:
     return []
 
 
+def _heights(folder: Path, slices: Sequence[Tags]) -> npt.NDArray[np.float64]:
+    """Where the slices lie along the normal of the first, in mm."""
+    return _numbers(folder, slices, _POSITION, 3, "position") @ _normal(folder, slices[:1])
+
+
+def _normal(folder: Path, slices: Sequence[Tags]) -> npt.NDArray[np.float64]:
+    row, column = _shared(folder, slices, _ORIENTATION, 6, "orientation").reshape(2, 3)
+    normal: npt.NDArray[np.float64] = np.cross(row, column)
+    if abs(np.linalg.norm(normal) - 1) > 0.01:
+        raise InputError(folder, "an orientation whose axes are not at right angles", "rows and columns at right angles")
+    return normal
+
+
 def _shared(
-    folder: Path, slices: Sequence[Slice], tag: str, count: int, name: str, default: str = ""
+    folder: Path, slices: Sequence[Tags], tag: str, count: int, name: str, default: str = ""
 ) -> npt.NDArray[np.float64]:
     """The `count` numbers of a tag that must be the same in every slice."""
     numbers = _numbers(folder, slices, tag, count, name, default)
@@ -109,14 +125,172 @@ def _shared(
 
 
 def _numbers(
-    folder: Path, slices: Sequence[Slice], tag: str, count: int, name: str, default: str = ""
+    folder: Path, slices: Sequence[Tags], tag: str, count: int, name: str, default: str = ""
 ) -> npt.NDArray[np.float64]:
     """The numbers of a tag, one row a slice; `default` stands for a tag that is missing or empty."""
-    texts = [section.get(tag, "").strip() or default for section in slices]
+    texts = [section.get(tag, "") or default for section in slices]
     try:
         numbers = np.array([[float(part) for part in text.split("\\")] for text in texts])
     except ValueError:
         numbers = np.empty((0, 0))
-    if numbers.shape != (len(slices), count) or not np.isfinite(numbers).all():
+    if numbers.shape != (len(slices), count) or not (np.abs(numbers) < 1e9).all():
         raise InputError(folder, f"slices whose {name} is missing or cannot be read", f"DICOM slices with their {name}")
     return numbers
+
+
+# The structure of a file (DICOM PS3.5 and PS3.10, section 7): elements of a tag, a type (unless it is implicit), a length and a
+# value.
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
+_TRANSFER_SYNTAX, _PIXEL_DATA = (0x0002, 0x0010), (0x7FE0, 0x0010)
+_LONG_TYPES = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+_LONGEST_VALUE = 1024
+_DEEPEST = 16
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    order: str
+    explicit: bool
+
+
+_EXPLICIT = _Encoding("<", True)
+_IMPLICIT = _Encoding("<", False)
+_ENCODINGS = {"1.2.840.10008.1.2": _IMPLICIT, "1.2.840.10008.1.2.2": _Encoding(">", True)}
+"""All other transfer syntaxes are explicit and little endian, but for one that compresses the whole."""
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+class _DamagedError(Exception):
+    """The structure is broken."""
+
+
+def read_tags(path: Path) -> Tags | None:
+    """Walk through the elements of a DICOM file; return the tags that are looked at, or None if it is none.
+
+    Raises:
+        InputError: an element claims to be longer than the file is, or the structure is broken otherwise.
+    """
+    tags: dict[str, str] = {}
+    with path.open("rb") as stream:
+        if stream.read(132)[128:] != b"DICM":
+            return None
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(132)
+        try:
+            data_set = _walk_meta_information(stream, end)
+            _walk(stream, end, data_set, tags)
+        except (_DamagedError, struct.error) as error:
+            raise InputError(path, "the file is damaged or cut off", _WHOLE) from error
+    return tags
+
+
+def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
+    """Walk through the group before the data set, which says how that is encoded."""
+    syntax = ""
+    while _peeked_tag(stream, _EXPLICIT)[0] == _TRANSFER_SYNTAX[0]:
+        tag, _, length = _element(stream, end, _EXPLICIT)
+        value = stream.read(length)
+        if tag == _TRANSFER_SYNTAX:
+            syntax = _text(value)
+    if syntax == _DEFLATED:
+        raise _DamagedError
+    return _ENCODINGS.get(syntax, _EXPLICIT)
+
+
+def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str]) -> None:
+    """Walk through the data set up to and with its pixels, behind which there is only padding."""
+    while stream.tell() < end:
+        tag, kind, length = _element(stream, end, encoding)
+        start = stream.tell()
+        key = f"{tag[0]:04x}|{tag[1]:04x}"
+        if key in _TAGS and length != _UNDEFINED:
+            tags[key] = _text(stream.read(min(length, _LONGEST_VALUE)))
+            stream.seek(start)
+        _skip_value(stream, end, encoding, tag, kind, length, 0)
+        if tag == _PIXEL_DATA:
+            return
+
+
+def _skip_value(
+    stream: BinaryIO, end: int, encoding: _Encoding, tag: tuple[int, ...], kind: bytes, length: int, depth: int
+) -> None:
+    """Go behind an element's value, through every item if it is a sequence."""
+    start = stream.tell()
+    inner = _IMPLICIT if kind == b"UN" else encoding
+    if length == _UNDEFINED and tag == _PIXEL_DATA:
+        _skip_fragments(stream, end, encoding)
+    elif length == _UNDEFINED:
+        _walk_items(stream, end, inner, depth, delimited=True)
+    else:
+        if kind == b"SQ" or (kind in (b"", b"UN") and length >= 8 and _peeked_tag(stream, inner) == _ITEM):
+            _walk_items(stream, start + length, inner, depth, delimited=False)
+        stream.seek(start + length)
+
+
+def _walk_items(stream: BinaryIO, end: int, encoding: _Encoding, depth: int, *, delimited: bool) -> None:
+    """Walk through the items of a sequence, until its delimiter or until `end`."""
+    if depth > _DEEPEST:
+        raise _DamagedError
+    while delimited or stream.tell() < end:
+        tag, length = _item(stream, end, encoding)
+        if tag == _SEQUENCE_END:
+            return
+        if tag != _ITEM:
+            raise _DamagedError
+        item_end = end if length == _UNDEFINED else stream.tell() + length
+        while length == _UNDEFINED or stream.tell() < item_end:
+            if length == _UNDEFINED and _peeked_tag(stream, encoding) == _ITEM_END:
+                _item(stream, end, encoding)
+                break
+            inner_tag, kind, inner_length = _element(stream, item_end, encoding)
+            _skip_value(stream, item_end, encoding, inner_tag, kind, inner_length, depth + 1)
+
+
+def _skip_fragments(stream: BinaryIO, end: int, encoding: _Encoding) -> None:
+    """Go behind compressed pixels, which come in pieces."""
+    while True:
+        tag, length = _item(stream, end, encoding)
+        if tag == _SEQUENCE_END:
+            return
+        if tag != _ITEM or length == _UNDEFINED:
+            raise _DamagedError
+        stream.seek(length, os.SEEK_CUR)
+
+
+def _element(stream: BinaryIO, end: int, encoding: _Encoding) -> tuple[tuple[int, ...], bytes, int]:
+    """Read an element's tag, its type (empty where that is implicit) and the length of its value, which lies within `end`."""
+    tag = _unpacked(stream, f"{encoding.order}HH")
+    kind = stream.read(2) if encoding.explicit else b""
+    if kind and not (kind.isalpha() and kind.isupper()):
+        raise _DamagedError
+    layout = "I" if not encoding.explicit else "2xI" if kind in _LONG_TYPES else "H"
+    (length,) = _unpacked(stream, f"{encoding.order}{layout}")
+    if length != _UNDEFINED and length > end - stream.tell():
+        raise _DamagedError
+    return tag, kind, length
+
+
+def _item(stream: BinaryIO, end: int, encoding: _Encoding) -> tuple[tuple[int, ...], int]:
+    """Read the tag and length of an item or delimiter."""
+    *tag, length = _unpacked(stream, f"{encoding.order}HHI")
+    if length != _UNDEFINED and length > end - stream.tell():
+        raise _DamagedError
+    return tuple(tag), length
+
+
+def _unpacked(stream: BinaryIO, layout: str) -> tuple[int, ...]:
+    return struct.unpack(layout, stream.read(struct.calcsize(layout)))
+
+
+def _peeked_tag(stream: BinaryIO, encoding: _Encoding) -> tuple[int, ...]:
+    start = stream.tell()
+    tag = _unpacked(stream, f"{encoding.order}HH")
+    stream.seek(start)
+    return tag
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \0")

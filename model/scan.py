@@ -219,10 +219,10 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
     """
     path = Path(path)
     with _readable(path):
-        return _checked_size(path, _files_of(path))
+        return _checked_size(path, _files_of(path).files)
 
 
-def _checked_size(path: Path, files: tuple[str, ...]) -> tuple[int, int, int]:
+def _checked_size(path: Path, files: tuple[Path, ...]) -> tuple[int, int, int]:
     reader = _file_information(path, files[0])
     if reader.GetNumberOfComponents() != 1:
         raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
@@ -267,13 +267,15 @@ def _readable(path: Path) -> Iterator[None]:
 def _read(path: Path, warnings: list[str]) -> sitk.Image:
     """As `read_image`; what is odd and no reason to stop is added to `warnings`."""
     with _readable(path):
-        files = _files_of(path)
+        series = _files_of(path)
+        files = series.files
+        warnings += series.warnings
         needed = math.prod(_checked_size(path, files)) * _voxel_bytes(_file_information(path, files[0]), path)
     with ThreadPoolExecutor(1) as beside:  # both run at once, so that the check costs little time
         check = beside.submit(check_payload, path, needed)
         try:
             with captured_stderr() as messages:
-                image = _series(path, files, warnings) if len(files) > 1 else _file_reader(path, files[0]).Execute()
+                image = _series(files) if len(files) > 1 else _file_reader(path, files[0]).Execute()
         except RuntimeError as error:
             check.result()
             raise InputError(path, f"its voxels cannot be read{_reason(path, error, messages)}", "a whole file") from error
@@ -286,31 +288,28 @@ def _read(path: Path, warnings: list[str]) -> sitk.Image:
     return image
 
 
-def _file_reader(path: Path, file: str) -> sitk.ImageFileReader:
+def _file_reader(path: Path, file: Path) -> sitk.ImageFileReader:
     """A reader for one file, which is `path` itself or a slice in that folder."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
+    reader.SetFileName(str(file))
     reader.SetImageIO(DICOM_READER if path.is_dir() else _reader_name(path))
     return reader
 
 
-def _series(folder: Path, files: tuple[str, ...], warnings: list[str]) -> sitk.Image:
+def _series(files: tuple[Path, ...]) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
+    reader.SetFileNames([str(file) for file in files])
     reader.SetImageIO(DICOM_READER)
-    reader.SetMetaDataDictionaryArrayUpdate(True)
-    image = reader.Execute()
-    warnings += dicom.check_slices(folder, dicom.slices_of(reader, len(files)))
-    return image
+    return reader.Execute()
 
 
 def _reader_name(path: Path) -> str:
     return IMAGE_READERS.get(path.suffix.lower(), DICOM_READER)
 
 
-def _file_information(path: Path, file: str) -> sitk.ImageFileReader:
+def _file_information(path: Path, file: Path) -> sitk.ImageFileReader:
     """A reader that has read the header of one file, which is `path` itself or a slice in that folder."""
-    if path == Path(file):
+    if path == file:
         if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
             raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
         if not path.is_file():
@@ -318,6 +317,8 @@ def _file_information(path: Path, file: str) -> sitk.ImageFileReader:
         if path.stat().st_size == 0:
             raise InputError(path, "the file is empty", FORMATS)
         check_header(path)
+        if _reader_name(path) == DICOM_READER and dicom.read_tags(path) is None:
+            raise InputError(path, "not an image that can be read", FORMATS)
     reader = _file_reader(path, file)
     try:
         with captured_stderr() as messages:
@@ -388,13 +389,15 @@ def _check_memory(path: Path, voxels: int, voxel_bytes: int) -> None:
         )
 
 
-def _files_of(path: Path) -> tuple[str, ...]:
+def _files_of(path: Path) -> dicom.Series:
     """A file itself, or the files of the one DICOM series in a folder, in the order of their slices."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # the library would end the process
-        raise InputError(path, "the name is not valid UTF-8", "a name in UTF-8") from None
-    return dicom.series_files(path) if path.is_dir() else (str(path),)
+    series = dicom.read_series(path) if path.is_dir() else dicom.Series((path,), ())
+    for file in series.files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:  # the library would end the process
+            raise InputError(file, "the name is not valid UTF-8", "a name in UTF-8") from None
+    return series
 
 
 def _labels_on_grid(mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]) -> npt.NDArray[np.uint8]:

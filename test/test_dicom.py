@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
-from model.dicom import check_slices, series_files
+from model.dicom import check_slices, read_series, read_tags
 from model.errors import InputError
 from model.scan import Scan, read_header, read_image
 from test.phantom import Phantom
@@ -21,7 +24,7 @@ def slices(count: int = 5, *, aside_mm: float = 0.0) -> list[dict[str, str]]:
     """Tags of slices 2 mm apart, each shifted by `aside_mm` towards the back, as gantry tilt does."""
     return [
         {
-            "0010|0020": "4711 ",
+            "0010|0020": "4711",
             "0020|000d": "1.2.3",
             "0020|0052": "1.2.4",
             POSITION: f"-150\\{-120 + aside_mm * index}\\{2 * index}",
@@ -107,7 +110,18 @@ def test_a_series_of_which_one_file_was_copied_in_part_is_refused(
     path = sorted(folder.iterdir())[place]
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match=r"\.dcm: the file is damaged, or no slice of the series beside it"):
+    with pytest.raises(InputError, match=r"\.dcm: (the file is damaged or cut off|no DICOM file)"):
+        read_header(folder)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "nowhere", "pipe"])
+def test_nobody_waits_for_what_is_no_file(phantom: Phantom, tmp_path: Path, target: str) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    if target == "pipe":
+        os.mkfifo(folder / "0099.dcm")
+    else:
+        (folder / "0099.dcm").symlink_to(target)
+    with pytest.raises(InputError, match=r"0099\.dcm: not a file, or a link that leads nowhere"):
         read_header(folder)
 
 
@@ -116,7 +130,7 @@ def test_files_that_are_no_slices_may_lie_in_the_folder(phantom: Phantom, tmp_pa
     for name in ("README", ".hidden.dcm", "notes.txt"):
         (folder / name).write_text("not a slice")
     (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    assert len(series_files(folder)) == phantom.lungs.shape[0]
+    assert len(read_series(folder).files) == phantom.lungs.shape[0]
 
 
 def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: Path) -> None:
@@ -124,3 +138,77 @@ def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: 
     for path in sorted(folder.iterdir()):
         path.rename(folder / f"1.2.840.113619.2.55.{int(path.stem)}")
     assert np.array_equal(sitk.GetArrayFromImage(read_image(folder)), phantom.hounsfield)
+
+
+def with_sequences(data_set: pydicom.Dataset, *, undefined: bool) -> None:
+    """Add sequences in sequences, of known or of undefined length, and an element of a type that nobody knows."""
+    inner = pydicom.Dataset()
+    inner.PatientID = "in the depth"
+    inner.ImagePositionPatient = [9, 9, 9]
+    middle = pydicom.Dataset()
+    middle.ReferencedImageSequence = [inner, pydicom.Dataset()]
+    middle["ReferencedImageSequence"].is_undefined_length = undefined
+    middle.is_undefined_length_sequence_item = undefined
+    data_set.RequestAttributesSequence = [middle, middle]
+    data_set["RequestAttributesSequence"].is_undefined_length = undefined
+    data_set.add_new(0x00091001, "UN", b"private")
+
+
+SYNTAXES = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5"]
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=["implicit", "explicit", "big endian", "compressed"])
+def test_every_encoding_is_walked_through_and_read(phantom: Phantom, tmp_path: Path, syntax: str, undefined: bool) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series", tags=lambda _: {"0010|0020": "4711"})
+    for path in folder.iterdir():
+        data_set = pydicom.dcmread(path)
+        with_sequences(data_set, undefined=undefined)
+        if syntax == "1.2.840.10008.1.2.5":
+            data_set.compress(syntax)
+            pydicom.dcmwrite(path, data_set)
+            continue
+        if syntax == SYNTAXES[2]:
+            data_set.PixelData = data_set.pixel_array.astype(">i2").tobytes()
+        data_set.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+        pydicom.dcmwrite(path, data_set, implicit_vr=syntax == SYNTAXES[0], little_endian=syntax != SYNTAXES[2])
+    tags = read_tags(folder / "0003.dcm")
+    assert tags is not None
+    assert tags["0010|0020"] == "4711"
+    assert [float(part) for part in tags[POSITION].split("\\")] == [-150, -120, 715]
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(folder)), phantom.hounsfield)
+
+
+@pytest.mark.parametrize("length", [2**31, 2**32 - 2, 10**6])
+def test_an_element_that_claims_to_be_longer_than_its_file_is_refused_at_once(
+    phantom: Phantom, tmp_path: Path, length: int
+) -> None:
+    """The library's reader was seen to make room for it."""
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    path = folder / "0004.dcm"
+    data = path.read_bytes()
+    place = data.index(b"\xe0\x7f\x10\x00")
+    path.write_bytes(data[:place] + struct.pack("<HH2s2xI", 0x9, 0x1001, b"OB", length) + data[place:])
+    with pytest.raises(InputError, match=r"0004\.dcm: the file is damaged or cut off"):
+        read_header(folder)
+    with pytest.raises(InputError, match="the file is damaged or cut off"):
+        read_header(path)
+
+
+def test_a_data_set_that_is_compressed_as_a_whole_is_refused(phantom: Phantom, tmp_path: Path) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    path = folder / "0000.dcm"
+    data_set = pydicom.dcmread(path)
+    data_set.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(path, data_set)
+    with pytest.raises(InputError, match="the file is damaged or cut off"):
+        read_header(folder)
+
+
+def test_a_tower_of_sequences_is_refused(tmp_path: Path) -> None:
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HH2s2xI", 0x40, 0x275, b"SQ", 0xFFFFFFFF)
+    meta = struct.pack("<HH2sH", 2, 0x10, b"UI", 20) + b"1.2.840.10008.1.2.1\0"
+    start = struct.pack("<HH2s2xI", 0x40, 0x275, b"SQ", 0xFFFFFFFF)
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + meta + start + item * 100_000)
+    with pytest.raises(InputError, match="the file is damaged or cut off"):
+        read_tags(tmp_path / "a.dcm")

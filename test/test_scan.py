@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from model.errors import InputError
 from model.scan import ImageGeometry, Orientation, Scan, available_memory, read_header, read_image
 from test.phantom import LUNG_HU, Phantom
+from test.trust.mutations import set_element
 
 
 def write_dicom_series(
@@ -25,7 +26,10 @@ def write_dicom_series(
     intercept: float = 0,
     tags: Callable[[int], dict[str, str]] = lambda _: {},
 ) -> Path:
-    """Write one file a slice, as a scanner does: stored values are (HU - intercept) / slope; `tags` adds some to a slice."""
+    """Write one file a slice, as a scanner does: stored values are (HU - intercept) / slope; `tags` adds some to a slice.
+
+    The writer would rescale values by the tags that it is given, and knows whole slopes only: they are set in the files.
+    """
     folder.mkdir(parents=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -33,7 +37,7 @@ def write_dicom_series(
     for index in range(image.GetDepth()):
         if index == without:
             continue
-        section = sitk.Cast((image[:, :, index] - intercept) / slope, sitk.sitkInt16)
+        section = sitk.Cast((sitk.Cast(image[:, :, index], sitk.sitkFloat64) - intercept) / slope, sitk.sitkInt16)
         position = image.TransformIndexToPhysicalPoint((0, 0, index))
         for tag, value in {
             "0008|0060": "CT",
@@ -43,13 +47,16 @@ def write_dicom_series(
             "0020|0013": str(index),
             "0020|0032": "\\".join(map(str, position)),
             "0020|0037": "\\".join(str(direction[place]) for place in (0, 3, 6, 1, 4, 7)),
-            "0028|1053": str(slope),
-            "0028|1052": str(intercept),
+            "0028|1053": "1",
+            "0028|1052": "0",
             **tags(index),
         }.items():
             section.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{index:04d}.dcm"))
+        path = folder / f"{index:04d}.dcm"
+        writer.SetFileName(str(path))
         writer.Execute(section)
+        data = set_element(path.read_bytes(), (0x28, 0x1053), str(slope).encode())
+        path.write_bytes(set_element(data, (0x28, 0x1052), str(intercept).encode()))
     return folder
 
 
