@@ -75,7 +75,14 @@ def build_parser() -> OneLineParser:
         type=int,
         nargs=3,
         metavar=("Z", "Y", "X"),
-        help="train on tiles of this many voxels of the network's input, one a scan and epoch; needs --supervision voxels",
+        help="train on tiles of this many voxels of the network's input; needs --supervision voxels",
+    )
+    how.add_argument(
+        "--tiles-per-scan",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tiles that an epoch draws of each scan, default: %(default)s",
     )
     how.add_argument(
         "--monitor",
@@ -148,6 +155,7 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         profile=options.profile,
         supervision=options.supervision,
         tile=options.tile and tuple(options.tile),
+        tiles_per_scan=options.tiles_per_scan,
         monitor=options.monitor,
         init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
         frozen_statistics=options.freeze_statistics,
@@ -168,9 +176,9 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
     options = parser.parse_args(arguments)
     if not options.export_only and options.manifest is None:
         parser.error("--manifest is needed")
-    for name in ("devices", "nodes", "accumulate"):
+    for name in ("devices", "nodes", "accumulate", "tiles_per_scan"):
         if getattr(options, name) < 1:
-            parser.error(f"--{name} is {getattr(options, name)}, expected 1 or more")
+            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected 1 or more")
     if options.workers < 0 or options.seed < 0:
         parser.error("--workers and --seed are 0 or more")
     if options.supervision == "voxels" and options.strategy != "regression":
@@ -179,6 +187,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--freeze-statistics goes with --init")
     if options.tile and options.supervision != "voxels":
         parser.error("--tile goes with --supervision voxels")
+    if options.tiles_per_scan > 1 and not options.tile:
+        parser.error("--tiles-per-scan goes with --tile")
     try:
         if options.tile:
             check_tile_shape(tuple(options.tile))

@@ -30,7 +30,8 @@ class AugmentationRanges:
         crop_probability: of a crop, brought back to full size.
         crop_share: smallest share of each axis that a crop keeps.
         smoothing_probability: of Gaussian smoothing.
-        smoothing_voxels: largest standard deviation, in voxels of the network's input.
+        smoothing_voxels: largest standard deviation along z, y, x, in voxels of the network's input; z by itself, as slices
+            are thick or thin whatever the kernel.
         jitter_probability: of a changed contrast and intensity.
         contrast: largest relative change about the middle of the window.
         shift: largest change of intensity.
@@ -44,12 +45,12 @@ class AugmentationRanges:
     crop_probability: float = 0.4
     crop_share: float = 0.9
     smoothing_probability: float = 0.25
-    smoothing_voxels: float = 0.8
+    smoothing_voxels: Triple = (1.2, 0.8, 0.8)
     jitter_probability: float = 0.5
     contrast: float = 0.05
     shift: float = 0.015
     noise_probability: float = 0.4
-    noise: float = 0.04
+    noise: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Augmentation:
         degrees: rotation about z, then y, then x.
         crop_start: first corner of the crop, z, y, x, as a share of the image.
         crop_size: its size, as a share of the image.
-        smoothing: standard deviation in voxels; 0: none.
+        smoothing: standard deviation along z, y, x in voxels; 0: none.
         contrast: factor about the middle of the window.
         shift: added, in units of the window.
         noise: standard deviation in units of the window; 0: none.
@@ -72,7 +73,7 @@ class Augmentation:
     degrees: Triple = (0.0, 0.0, 0.0)
     crop_start: Triple = (0.0, 0.0, 0.0)
     crop_size: Triple = (1.0, 1.0, 1.0)
-    smoothing: float = 0.0
+    smoothing: Triple = (0.0, 0.0, 0.0)
     contrast: float = 1.0
     shift: float = 0.0
     noise: float = 0.0
@@ -111,7 +112,12 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
     if chance(ranges.crop_probability):
         size = tuple(float(generator.uniform(ranges.crop_share, 1)) for _ in range(3))
         start = tuple(float(generator.uniform(0, 1 - share)) for share in size)
-    smoothing = float(generator.uniform(0, ranges.smoothing_voxels)) if chance(ranges.smoothing_probability) else 0.0
+    smoothing: tuple[float, ...] = (0.0, 0.0, 0.0)
+    if chance(ranges.smoothing_probability):
+        across, within = generator.random(2)
+        smoothing = tuple(
+            float(share * most) for share, most in zip((across, within, within), ranges.smoothing_voxels, strict=True)
+        )
     contrast, shift = 1.0, 0.0
     if chance(ranges.jitter_probability):
         contrast, shift = 1 + symmetric(ranges.contrast), symmetric(ranges.shift)
@@ -121,7 +127,7 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
         degrees=degrees,  # type: ignore[arg-type]
         crop_start=start,  # type: ignore[arg-type]
         crop_size=size,  # type: ignore[arg-type]
-        smoothing=smoothing,
+        smoothing=smoothing,  # type: ignore[arg-type]
         contrast=contrast,
         shift=shift,
         noise=noise,
@@ -285,9 +291,9 @@ def with_changed_intensities(image: Tensor, augmentation: Augmentation) -> Tenso
         image: Z x Y x X, float32, 0 to 1 in units of the window; it is changed in place.
         augmentation: what to apply.
     """
-    if augmentation.smoothing > 0:
-        for axis in range(3):
-            image = _smoothed(image, augmentation.smoothing, axis)
+    for axis, deviation in enumerate(augmentation.smoothing):
+        if deviation > 0:
+            image = _smoothed(image, deviation, axis)
     if (augmentation.contrast, augmentation.shift) != (1.0, 0.0):
         image = image.mul_(augmentation.contrast).add_(0.5 * (1 - augmentation.contrast) + augmentation.shift)
     if augmentation.noise > 0:

@@ -187,10 +187,11 @@ class EpochSampler(Sampler[Draw]):
 
     Args:
         count: cases in the dataset.
+        turns: how often each case comes up in an epoch (where there are no strata), each time with another draw.
         seed: of the run.
         shuffled: whether the order changes from epoch to epoch.
         strata: a stratum for each case: turns are drawn so that every stratum is as likely, with cases coming up again;
-            None: every case comes up once.
+            None: every case comes up equally often.
         rank: of this process.
         processes: that share the epoch.
     """
@@ -199,6 +200,7 @@ class EpochSampler(Sampler[Draw]):
         self,
         count: int,
         *,
+        turns: int = 1,
         seed: int = 0,
         shuffled: bool = True,
         strata: Sequence[int] | None = None,
@@ -206,6 +208,7 @@ class EpochSampler(Sampler[Draw]):
         processes: int = 1,
     ) -> None:
         self._count = count
+        self._turns = turns
         self._seed = seed
         self._shuffled = shuffled
         self._strata = None if strata is None else np.asarray(strata)
@@ -220,12 +223,14 @@ class EpochSampler(Sampler[Draw]):
     def order(self) -> list[int]:
         """The epoch's order for all processes together, before it is filled up."""
         if not self._shuffled:
-            return list(range(self._count))
+            return self._turns * list(range(self._count))
         generator = np.random.default_rng((self._seed, self._epoch))
         if self._strata is None:
-            return [int(index) for index in generator.permutation(self._count)]
+            return [int(index) for _ in range(self._turns) for index in generator.permutation(self._count)]
         groups = [np.flatnonzero(self._strata == stratum) for stratum in np.unique(self._strata)]
-        return [int(generator.choice(groups[group])) for group in generator.integers(len(groups), size=self._count)]
+        return [
+            int(generator.choice(groups[group])) for group in generator.integers(len(groups), size=self._turns * self._count)
+        ]
 
     def __iter__(self) -> Iterator[Draw]:
         order = self.order()
@@ -239,4 +244,4 @@ class EpochSampler(Sampler[Draw]):
         return iter(draws[self._rank :: self._processes])
 
     def __len__(self) -> int:
-        return -(-self._count // self._processes)
+        return -(-self._turns * self._count // self._processes)

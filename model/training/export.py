@@ -72,6 +72,7 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         "frozen_statistics": settings.frozen_statistics,
         "supervision": settings.supervision,
         "tile": settings.tile,
+        "tiles_per_scan": settings.tiles_per_scan,
         "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},
         "batch": settings.recipe.batch * settings.devices * settings.nodes * settings.accumulate,
         "precision": settings.precision,

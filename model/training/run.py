@@ -94,11 +94,12 @@ def train(
         training, profile, cache, seed=settings.seed, ranges=ranges, with_truth=with_truth, tile=settings.tile
     )
     judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
-    steps = -(-len(learnt) // (processes * settings.recipe.batch))
+    turns = settings.tiles_per_scan
+    steps = -(-turns * len(learnt) // (processes * settings.recipe.batch))
     trainer = build_trainer(settings, output, steps)
     strata = [case.scores.centrilobular for case in training] if settings.recipe.uniform_centrilobular else None
     rank = trainer.global_rank
-    training_order = EpochSampler(len(learnt), seed=settings.seed, strata=strata, rank=rank, processes=processes)
+    training_order = EpochSampler(len(learnt), turns=turns, seed=settings.seed, strata=strata, rank=rank, processes=processes)
     validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=processes)
     trainer.fit(
         module,

@@ -36,6 +36,7 @@ class RunSettings:
         profile: of preprocessing.
         supervision: `scores`, or `voxels` where truth maps take the place of equations 1 to 3.
         tile: size of the tiles that are trained on, z y x voxels; None: whole scans.
+        tiles_per_scan: that an epoch draws.
         monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
         frozen_statistics: whether normalisation keeps the statistics of that bundle.
@@ -57,6 +58,7 @@ class RunSettings:
     profile: str
     supervision: str
     tile: tuple[int, int, int] | None
+    tiles_per_scan: int
     monitor: Monitor
     init_sha256: str | None
     frozen_statistics: bool

@@ -21,6 +21,9 @@ Triple = tuple[int, int, int]
 MULTIPLE = 16
 """Sizes of tiles are multiples of this: an eighth of it, the backbone's resolution, is whole, and so are skipped features."""
 
+KIND_WEIGHTS = (1.0, 1.0, 2.0)
+"""How often a tile is drawn around lung, centrilobular and paraseptal emphysema: the last is the harder to learn."""
+
 _STRIDE = 4
 _TILE_STREAM = 1
 
@@ -39,7 +42,7 @@ def check_tile_shape(shape: Triple) -> None:
 def draw_tile(
     shape: Triple, case: PreparedCase, affine: AffineMap, *, seed: int, epoch: int, entity: str, occurrence: int
 ) -> Tile:
-    """Draw a tile around a voxel of the lung or of one of the subtypes, each as likely where the case has it.
+    """Draw a tile around a voxel of the lung or of one of the subtypes where the case has it, as likely as `KIND_WEIGHTS` says.
 
     Lesions are few: tiles from anywhere in the lung would mostly show none. The voxel may lie anywhere in its tile, since a
     network that is padded with zeros knows where a tile ends, and would learn to look for lesions in its middle. What is drawn
@@ -55,10 +58,11 @@ def draw_tile(
         occurrence: how often the case has come up in this epoch already.
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
-    kinds = [found for found in _candidates(case) if len(found)]
+    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, _candidates(case), strict=True) if len(found)]
     voxel = np.array(INPUT_SHAPE) / 2
     if kinds:
-        places = kinds[generator.integers(len(kinds))]
+        weights = np.array([weight for weight, _ in kinds])
+        places = kinds[generator.choice(len(kinds), p=weights / weights.sum())][1]
         voxel = np.linalg.solve(affine.matrix, places[generator.integers(len(places))] - affine.translation)
     starts = []
     for place, size, whole in zip(voxel, shape, INPUT_SHAPE, strict=True):

@@ -171,7 +171,7 @@ def test_a_sample_keeps_its_parts_aligned_and_is_blank_outside_the_moved_lung() 
 def test_smoothing_and_turning_do_not_darken_the_rim_of_the_lung() -> None:
     """What lies outside the lung is blanked after interpolation; before it, a dark rim would look like paraseptal emphysema."""
     bright = replace(prepared_case(), image=torch.full((128, 224, 288), 150, dtype=torch.uint8))
-    augmentation = Augmentation(degrees=(7.0, 3.0, 2.0), smoothing=0.8)
+    augmentation = Augmentation(degrees=(7.0, 3.0, 2.0), smoothing=(0.8, 0.8, 0.8))
     sample = assemble(bright, (1, 0), 0, PAPER, augmentation, with_truth=False, with_suspect=False)
     inside = sample.image[sample.image > 0]
     assert inside.numel() > 1_000_000
@@ -181,11 +181,19 @@ def test_smoothing_and_turning_do_not_darken_the_rim_of_the_lung() -> None:
 def test_smoothing_is_gaussian_and_keeps_the_mean() -> None:
     volume = torch.zeros(21, 21, 21)
     volume[10, 10, 10] = 1.0
-    smoothed = with_changed_intensities(volume, Augmentation(smoothing=1.5))
+    smoothed = with_changed_intensities(volume, Augmentation(smoothing=(1.5, 1.5, 1.5)))
     assert float(smoothed.sum()) == pytest.approx(1, abs=1e-3)
     distance = torch.arange(21.0) - 10
     spread = float((smoothed.sum(dim=(1, 2)) * distance**2).sum())
     assert spread == pytest.approx(1.5**2, rel=0.05)  # the kernel ends at three deviations
+
+
+def test_smoothing_is_of_each_axis_by_itself() -> None:
+    volume = torch.zeros(21, 21, 21)
+    volume[10, 10, 10] = 1.0
+    smoothed = with_changed_intensities(volume, Augmentation(smoothing=(1.5, 0.0, 0.0)))
+    assert float(smoothed[:, 10, 10].sum()) == pytest.approx(1, abs=1e-3)
+    assert int((smoothed > 0).sum()) > 5
 
 
 def test_contrast_turns_about_the_middle_of_the_window_and_stays_inside_it() -> None:

@@ -23,6 +23,16 @@ def test_every_case_comes_up_once_an_epoch_in_an_order_that_seed_and_epoch_fix()
     assert order(sampler) == first
 
 
+def test_several_turns_are_each_a_whole_order_and_another_draw() -> None:
+    sampler = EpochSampler(5, turns=3, seed=1)
+    draws = list(sampler)
+    assert len(draws) == len(sampler) == 15
+    for turn in range(3):
+        part = draws[5 * turn : 5 * turn + 5]
+        assert sorted(draw.place for draw in part) == list(range(5))
+        assert {draw.occurrence for draw in part} == {turn}
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_each_global_batch_of_the_one_process_order(processes: int) -> None:
     alone = order(EpochSampler(12, seed=1))

@@ -67,6 +67,15 @@ def test_tiles_lie_inside_the_input_follow_from_their_seed_and_seek_lesions() ->
     assert 0.4 < np.mean(with_lesion) < 0.9  # one of the two kinds of voxel that the case has; from the other come some
 
 
+def test_tiles_are_drawn_around_paraseptal_lesions_twice_as_often_as_around_others() -> None:
+    corner, opposite = (slice(0, 4),) * 3, (slice(-4, None),) * 3
+    truth = torch.zeros(2, 64, 112, 144, dtype=torch.uint8)
+    truth[0][corner] = truth[1][opposite] = 255
+    nowhere = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
+    tiles = [drawn(UNMOVED, occurrence, truth=truth, lung=nowhere) for occurrence in range(300)]
+    assert np.mean([tile.start[0] > 0 for tile in tiles]) == pytest.approx(2 / 3, abs=0.1)
+
+
 def test_a_case_without_lung_gets_a_tile_from_the_middle() -> None:
     empty = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
     tile = drawn(UNMOVED, 0, lung=empty, truth=torch.zeros(2, 64, 112, 144, dtype=torch.uint8))
