@@ -1,6 +1,6 @@
 # The last stage, and so the default, is the inference image in the manner of grand-challenge.org: it reads /input, writes /output
 # and needs no network. Other stages are built by --target. Build with ./build.sh [target]; torch comes in its CUDA build unless
-# PIP_FIND_LINKS offers another.
+# PIP_FIND_LINKS offers another. No image that runs has a setuid or setgid file: nothing in it needs one, and the base brings some.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 
@@ -51,7 +51,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=training-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
@@ -87,6 +88,7 @@ ENV OPENBLAS_NUM_THREADS=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
 RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && mkdir -p /input /output \
     && chown algorithm /output
 COPY --from=evaluation-environment /opt/venv /opt/venv
@@ -123,7 +125,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=viewer-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
@@ -157,6 +160,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     HOME=/tmp
 
 RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && mkdir -p /input /output \
     && chown algorithm /output
 

@@ -26,5 +26,7 @@ inside process.py --input "/data/cohort/$entity" --output "/data/scored" --weigh
 for file in run/log/version_0/metrics.csv scored/results.json scored/centrilobular-emphysema-score.json; do
     [ -s "$work/$file" ] || { echo "FAILED: the training image did not write $file" >&2; exit 1; }
 done
+exposed=$(exposed_files training)
+[ -z "$exposed" ] || { echo "FAILED: these files are setuid, or can be changed: ${exposed//$'\n'/ }" >&2; exit 1; }
 [ -z "$(find "$work" -mindepth 1 -user root -print -quit)" ] || { echo "FAILED: files belong to root" >&2; exit 1; }
 echo "All checks of the training image passed"

@@ -14,6 +14,9 @@ fail() {
     exit 1
 }
 
+exposed=$(exposed_files viewer)
+[ -z "$exposed" ] || fail "these files are setuid, or can be changed: ${exposed//$'\n'/ }"
+
 code=0
 message=$("$CONTAINER_ENGINE" run --rm "${restrictions[@]}" "$IMAGE:viewer" 2>&1) || code=$?
 [ "$code" -eq 2 ] || fail "without a password: exit code $code, expected 2"
