@@ -2,8 +2,8 @@
 
 The files' structure and the tags that matter are read here, before the library's reader sees anything. That one takes what it
 can: it was seen to leave out a damaged file at the end of a series, to read a slice of another patient or orientation, to put
-1 for a pixel spacing or a rescale slope that it could not find or read, and to make room for gigabytes where a damaged element
-of a small file claims that length.
+1 for a pixel spacing or a rescale slope that it could not find or read, to make room for gigabytes where a damaged element of a
+small file claims that length, and to fill up pixels that are too few with whatever was in memory.
 """
 
 from __future__ import annotations
@@ -144,6 +144,10 @@ def _numbers(
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _TRANSFER_SYNTAX, _PIXEL_DATA = (0x0002, 0x0010), (0x7FE0, 0x0010)
+_FRAMES = (0x0028, 0x0008)
+_PIXEL_COUNTS = ((0x0028, 0x0002), (0x0028, 0x0010), (0x0028, 0x0011), (0x0028, 0x0100))
+"""Samples a pixel, rows, columns, and bits that each sample takes."""
+
 _LONG_TYPES = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _LONGEST_VALUE = 1024
 _DEEPEST = 16
@@ -171,7 +175,8 @@ def read_tags(path: Path) -> Tags | None:
     """Walk through the elements of a DICOM file; return the tags that are looked at, or None if it is none.
 
     Raises:
-        InputError: an element claims to be longer than the file is, or the structure is broken otherwise.
+        InputError: an element claims to be longer than the file is, there are fewer pixels than rows and columns make, or the
+            structure is broken otherwise.
     """
     tags: dict[str, str] = {}
     with path.open("rb") as stream:
@@ -182,7 +187,7 @@ def read_tags(path: Path) -> Tags | None:
         try:
             data_set = _walk_meta_information(stream, end)
             _walk(stream, end, data_set, tags)
-        except (_DamagedError, struct.error) as error:
+        except (_DamagedError, struct.error, ValueError) as error:
             raise InputError(path, "the file is damaged or cut off", _WHOLE) from error
     return tags
 
@@ -202,6 +207,7 @@ def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
 
 def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str]) -> None:
     """Walk through the data set up to and with its pixels, behind which there is only padding."""
+    needed = 1  # bits of the pixels, unless they are compressed
     while stream.tell() < end:
         tag, kind, length = _element(stream, end, encoding)
         start = stream.tell()
@@ -209,8 +215,16 @@ def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str])
         if key in _TAGS and length != _UNDEFINED:
             tags[key] = _text(stream.read(min(length, _LONGEST_VALUE)))
             stream.seek(start)
+        if tag in _PIXEL_COUNTS and length == 2:
+            needed *= _unpacked(stream, f"{encoding.order}H")[0]
+            stream.seek(start)
+        elif tag == _FRAMES and length <= _LONGEST_VALUE:
+            needed *= int(_text(stream.read(length)) or "1")
+            stream.seek(start)
         _skip_value(stream, end, encoding, tag, kind, length, 0)
         if tag == _PIXEL_DATA:
+            if 8 * length < needed:  # the length of compressed pixels is undefined, which is the largest number
+                raise _DamagedError
             return
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import BinaryIO
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[list[str]]:
     """Collect the lines that native code prints on stderr during the block; the list is filled when it ends.
 
+    Stderr is the process's: another thread's block, as in the viewer, waits for the end of this one.
     The lines may quote the file, and so a patient's name: they are for decisions, not for logs.
     """
     lines: list[str] = []
-    with _buffer() as capture:
+    with _ONE_AT_A_TIME, _buffer() as capture:
         stderr = os.dup(2)
         os.dup2(capture.fileno(), 2)
         try:

@@ -195,6 +195,19 @@ def test_an_element_that_claims_to_be_longer_than_its_file_is_refused_at_once(
         read_header(path)
 
 
+@pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsAllocated", "NumberOfFrames"])
+def test_a_file_with_fewer_pixels_than_it_speaks_of_is_refused(phantom: Phantom, tmp_path: Path, tag: str) -> None:
+    """The library's reader was seen to fill them up with whatever was in memory, or to make room for gigabytes of them."""
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    path = folder / "0004.dcm"
+    data_set = pydicom.dcmread(path)
+    assert read_tags(path) is not None
+    setattr(data_set, tag, 2 * int(data_set.get(tag, 1)))
+    pydicom.dcmwrite(path, data_set)
+    with pytest.raises(InputError, match=r"0004\.dcm: the file is damaged or cut off"):
+        read_header(folder)
+
+
 def test_a_data_set_that_is_compressed_as_a_whole_is_refused(phantom: Phantom, tmp_path: Path) -> None:
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     path = folder / "0000.dcm"

@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
 from model.command_line import OneLineParser
 from model.errors import InputError
-from model.slices import CLASS_NAMES, CLASSES
+from model.slices import ARCHITECTURES, CLASS_NAMES, CLASSES
 from model.slices.dataset import PATIENTS_FILE, SplitName
 from model.slices.images import FORMATS, LUNG_WINDOW, Window
 
 # Keras and torch take seconds to import: commands that need them import them themselves.
-ARCHITECTURES = ("inception_v3", "resnet50", "efficientnet", "simple_cnn")
+if TYPE_CHECKING:
+    from model.slices.training import Settings
+
 SHIPPED_BUNDLE = Path(__file__).resolve().parents[2] / "weights" / "slices"
 
 
@@ -30,6 +33,16 @@ def _whole(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _hounsfield(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HU")
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,8 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_window(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--window-centre", type=float, default=LUNG_WINDOW.centre, metavar="HU", help="default: %(default)s")
-    command.add_argument("--window-width", type=float, default=LUNG_WINDOW.width, metavar="HU", help="default: %(default)s")
+    for name, value in (("--window-centre", LUNG_WINDOW.centre), ("--window-width", LUNG_WINDOW.width)):
+        command.add_argument(name, type=_hounsfield, default=value, metavar="HU", help="default: %(default)s")
 
 
 def _window(options: argparse.Namespace) -> Window:
@@ -95,7 +108,7 @@ def _simulate(options: argparse.Namespace) -> None:
     print(options.output / PATIENTS_FILE)
 
 
-def _settings(options: argparse.Namespace) -> Any:
+def _settings(options: argparse.Namespace) -> Settings:
     from model.slices.training import Settings
 
     return Settings(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
@@ -131,6 +144,8 @@ def _compare(options: argparse.Namespace) -> None:
     from model.slices.comparison import class_table, compare, table
     from model.slices.dataset import read_slices
 
+    if options.output:
+        _make_report_folder(options.output)
     slices = read_slices(options.data, _window(options))
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
     trials = []
@@ -140,7 +155,6 @@ def _compare(options: argparse.Namespace) -> None:
     text = f"{table(trials)}\n\n{class_table(trials)}\n"
     print(text)
     if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
         rows = [{"architecture": t.architecture, "split": t.split, **t.performance.as_json()} for t in trials]
         document = {
             "slices": len(slices.labels),
@@ -151,6 +165,14 @@ def _compare(options: argparse.Namespace) -> None:
         }
         (options.output / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (options.output / "comparison.md").write_text(text, encoding="utf-8")
+
+
+def _make_report_folder(folder: Path) -> None:
+    """Make it before hours of training, not behind them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, f"cannot be created ({error.strerror})", "a folder that can be written") from error
 
 
 def _say_what_is_missing(base_weights: str | None, patients_known: bool) -> list[str]:

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from model.errors import InputError
-from model.slices import CLASSES
+from model.slices import ARCHITECTURES, CLASSES, ArchitectureName
 from model.slices.images import Picture, resized
-from model.slices.networks import ARCHITECTURES, ArchitectureName, SliceNetwork, attention, build_network, probabilities
+from model.slices.networks import SliceNetwork, attention, build_network, probabilities
 
 METADATA_FILE = "slices.json"
 WEIGHTS_FILE = "network.weights.h5"

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import InputError
-from model.slices import CLASSES
+from model.slices import CLASSES, ArchitectureName
 from model.slices.dataset import Slices, Split, SplitName, split_by_image, split_by_patient
 from model.slices.metrics import Performance, measure
-from model.slices.networks import IMAGENET, ArchitectureName, SliceNetwork
+from model.slices.networks import IMAGENET, SliceNetwork
 from model.slices.training import Settings, predict, train
 
 TITLES = {

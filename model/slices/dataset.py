@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
+from model.dicom import read_tags
 from model.errors import InputError
 from model.slices import CLASSES
 from model.slices.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, Picture, Window, read_slice, resized
@@ -82,11 +82,7 @@ def _slices_in(folder: Path) -> list[Path]:
 def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
     listed = folder / PATIENTS_FILE
     if listed.is_file():
-        with listed.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if not {"file", "patient"} <= set(reader.fieldnames or ()):
-                raise InputError(listed, f"its columns are {', '.join(reader.fieldnames or ())}", "file and patient")
-            patient_of = {row["file"]: row["patient"] for row in reader if row["patient"]}
+        patient_of = _listed_patients(listed)
         names = [path.relative_to(folder).as_posix() for path in files]
         unknown = [name for name in names if name not in patient_of]
         if unknown:
@@ -98,13 +94,20 @@ def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
     return np.array(found) if all(found) else None
 
 
+def _listed_patients(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            if not {"file", "patient"} <= set(reader.fieldnames or ()):
+                raise InputError(path, f"its columns are {', '.join(reader.fieldnames or ())}", "file and patient")
+            return {row["file"]: row["patient"] for row in reader if row["patient"]}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(path, f"cannot be read ({type(error).__name__})", "a CSV file in UTF-8") from error
+
+
 def _dicom_patient(path: Path) -> str:
     """A digest of the patient's identifier, which is enough to group by; the identifier itself goes nowhere."""
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    identifier = reader.GetMetaData(_PATIENT_ID).strip() if reader.HasMetaDataKey(_PATIENT_ID) else ""
+    identifier = (read_tags(path) or {}).get(_PATIENT_ID, "")
     return hashlib.sha256(identifier.encode()).hexdigest()[:16] if identifier else ""
 
 

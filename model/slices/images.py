@@ -1,7 +1,8 @@
-"""One slice from a file: a picture (PNG, JPEG), a single DICOM file, or a chosen slice of a volume; HU through a window."""
+"""Slices from a file: a picture (PNG, JPEG), a DICOM file, or a volume to choose one of; HU through a window."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +11,23 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
+from model import dicom
 from model.errors import InputError
-from model.scan import FILE_SUFFIXES, ImageGeometry, Orientation, read_image
+from model.native import captured_stderr
+from model.scan import DICOM_READER, FILE_SUFFIXES, ImageGeometry, Orientation, available_memory, read_image
 
 Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-DICOM_SUFFIXES = (".dcm", ".ima", "")
+DICOM_SUFFIXES = (*dicom.SUFFIXES, "")
 FORMATS = f"{', '.join(PICTURE_SUFFIXES)}, one DICOM file, or a volume ({', '.join(FILE_SUFFIXES)} or a DICOM folder)"
 
 INPUT_SIZE = 224
 """Rows and columns of what the networks see (the paper, section IV B)."""
+
+_BYTES_A_PIXEL = 16
+"""What a DICOM slice takes at most: as it is read, as floating-point numbers, and as a picture."""
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
@@ -51,27 +57,54 @@ def read_slice(path: Path | str, number: int | None = None, window: Window = LUN
 
     Args:
         path: a picture, which is taken as it is; one DICOM file; or a volume, of which `number` chooses a slice.
-        number: of the axial slice of a volume, from 1 at the base; None where the file holds one slice.
+        number: of the axial slice of a volume, from 1 at the base; files that hold one slice need none, and ignore it.
         window: for files that hold HU.
 
     Raises:
         InputError: the file cannot be read, or holds several slices and `number` names none of them.
+    """
+    levels = read_levels(path)
+    if len(levels) == 1:
+        return as_picture(levels[0], window)
+    if number is None or not 1 <= number <= len(levels):
+        found = f"it holds {len(levels)} slices" if number is None else f"there is no slice {number}"
+        raise InputError(path, found, f"a slice from 1 (at the base) to {len(levels)} (--slice)")
+    return as_picture(levels[number - 1], window)
+
+
+def read_levels(path: Path | str) -> np.ndarray:
+    """Read all slices of a file, for `as_picture`.
+
+    Returns:
+        slices x rows x columns in HU, from the base up; uint8 where the file holds grey levels, with a fourth dimension of
+        red, green and blue where it holds colours.
+
+    Raises:
+        InputError: the file cannot be read.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(path, "no such file", FORMATS)
     suffix = path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:
-        return _read_picture(path)
+        return _read_picture(path)[None]
     if path.is_file() and suffix in DICOM_SUFFIXES:
         image = _read_dicom(path)
-        if image.GetSize()[2] == 1:
-            return _from_dicom(image, window)
+        if image.GetDepth() == 1:
+            return sitk.GetArrayFromImage(image)  # as a radiologist sees it, whatever its plane
     elif path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES):
         image = read_image(path)
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
-    return _grey_picture(window.grey(_chosen_slice(image, number, path)))
+    return Orientation.of(ImageGeometry.of(image)).to_patient(sitk.GetArrayFromImage(image))
+
+
+def as_picture(level: np.ndarray, window: Window) -> Picture:
+    """One slice of `read_levels`: HU through the window, grey levels and colours as they are."""
+    if level.ndim == 3:
+        return level
+    grey = level if level.dtype == np.uint8 else window.grey(level)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def resized(picture: Picture) -> Picture:
@@ -90,31 +123,23 @@ def _read_picture(path: Path) -> Picture:
 
 
 def _read_dicom(path: Path) -> sitk.Image:
+    """One DICOM file: a slice or several, in HU; or a screen capture, which is 8 bits deep and may be in colours."""
     reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
+    reader.SetImageIO(DICOM_READER)
     reader.SetFileName(str(path))
     try:
-        image = reader.Execute()
-    except RuntimeError as error:
+        if dicom.read_tags(path) is None:
+            raise InputError(path, "not a DICOM file", FORMATS)
+        with captured_stderr():  # what it prints may quote the patient's name
+            reader.ReadImageInformation()
+            needed, free = _BYTES_A_PIXEL * math.prod(reader.GetSize()), available_memory()
+            if needed > free:
+                found = f"its header asks for {needed / 2**30:.1f} GiB of memory"
+                raise InputError(path, found, f"at most the {free / 2**30:.1f} GiB that are free")
+            image = reader.Execute()
+    except (OSError, RuntimeError) as error:
         raise InputError(path, "not a DICOM file that can be read", FORMATS) from error
+    numbers = image.GetNumberOfComponentsPerPixel()
+    if numbers != 1 and (image.GetPixelID() != sitk.sitkVectorUInt8 or numbers != 3 or image.GetDepth() != 1):
+        raise InputError(path, f"{numbers} numbers a pixel", "HU, or one picture with 8 bits a colour")
     return image
-
-
-def _from_dicom(image: sitk.Image, window: Window) -> Picture:
-    """A slice in HU through the window; a screen capture, which is 8 bits deep, as it is."""
-    pixels = sitk.GetArrayFromImage(image)[0]
-    if image.GetNumberOfComponentsPerPixel() == 3:
-        return np.ascontiguousarray(pixels.astype(np.uint8))
-    return _grey_picture(pixels if pixels.dtype == np.uint8 else window.grey(pixels))
-
-
-def _chosen_slice(image: sitk.Image, number: int | None, path: Path) -> np.ndarray:
-    volume = Orientation.of(ImageGeometry.of(image)).to_patient(sitk.GetArrayViewFromImage(image))
-    if number is None or not 1 <= number <= len(volume):
-        found = f"it holds {len(volume)} slices" if number is None else f"there is no slice {number}"
-        raise InputError(path, found, f"a slice from 1 (at the base) to {len(volume)} (--slice)")
-    return np.array(volume[number - 1])
-
-
-def _grey_picture(grey: npt.NDArray[np.uint8]) -> Picture:
-    return np.repeat(grey[..., None], 3, axis=2)

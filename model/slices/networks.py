@@ -12,7 +12,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import keras
 import torch
@@ -20,11 +20,8 @@ from keras import layers
 from torch import Tensor
 
 from model.errors import InputError
-from model.slices import CLASSES
+from model.slices import CLASSES, ArchitectureName
 from model.slices.images import INPUT_SIZE
-
-ArchitectureName = Literal["inception_v3", "resnet50", "efficientnet", "simple_cnn"]
-ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 
 IMAGENET = "imagenet"
 """Given in place of a file of base weights: download them."""

@@ -24,7 +24,7 @@ from model import __version__, stages
 from model.errors import InputError
 from model.rendering import DISCLAIMER
 from model.slices import CLASS_NAMES
-from model.slices.images import LUNG_WINDOW, Window, read_slice
+from model.slices.images import LUNG_WINDOW, Window, as_picture, read_levels
 from model.viewing.access import Access
 from model.viewing.case import SUBTYPES, ViewedCase, finished_cases, open_finished, score_uploads
 from model.viewing.planes import AXES, WINDOWS, PlaneName, heat_over, plane_picture, png
@@ -33,7 +33,7 @@ from model.viewing.uploads import Upload, private_folder
 logger = logging.getLogger(__name__)
 
 WRONG_PASSWORD_SECONDS = 2.0
-_CASE, _ADMITTED = "case", "admitted"
+_CASE, _ADMITTED, _LEVELS = "case", "admitted", "levels"
 _ONE_AT_A_TIME = threading.Lock()
 """A full-size scan takes gigabytes of memory."""
 
@@ -300,9 +300,12 @@ def _slice_tab(options: PageOptions) -> None:
     file = st.file_uploader("Slice: a PNG, JPEG or DICOM file, or a volume to choose a slice of", key="slice")
     window = _window_controls(st.columns(3)[0], "single")
     if file is None:
+        st.session_state.pop(_LEVELS, None)
         return
-    upload = Upload(file.name, file.getvalue())
-    picture = _uploaded_slice(upload, window)
+    levels = _levels_of(file)
+    count = len(levels)
+    number = st.slider("Slice of the volume, from the base", 1, count, (count + 1) // 2) if count > 1 else 1
+    picture = as_picture(levels[number - 1], window)
     answer = classifier.predict(picture)
     left, middle, right = st.columns(3)
     left.image(picture, caption="the slice", width="stretch")
@@ -315,24 +318,19 @@ def _slice_tab(options: PageOptions) -> None:
     st.download_button("Class and probabilities (JSON)", _slice_document(answer), "slice.json", "application/json")
 
 
-def _uploaded_slice(upload: Upload, window: Window) -> np.ndarray:
-    """A picture as it is; of a volume, the slice that the slider is at."""
+def _levels_of(file: UploadedFile) -> np.ndarray:
+    """The slices in an upload, read once for as long as it is there: the page is drawn anew at every touch."""
+    known = st.session_state.get(_LEVELS)
+    if known is not None and known[0] == file.file_id:
+        return known[1]
+    st.session_state.pop(_LEVELS, None)
+    (upload,) = _uploads([file])
     with private_folder() as folder:
         path = folder / f"slice{upload.suffix}"
         path.write_bytes(upload.content)
-        slices = _slices_in(path)
-        number = st.slider("Slice of the volume, from the base", 1, slices, (slices + 1) // 2) if slices > 1 else None
-        return read_slice(path, number, window)
-
-
-def _slices_in(path: Path) -> int:
-    """Axial slices of a volume; 1 for what is read as a single slice, or cannot be read at all."""
-    from model.scan import FILE_SUFFIXES, ImageGeometry, Orientation, read_image
-
-    if not path.name.endswith(FILE_SUFFIXES):
-        return 1
-    image = read_image(path)
-    return int(image.GetSize()[2 - Orientation.of(ImageGeometry.of(image)).axes[0]])
+        levels = read_levels(path)
+    st.session_state[_LEVELS] = file.file_id, levels
+    return levels
 
 
 def _slice_document(answer: Any) -> str:

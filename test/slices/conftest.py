@@ -15,16 +15,16 @@ PATIENTS, SLICES_EACH = 5, 2
 
 @pytest.fixture(scope="session")
 def slices_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty slices of twenty patients; each class has stripes of its own width, so that it can be learnt in a few steps."""
+    """Forty slices of twenty patients; each class has stripes of its own width or direction, to be learnt in a few steps."""
     folder = tmp_path_factory.mktemp("slices")
     rng = np.random.default_rng(0)
     rows = []
     for index, label in enumerate(CLASSES):
         (folder / label).mkdir()
-        stripes = np.indices((64, 64))[0] // 2 ** (index + 1) % 2
+        stripes = np.indices((64, 64))[index % 2] // (2, 8)[index // 2] % 2
         for patient in range(PATIENTS):
             for number in range(SLICES_EACH):
-                grey = (60 + 120 * stripes + rng.integers(0, 40, (64, 64))).astype(np.uint8)
+                grey = (40 + 160 * stripes + rng.integers(0, 40, (64, 64))).astype(np.uint8)
                 name = f"{label}/p{patient}-{number}.png"
                 Image.fromarray(grey).save(folder / name)
                 rows.append((name, f"{label}-{patient}"))

@@ -14,8 +14,8 @@ from model.errors import InputError
 from model.slices import CLASSES
 from model.slices.__main__ import SHIPPED_BUNDLE, main
 from model.slices.bundle import METADATA_FILE, WEIGHTS_FILE, SliceClassifier
-from model.slices.dataset import PATIENTS_FILE
-from model.slices.images import read_slice
+from model.slices.dataset import PATIENTS_FILE, read_slices
+from model.slices.images import LUNG_WINDOW, read_slice
 from model.slices.networks import build_network
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 
@@ -24,7 +24,7 @@ from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 def trained(slices_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("trained") / "bundle"
     arguments = ["train", "--data", str(slices_folder), "--architecture", "simple_cnn", "--output", str(bundle)]
-    assert main([*arguments, "--epochs", "6", "--batch-size", "8", "--name", "stripes"]) == 0
+    assert main([*arguments, "--epochs", "4", "--batch-size", "4", "--name", "stripes"]) == 0
     return bundle
 
 
@@ -130,12 +130,16 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         (["predict", "absent.png", "--bundle", str(trained)], "absent.png: no such file"),
         (["predict", image, "--bundle", full], "no bundle of a slice network"),
         (["predict", image, "--bundle", str(trained), "--window-width", "0"], "--window-width"),
+        (["compare", "--data", data, "--output", image], f"{image}: cannot be created"),
     ):
         assert main(arguments) == 2, arguments
         captured = capsys.readouterr()
         assert message in captured.err
         assert captured.out == ""
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", image, "--window-centre", "nan"])
+    assert "--window-centre: 'nan': expected HU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("label", ["PLE", "NT"])
@@ -161,3 +165,6 @@ def test_simulate_makes_the_same_slices_with_one_worker_or_two(tmp_path: Path) -
         one, two = ((tmp_path / name / row["file"]) for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
         assert Image.open(one).mode == "L"
+    slices = read_slices(tmp_path / "one", LUNG_WINDOW)
+    assert slices.patients is not None
+    assert slices.patients.tolist() == [row["patient"] for row in sorted(rows, key=lambda row: CLASSES.index(row["class"]))]

@@ -90,11 +90,14 @@ def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path:
     (tmp_path / "unlisted" / PATIENTS_FILE).write_text("file,patient\nCLE/p0-0.png,A\n")
     shutil.copytree(slices_folder, tmp_path / "columns")
     (tmp_path / "columns" / PATIENTS_FILE).write_text("name,person\n")
+    shutil.copytree(slices_folder, tmp_path / "latin")
+    (tmp_path / "latin" / PATIENTS_FILE).write_bytes("file,patient\nCLE/p0-0.png,Müller\n".encode("latin-1"))
     for name, message in (
         ("absent", "absent: no such folder"),
         ("few", "few: no slices of class PSE"),
         ("unlisted", f"{PATIENTS_FILE}: 39 slices have no patient, such as CLE/p0-1.png"),
         ("columns", f"{PATIENTS_FILE}: its columns are name, person; expected file and patient"),
+        ("latin", f"{PATIENTS_FILE}: cannot be read (UnicodeDecodeError); expected a CSV file in UTF-8"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             read_slices(tmp_path / name, LUNG_WINDOW)

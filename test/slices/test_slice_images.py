@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from model.errors import InputError
-from model.slices.images import INPUT_SIZE, LUNG_WINDOW, Window, read_slice, resized
+from model.slices import images
+from model.slices.images import INPUT_SIZE, LUNG_WINDOW, Window, read_levels, read_slice, resized
 
 HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
 
@@ -60,6 +61,25 @@ def test_a_dicom_slice_is_read_in_hounsfield_units_through_the_window(tmp_path: 
 def test_a_screen_capture_in_dicom_is_taken_as_it_is(tmp_path: Path) -> None:
     grey = np.arange(240, dtype=np.uint8).reshape(12, 20)
     np.testing.assert_array_equal(read_slice(write_dicom(tmp_path / "capture.dcm", grey))[..., 1], grey)
+    colours = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(colours[None], isVector=True), str(tmp_path / "colours.dcm"))
+    np.testing.assert_array_equal(read_slice(tmp_path / "colours.dcm"), colours)
+
+
+def test_a_dicom_file_may_hold_several_slices(tmp_path: Path) -> None:
+    volume = np.arange(5 * 12 * 20, dtype=np.int16).reshape(5, 12, 20)
+    image = sitk.GetImageFromArray(volume)
+    image.SetMetaData("0008|0060", "CT")
+    sitk.WriteImage(image, str(tmp_path / "volume.dcm"))
+    np.testing.assert_array_equal(read_levels(tmp_path / "volume.dcm"), volume)
+    np.testing.assert_array_equal(read_slice(tmp_path / "volume.dcm", 4)[..., 0], LUNG_WINDOW.grey(volume[3]))
+
+
+def test_a_dicom_file_that_would_not_fit_into_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD)
+    monkeypatch.setattr(images, "available_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"slice\.dcm: its header asks for .* GiB of memory"):
+        read_slice(path)
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
@@ -80,14 +100,17 @@ def test_the_networks_see_224_rows_and_columns() -> None:
 
 def test_what_is_no_slice_is_refused_in_one_line_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    (tmp_path / "broken.dcm").write_bytes(b"no DICOM at all")
+    (tmp_path / "text.dcm").write_bytes(b"no DICOM at all")
+    dicom = write_dicom(tmp_path / "cut.dcm", HOUNSFIELD).read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(dicom[:-100])
     (tmp_path / "notes.txt").write_text("no picture")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     sitk.WriteImage(sitk.Image(8, 9, 7, sitk.sitkInt16), str(tmp_path / "ct.mha"))
     for name, number, message in (
         ("absent.png", None, "no such file"),
         ("broken.png", None, "not a picture that can be read"),
-        ("broken.dcm", None, "not a DICOM file that can be read"),
+        ("text.dcm", None, "not a DICOM file"),
+        ("cut.dcm", None, "the file is damaged or cut off"),
         ("notes.txt", None, "files of type .txt are not read"),
         ("deep.png", None, "a picture of mode I;16"),
         ("ct.mha", None, "it holds 7 slices; expected a slice from 1"),

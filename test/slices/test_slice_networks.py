@@ -14,9 +14,9 @@ import torch
 from keras.src.legacy.saving import legacy_h5_format
 
 from model.errors import InputError
-from model.slices import networks
+from model.slices import ARCHITECTURES, ArchitectureName, networks
 from model.slices.comparison import base_file
-from model.slices.networks import ARCHITECTURES, SliceNetwork, attention, build_network, probabilities
+from model.slices.networks import SliceNetwork, attention, build_network, probabilities
 from model.slices.training import SHIFT, ZOOM, draw_transforms, transformed
 
 BASE_PARAMETERS = {"inception_v3": 21_802_784, "resnet50": 23_587_712, "efficientnet": 4_049_571}
@@ -26,14 +26,15 @@ FEATURES = {"inception_v3": (5, 5, 2048), "resnet50": (7, 7, 2048), "efficientne
 
 
 @pytest.fixture(scope="module")
-def efficientnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def efficientnet_file(random_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random base weights in the layout of the published ones, which is that of Keras 2."""
     path = tmp_path_factory.mktemp("base") / "efficientnetb0_notop.h5"
     with h5py.File(path, "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, random_base())
+        legacy_h5_format.save_weights_to_hdf5_group(file, random_base)
     return path
 
 
+@pytest.fixture(scope="module")
 def random_base() -> Any:
     """A base whose every weight is random, those of its normalisation too."""
     base = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
@@ -43,12 +44,13 @@ def random_base() -> Any:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_network_is_the_published_base_under_the_papers_head(architecture: networks.ArchitectureName) -> None:
+def test_each_network_is_the_published_base_under_the_papers_head(architecture: ArchitectureName) -> None:
     network = build_network(architecture)
     rows, columns, channels = FEATURES[architecture]
     assert network.base.output_shape[1:] == FEATURES[architecture]
     head = (rows * columns * channels + 1) * 128 + (128 + 1) * 4
     assert network.head.count_params() == head
+    assert network.base.trainable_variables, "without base weights all of it learns"
     if architecture in BASE_PARAMETERS:
         assert network.base.count_params() == BASE_PARAMETERS[architecture]
     shares = probabilities(network, torch.rand(1, 224, 224, 3))
@@ -65,21 +67,18 @@ def test_bases_get_pixels_as_their_published_weights_expect_them() -> None:
     assert np.asarray(ranges["resnet50"][0][0, 0, 0]) == pytest.approx([-103.939, -116.779, -123.68], abs=1e-3)
 
 
-def test_base_weights_are_loaded_and_frozen(efficientnet_file: Path) -> None:
-    network = build_network("efficientnet", efficientnet_file)
+@pytest.mark.parametrize("layout", ["Keras 2", "Keras 3"])
+def test_base_weights_are_loaded_and_frozen(efficientnet_file: Path, random_base: Any, tmp_path: Path, layout: str) -> None:
+    file = efficientnet_file
+    if layout == "Keras 3":
+        file = tmp_path / "efficientnetb0.weights.h5"
+        random_base.save_weights(file)
+    network = build_network("efficientnet", file)
     (base,) = (layer for layer in network.base.layers if isinstance(layer, keras.Model))
-    for loaded, expected in zip(base.get_weights(), random_base().get_weights(), strict=True):
+    for loaded, expected in zip(base.get_weights(), random_base.get_weights(), strict=True):
         np.testing.assert_array_equal(loaded, expected)
     assert not base.trainable_variables
     assert len(network.whole.trainable_variables) == 4
-    assert build_network("efficientnet").base.trainable_variables
-
-
-def test_weights_in_the_layout_of_keras_3_are_loaded_too(tmp_path: Path) -> None:
-    random_base().save_weights(tmp_path / "efficientnetb0.weights.h5")
-    network = build_network("efficientnet", tmp_path / "efficientnetb0.weights.h5")
-    (base,) = (layer for layer in network.base.layers if isinstance(layer, keras.Model))
-    np.testing.assert_array_equal(base.get_weights()[-1], random_base().get_weights()[-1])
 
 
 def test_weights_of_another_architecture_or_none_are_refused_by_name(efficientnet_file: Path, tmp_path: Path) -> None:
