@@ -56,7 +56,7 @@ RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologi
 COPY --from=training-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
-COPY train.py process.py /opt/app/
+COPY train.py process.py algorithm.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 WORKDIR /opt/app
 USER 1000
@@ -168,7 +168,7 @@ RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologi
 COPY --from=inference-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
-COPY process.py /opt/app/
+COPY process.py algorithm.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 
 WORKDIR /opt/app

@@ -14,165 +14,29 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import SimpleITK as sitk
-import torch
-from evalutils.evalutils import Algorithm
-from evalutils.exceptions import FileLoaderError
-from evalutils.io import FileLoader
-from pandas import DataFrame, Series
 
-from model import __version__, grand_challenge
+# Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
+from model import DISCLAIMER, __version__, grand_challenge
+from model.choices import DeviceName, MapType, PrecisionName
 from model.command_line import OneLineParser
-from model.errors import InputError, printable
-from model.grand_challenge import Case, OutputFolder
-from model.lung_segmentation import segment_lungs
-from model.preprocessing import MapType
-from model.rendering import DISCLAIMER, preview
-from model.results import case_result, failed_result
-from model.scan import Scan, read_header, read_image
+from model.errors import InputError, printable, unexpected
+from model.grand_challenge import Case, OutputFolder, failed_result
+from model.native import print_error, stderr_descriptor
+from model.reading import ReadAhead
 from model.stages import stage
-from model.subtyping import DeviceName, EmphysemaSubtyper, PrecisionName, Subtyping
-from model.weights import locate_bundle
+
+if TYPE_CHECKING:
+    from algorithm import EmphysemaAlgorithm
 
 logger = logging.getLogger("process")
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_"
 WEIGHTS_BESIDE_CODE = Path(__file__).resolve().parent / "weights"
-
-
-class HeaderLoader(FileLoader):  # type: ignore[misc]
-    """Reads and checks the header alone: evalutils' own loader reads and hashes the whole volume, twice."""
-
-    def load(self, *, fname: Path) -> list[dict[str, Any]]:
-        """Return the file's path and size in voxels.
-
-        Raises:
-            FileLoaderError: the file cannot be a scan or mask; the cause is an `InputError`.
-        """
-        try:
-            return [{"path": fname, "size": read_header(fname)}]
-        except InputError as error:
-            raise FileLoaderError(str(error)) from error
-
-
-class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
-    """Scores every case of a run with one subtyper and collects `results.json`.
-
-    A case that cannot be scored is listed with its error, and the others go on.
-
-    Attributes:
-        exit_code: 0 while every case was scored, 2 after an input that cannot be used, 1 after anything else.
-    """
-
-    def __init__(
-        self,
-        cases: list[Case],
-        subtyper: EmphysemaSubtyper,
-        outputs: OutputFolder,
-        map_type: MapType,
-        with_preview: bool,
-        lungmask_weights: Path | None,
-    ) -> None:
-        loader = HeaderLoader()
-        super().__init__(
-            index_key="ct",
-            file_loaders={"ct": loader, "lung_mask": loader},
-            validators={},
-            output_path=outputs.folder / "images",
-            output_file=outputs.folder / grand_challenge.RESULTS_FILE,
-        )
-        self.exit_code = 0
-        self._listed = cases
-        self._subtyper = subtyper
-        self._outputs = outputs
-        self._map_type = map_type
-        self._with_preview = with_preview
-        self._lungmask_weights = lungmask_weights
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """What `results.json` holds: one object a case, in the order of the cases."""
-        return list(self._case_results)
-
-    def load(self) -> None:
-        """Read the headers of all cases before the first is scored; `problem` says what stands in a case's way, if anything."""
-        rows = []
-        for case in self._listed:
-            row: dict[str, Any] = {"case": case, "problem": ""}
-            try:
-                for key, path in zip(("ct", "lung_mask"), case.files, strict=False):
-                    self._file_loaders[key].load(fname=path)
-            except (InputError, FileLoaderError) as error:
-                row["problem"] = str(error)
-            rows.append(row)
-        self._cases[self._index_key] = DataFrame(rows)
-
-    def process_case(self, *, idx: int, case: Series) -> dict[str, Any]:
-        """Score one case and write its maps (and with the run's first case the score files); return its result."""
-        files: Case = case["case"]
-        try:
-            self._outputs.discard(files.entity)
-            if case["problem"]:
-                raise FileLoaderError(case["problem"])
-            return self._scored(files, is_first=idx == 0)
-        except (InputError, FileLoaderError) as error:
-            self.exit_code = self.exit_code or 2
-            message = str(error)
-        except Exception as error:
-            self.exit_code = 1
-            message = printable(f"{files.entity}: {unexpected(error)}")
-        print(message, file=sys.stderr)
-        return failed_result(message, files.entity)
-
-    def predict(self, *, input_image: Scan) -> Subtyping:
-        """Score one scan."""
-        return self._subtyper.predict(input_image, self._map_type)
-
-    def save(self) -> None:
-        """Write `results.json`."""
-        with self._outputs as outputs:
-            outputs.write_results(self._case_results)
-
-    def _scored(self, case: Case, is_first: bool) -> dict[str, Any]:
-        start = time.perf_counter()
-        logger.info("%s", printable(case.entity))
-        scan = self._read(case)
-        subtyping = self.predict(input_image=scan)
-        with stage("densitometry"):
-            result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
-        for warning in result["warnings"]:
-            logger.info("%s: %s", printable(case.entity), warning)
-        with stage("write"), self._outputs as outputs:
-            for finding in (subtyping.centrilobular, subtyping.paraseptal):
-                outputs.write_map(finding.subtype.name, case.entity, scan.to_file_grid(finding.activation_map))
-                if is_first:
-                    outputs.write_score(finding.subtype.name, finding.score, finding.severity, finding.percentage)
-            if self._with_preview:
-                outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
-        logger.info("%-12s %7.2f s", "in all", time.perf_counter() - start)
-        return result
-
-    def _read(self, case: Case) -> Scan:
-        ct, *lung_mask = case.files
-        if lung_mask:
-            with stage("read"):
-                return Scan.read(ct, lung_mask[0], lobes=case.lobes)
-        with stage("read"):
-            image = read_image(ct)
-        with stage("lungs"):
-            lungs = segment_lungs(image, str(ct), self._lungmask_weights)
-        return Scan.from_images(image, lungs, names=(str(ct), f"{ct} (the lungs found in it)"))
-
-
-def unexpected(error: Exception) -> str:
-    """Log where an error of ours came from, and return it as one line."""
-    logger.info("%s", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
@@ -249,27 +113,25 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def limit_threads() -> None:
-    """Use no more threads than the control group grants CPUs: a container may see all cores of a large machine."""
+def granted_cpus() -> int:
+    """How many CPUs the control group grants: a container may see all cores of a large machine."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cpus = min(cpus, max(int(quota) // int(period), 1))
     except (OSError, ValueError):  # no such file, or "max": no limit
         pass
-    torch.set_num_threads(cpus)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cpus)
+    return cpus
 
 
 def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     options = parsed_options(sys.argv[1:] if arguments is None else arguments)
     set_up_logging()
-    limit_threads()
     try:
         outputs = OutputFolder(options.output)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print_error(str(error))
         return 2
     with contextlib.closing(outputs):
         return run(options, outputs, start)
@@ -282,23 +144,38 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
             cases = [Case.of(options.ct, options.lung_mask)]
         else:
             cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
-        with stage("weights"):
-            places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
-            subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
-        for note in subtyper.notes:
-            logger.info("%s", note)
-        logger.info("running on %s in %s", subtyper.device, subtyper.precision)
-        algorithm = EmphysemaAlgorithm(cases, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
-        algorithm.process()
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_cpus())
+        with ReadAhead(cases) as scans:
+            algorithm = scored(cases, scans, options, outputs)
     except Exception as error:
         is_input = isinstance(error, InputError)
         message = str(error) if is_input else printable(f"{options.output}: {unexpected(error)}")
         with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
             outputs.write_results([failed_result(message)])
-        print(message, file=sys.stderr)
+        print_error(message)
         return 2 if is_input else 1
     report(summary(algorithm.results, time.perf_counter() - start, options.output))
     return algorithm.exit_code
+
+
+def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, outputs: OutputFolder) -> EmphysemaAlgorithm:
+    """Load the network while the first scan is being read, then score every case."""
+    import torch
+
+    from algorithm import EmphysemaAlgorithm
+    from model.subtyping import EmphysemaSubtyper
+    from model.weights import locate_bundle
+
+    torch.set_num_threads(granted_cpus())
+    with stage("weights"):
+        places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
+        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
+    for note in subtyper.notes:
+        logger.info("%s", note)
+    logger.info("running on %s in %s", subtyper.device, subtyper.precision)
+    algorithm = EmphysemaAlgorithm(cases, scans, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
+    algorithm.process()
+    return algorithm
 
 
 def set_up_logging() -> None:
@@ -322,7 +199,7 @@ def end_on_signals() -> None:
     """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        os.write(stderr_descriptor(), f"stopped by {signal.Signals(number).name}\n".encode())
         sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -331,4 +208,7 @@ def end_on_signals() -> None:
 
 if __name__ == "__main__":
     end_on_signals()
-    sys.exit(main())
+    code = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # everything is on the disk; to take torch and large arrays down in order would take a second more

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
+from model.choices import DeviceName
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Resampling
@@ -30,7 +31,7 @@ from model.evaluation.report import Report, make_report
 from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdown, with_interval
 from model.network import BackboneName, HeadName, NetworkConfig
 from model.scan import Scan
-from model.subtyping import DeviceName, EmphysemaSubtyper
+from model.subtyping import EmphysemaSubtyper
 from model.training.manifest import Manifest, Split, TrainingCase, read_manifest
 from model.training.settings import SETTINGS_FILE
 from model.weights import locate_bundle

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -80,22 +79,33 @@ def run(case: Path, weights: Path, output: Path) -> Run:
     Raises:
         RuntimeError: it failed.
     """
-    log = output.with_suffix(".log")
+    log, highest = output.with_suffix(".log"), 0
     options = [f"--input={case}", f"--output={output}", f"--weights={weights}"]
     start = time.perf_counter()
     with log.open("w") as stream:
         process = subprocess.Popen([sys.executable, str(ROOT / "process.py"), *options], stdout=stream, stderr=stream)
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            highest = max(highest, peak_memory(process.pid))
+            time.sleep(0.01)
     seconds = time.perf_counter() - start
     text = log.read_text()
-    if os.waitstatus_to_exitcode(status) != 0:
+    if process.returncode != 0:
         raise RuntimeError(f"process.py failed: {text}")
     stages = dict.fromkeys(STAGES, 0.0)
     for line in text.splitlines():
         found = STAGE_LINE.match(line)
         if found and found[1] in stages:
             stages[found[1]] += float(found[2])
-    return Run(stages, seconds, usage.ru_maxrss * 1024 / 1e9)
+    return Run(stages, seconds, highest / 1e9)
+
+
+def peak_memory(process: int) -> int:
+    """Bytes of resident memory that a process has had at most; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def median_run(runs: list[Run]) -> Run:

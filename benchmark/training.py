@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model.choices import DeviceName
 from model.fleischner import SUBTYPES
 from model.network import INPUT_SHAPE, MAP_SHAPE, BackboneName, NetworkConfig, build_network
 from model.preprocessing import PAPER as PAPER_PROFILE
-from model.subtyping import DeviceName, choose_device, choose_precision
+from model.subtyping import choose_device, choose_precision
 from model.training.augmentation import AugmentationRanges
 from model.training.cache import PreparedCase, cache_path, write_case
 from model.training.dataset import Batch, CohortDataset, Draw, stacked

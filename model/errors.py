@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 
 class InputError(Exception):
@@ -22,3 +26,9 @@ class InputError(Exception):
 def printable(text: str) -> str:
     r"""Escape what file names may hold and lines must not: line breaks (as `\n`), control characters, what is no UTF-8."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def unexpected(error: Exception) -> str:
+    """Log where an error of ours came from, and return it as one line."""
+    logger.info("%s", "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -177,9 +178,21 @@ def _may_be_dicom(path: Path) -> bool:
     return suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()
 
 
+def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
+    """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
+    return {"entity": entity, "error_messages": [message]}
+
+
 def map_path(folder: Path, subtype: str, entity: str) -> Path:
     """Where the activation map of one subtype lies in an output folder."""
     return folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
+
+
+def _write_map(image: sitk.Image, partial: Path, final: Path) -> None:
+    try:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(f"{final}: the map cannot be written ({str(error).rpartition('Reason: ')[2].strip()})") from error
 
 
 class OutputFolder(WholeFiles):
@@ -206,15 +219,13 @@ class OutputFolder(WholeFiles):
         for path in (*(map_path(self.folder, name, entity) for name in MAP_FOLDERS), self._preview(entity)):
             path.unlink(missing_ok=True)
 
-    def write_map(self, subtype: str, entity: str, image: sitk.Image) -> None:
-        """Write the activation map of one subtype as a compressed .mha."""
-        final = map_path(self.folder, subtype, entity)
-        partial = self.partial(final)
-        try:
-            with captured_stderr():
-                sitk.WriteImage(image, str(partial), useCompression=True)
-        except RuntimeError as error:
-            raise OSError(f"{final}: the map cannot be written ({str(error).rpartition('Reason: ')[2].strip()})") from error
+    def write_maps(self, entity: str, images: dict[str, sitk.Image]) -> None:
+        """Write the activation maps of all subtypes, by name, as compressed .mha; all at once."""
+        finals = [map_path(self.folder, subtype, entity) for subtype in images]
+        partials = [self.partial(final) for final in finals]
+        with captured_stderr(), ThreadPoolExecutor(len(images)) as beside:
+            for _ in beside.map(_write_map, images.values(), partials, finals):
+                pass
 
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""

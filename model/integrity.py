@@ -17,9 +17,11 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import numpy as np
+
 from model.errors import InputError
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
 _NIFTI_HEADER = 348
@@ -80,6 +82,35 @@ def check_payload(path: Path, needed: int) -> None:
         raise InputError(path, f"its voxels are damaged or cut off ({error})", "a whole file") from error
 
 
+def has_checksum(path: Path) -> bool:
+    """Whether `matches_checksum` can answer: for files whose header is text, with compressed voxels."""
+    if not path.is_file() or not path.name.lower().endswith((".mha", ".mhd", ".nrrd")):
+        return False
+    with path.open("rb") as stream:
+        return _is_compressed(_header(stream, path))
+
+
+def matches_checksum(path: Path, voxels: np.ndarray) -> bool:
+    """Whether the checksum at the end of a file, for which `has_checksum`, is that of the voxels that a reader made of it.
+
+    If so, they are whole, and need not be decompressed once more. If not, `check_payload` says what is wrong, if anything is:
+    the reader may have swapped bytes, or something may follow the checksum.
+    """
+    with path.open("rb") as stream:
+        data_file = _data_file(path, _header(stream, path))
+        start = stream.tell() if data_file == path else 0
+    with data_file.open("rb") as stream:
+        stream.seek(start)
+        gzipped = stream.read(2) == b"\x1f\x8b"
+        if stream.seek(0, os.SEEK_END) < start + 10:
+            return False
+        stream.seek(-8, os.SEEK_END)
+        trailer = stream.read(8)
+    if gzipped:
+        return trailer == struct.pack("<II", zlib.crc32(voxels.data), voxels.nbytes & 0xFFFFFFFF)
+    return trailer[4:] == struct.pack(">I", zlib.adler32(voxels.data))
+
+
 def _check_nifti_place(path: Path) -> None:
     """Voxel sizes and both transforms: the reader was seen to search for a rotation for ever where one is infinite."""
     try:
@@ -131,10 +162,14 @@ def _check_described(path: Path, needed: int) -> None:
     data_file = _data_file(path, fields)
     with data_file.open("rb") as stream:
         stream.seek(start if data_file == path else 0)
-        if _is_true(fields.get("CompressedData")) or fields.get("encoding", "").lower() in ("gz", "gzip"):
+        if _is_compressed(fields):
             _inflate(stream, needed)
         elif not _has_own_layout(fields):
             _check_length(stream.seek(0, os.SEEK_END) - (start if data_file == path else 0), needed)
+
+
+def _is_compressed(fields: dict[str, str]) -> bool:
+    return _is_true(fields.get("CompressedData")) or fields.get("encoding", "").lower() in ("gz", "gzip")
 
 
 def _is_true(value: str | None) -> bool:

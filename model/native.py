@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-
 _ONE_AT_A_TIME = threading.RLock()
+_kept_aside: list[int] = []
+"""What stderr was before it was captured; the last is of the innermost block."""
 
 
 @contextlib.contextmanager
@@ -23,15 +25,28 @@ def captured_stderr() -> Iterator[list[str]]:
     lines: list[str] = []
     with _ONE_AT_A_TIME, _buffer() as capture:
         stderr = os.dup(2)
+        _kept_aside.append(stderr)
         os.dup2(capture.fileno(), 2)
         try:
             yield lines
         finally:
             os.dup2(stderr, 2)
+            _kept_aside.pop()
             os.close(stderr)
             capture.seek(0)
             text = capture.read().decode(errors="replace")
             lines.extend(line.strip() for line in text.splitlines() if line.strip())
+
+
+def print_error(message: str) -> None:
+    """Print a line on stderr, once no other thread captures it."""
+    with _ONE_AT_A_TIME:
+        print(message, file=sys.stderr, flush=True)
+
+
+def stderr_descriptor() -> int:
+    """Where a signal handler, which cannot wait, may write what is meant for stderr."""
+    return _kept_aside[0] if _kept_aside else 2
 
 
 def _buffer() -> BinaryIO:

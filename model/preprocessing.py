@@ -8,7 +8,7 @@ the first and last voxel of the network's grid, as they do in the network's own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model.choices import MapType
 from model.errors import InputError
 from model.network import INPUT_SHAPE
 from model.regions import Regions
@@ -23,8 +24,6 @@ from model.scan import Box, Scan
 
 WINDOW_HU = (-1150.0, -300.0)
 """Intensities are clamped to this range and rescaled to 0..1 (Methods, "Pre-processing of CT scans")."""
-
-MapType = Literal["uint8", "float32"]
 
 
 class Resampling(Protocol):

@@ -25,11 +25,6 @@ def case_result(
     }
 
 
-def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
-    """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
-    return {"entity": entity, "error_messages": [message]}
-
-
 def case_metrics(
     subtyping: Subtyping, lung: densitometry.Densitometry, parts: dict[str, densitometry.Densitometry]
 ) -> dict[str, Any]:

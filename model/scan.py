@@ -23,7 +23,7 @@ import SimpleITK as sitk
 
 from model import dicom
 from model.errors import InputError, printable
-from model.integrity import check_header, check_payload
+from model.integrity import check_header, check_payload, has_checksum, matches_checksum
 from model.native import captured_stderr
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Scan:
         """
         warnings: list[str] = []
         images = [_read(Path(path), warnings) for path in (ct, lung_mask)]
-        scan = cls.from_images(*images, lobes=lobes, names=(str(ct), str(lung_mask)))
+        scan = cls._of(*images, lobes=lobes, names=(str(ct), str(lung_mask)), copied=False)
         return replace(scan, warnings=(*warnings, *scan.warnings))
 
     @classmethod
@@ -170,20 +170,26 @@ class Scan:
         names: tuple[str, str] = ("CT", "lung mask"),
     ) -> Scan:
         """Make a scan of two images in memory; as `read`, with `names` of CT and mask for messages."""
+        return cls._of(ct, lung_mask, lobes=lobes, names=names, copied=True)
+
+    @classmethod
+    def _of(cls, ct: sitk.Image, lung_mask: sitk.Image, *, lobes: bool, names: tuple[str, str], copied: bool) -> Scan:
+        """As `from_images`; unless it is `copied`, the CT is nobody else's and the scan keeps its voxels where they are."""
         ct_name, mask_name = names
         warnings: list[str] = []
         geometry = ImageGeometry.of(ct)
         labels = _labels_on_grid(lung_mask, geometry, mask_name, warnings)
         lung = labels > 0
         _check_volume(np.count_nonzero(lung) * geometry.voxel_ml, mask_name)
-        hounsfield = _hounsfield(ct, lung, ct_name, warnings)
+        voxels = sitk.GetArrayFromImage(ct) if copied else np.asarray(_Voxels(ct))
+        hounsfield = _hounsfield(voxels, lung, ct_name, warnings)
         _check_hounsfield(hounsfield, lung, ct_name)
         orientation = Orientation.of(geometry)
         z, y, x = (geometry.spacing[2 - axis] for axis in orientation.axes)
         return cls(
             hounsfield=orientation.to_patient(hounsfield),
             lung=orientation.to_patient(lung),
-            lobes=orientation.to_patient(labels) if lobes else None,
+            lobes=orientation.to_patient(labels.copy()) if lobes else None,
             spacing=(z, y, x),
             geometry=geometry,
             orientation=orientation,
@@ -209,6 +215,14 @@ class Scan:
     def to_file_grid(self, array: np.ndarray) -> sitk.Image:
         """Make an image with exactly the CT file's size, spacing, origin and direction of an array in the patient's frame."""
         return self.geometry.apply(sitk.GetImageFromArray(np.ascontiguousarray(self.orientation.to_file(array))))
+
+
+class _Voxels:
+    """An image's voxels for `numpy.asarray`: the array, and every view of it, keeps the image alive; nothing is copied."""
+
+    def __init__(self, image: sitk.Image) -> None:
+        self._image = image
+        self.__array_interface__ = sitk.GetArrayViewFromImage(image).__array_interface__
 
 
 def read_header(path: Path | str) -> tuple[int, int, int]:
@@ -271,15 +285,20 @@ def _read(path: Path, warnings: list[str]) -> sitk.Image:
         files = series.files
         warnings += series.warnings
         needed = math.prod(_checked_size(path, files)) * _voxel_bytes(_file_information(path, files[0]), path)
-    with ThreadPoolExecutor(1) as beside:  # both run at once, so that the check costs little time
-        check = beside.submit(check_payload, path, needed)
+        with_checksum = has_checksum(path)
+    with ThreadPoolExecutor(1) as beside:  # a check that decompresses all of it runs at once, so that it costs little time
+        check = None if with_checksum else beside.submit(check_payload, path, needed)
         try:
             with captured_stderr() as messages:
                 image = _series(files) if len(files) > 1 else _file_reader(path, files[0]).Execute()
         except RuntimeError as error:
+            check = check or beside.submit(check_payload, path, needed)
             check.result()
             raise InputError(path, f"its voxels cannot be read{_reason(path, error, messages)}", "a whole file") from error
-        check.result()
+        if check is None and not matches_checksum(path, sitk.GetArrayViewFromImage(image)):
+            check = beside.submit(check_payload, path, needed)
+        if check is not None:
+            check.result()
     complaint = " ".join(messages)
     if "Uncompress failed" in complaint or "not read completely" in complaint:
         raise InputError(path, "its voxels are damaged", "a whole file")
@@ -401,7 +420,10 @@ def _files_of(path: Path) -> dicom.Series:
 
 
 def _labels_on_grid(mask: sitk.Image, geometry: ImageGeometry, name: str, warnings: list[str]) -> npt.NDArray[np.uint8]:
-    """Bring a mask to the CT's grid (nearest neighbour where it lies on another); labels above 255 count as 1."""
+    """Bring a mask to the CT's grid (nearest neighbour where it lies on another); labels above 255 count as 1.
+
+    The result may be a view of the mask.
+    """
     labels = _as_labels(sitk.GetArrayViewFromImage(mask))
     filled = np.count_nonzero(labels)
     if filled == 0:
@@ -426,7 +448,7 @@ def _labels_on_grid(mask: sitk.Image, geometry: ImageGeometry, name: str, warnin
 
 def _as_labels(array: np.ndarray) -> npt.NDArray[np.uint8]:
     if array.dtype == np.uint8:
-        return array.copy()
+        return array
     with np.errstate(invalid="ignore"):
         whole = (array > 0) & (array <= 255) & (array == np.floor(array))
         return np.where(whole, array, array > 0).astype(np.uint8)
@@ -439,9 +461,8 @@ def _check_volume(volume_ml: float, name: str) -> None:
 
 
 def _hounsfield(
-    ct: sitk.Image, lung: npt.NDArray[np.bool_], name: str, warnings: list[str]
+    voxels: np.ndarray, lung: npt.NDArray[np.bool_], name: str, warnings: list[str]
 ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-    voxels = sitk.GetArrayFromImage(ct)
     if voxels.dtype.kind != "f":
         if voxels.dtype != np.int16:
             limits = np.iinfo(np.int16)
@@ -459,6 +480,7 @@ def _hounsfield(
                 f"{100 * fraction:.1f}% of the voxels in the lung are not finite numbers",
                 f"at most {100 * MAX_REPLACED_FRACTION:.0f}%",
             )
+        voxels = voxels.copy()
         replaced = _replace_not_finite(voxels, finite, lung)
         warnings.append(f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung")
     largest = np.finfo(np.float32).max
@@ -483,14 +505,19 @@ def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung:
 def _check_hounsfield(hounsfield: np.ndarray, lung: npt.NDArray[np.bool_], name: str) -> None:
     if hounsfield.min() == hounsfield.max():
         raise InputError(name, f"every voxel is {hounsfield.flat[0]}", "a CT in HU")
-    inside = hounsfield[lung]
-    if inside.min() >= AERATED_HU:
+    lowest, total = np.inf, 0.0
+    for plane, inside in zip(hounsfield, lung, strict=True):
+        if inside.any():
+            values = plane[inside]
+            lowest = min(lowest, float(values.min()))
+            total += float(np.maximum(values, AIR_HU).sum(dtype=np.float64))
+    if lowest >= AERATED_HU:
         raise InputError(
             name,
-            f"nothing inside the lung mask lies below {AERATED_HU} HU (the lowest is {inside.min():.0f})",
+            f"nothing inside the lung mask lies below {AERATED_HU} HU (the lowest is {lowest:.0f})",
             "a CT in HU and a mask of its lungs",
         )
-    mean = float(np.maximum(inside, AIR_HU).mean(dtype=np.float64))
+    mean = total / np.count_nonzero(lung)
     low, high = LUNG_MEAN_HU
     if not low <= mean <= high:
         raise InputError(

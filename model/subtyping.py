@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from model.choices import DeviceName, MapType, PrecisionName
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
@@ -19,7 +20,6 @@ from model.plausibility import MaskFigures, mask_warnings
 from model.preprocessing import (
     PROFILES,
     ActivationMaps,
-    MapType,
     NetworkInput,
     finish,
     labels_on_map_grid,
@@ -32,9 +32,6 @@ from model.stages import stage
 from model.weights import Bundle, read_bundle
 
 CPU = torch.device("cpu")
-
-DeviceName = Literal["auto", "cpu", "cuda"]
-PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 
 PERCENTAGE_DECIMALS = 4
 """Percentages are rounded to this and then graded, so that a reported score always follows from the reported percentage."""
@@ -162,12 +159,14 @@ class EmphysemaSubtyper:
             logits, notes = self._logits_or_fall_back(prepared.image)
         with stage("maps"):
             maps, probabilities = self._activations(logits, prepared)
-            return Subtyping(
-                _finding(CENTRILOBULAR, maps.centrilobular, probabilities, maps, regions, scan, map_type),
-                _finding(PARASEPTAL, maps.paraseptal, probabilities, maps, regions, scan, map_type),
-                regions,
-                (*warnings, *notes),
-            )
+
+            def finding(subtype: Subtype, activation: Tensor) -> Finding:
+                return _finding(subtype, activation, probabilities, maps, regions, scan, map_type)
+
+            with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as both:
+                centrilobular = both.submit(finding, CENTRILOBULAR, maps.centrilobular)
+                paraseptal = both.submit(finding, PARASEPTAL, maps.paraseptal)
+            return Subtyping(centrilobular.result(), paraseptal.result(), regions, (*warnings, *notes))
 
     def dense_logits(self, image: Tensor) -> DenseLogits:
         """Run the network.

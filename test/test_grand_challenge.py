@@ -172,7 +172,7 @@ def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> Non
 
     def stop_half_way() -> None:
         with outputs:
-            outputs.write_map("centrilobular", "a", image)
+            outputs.write_maps("a", {"centrilobular": image, "paraseptal": image})
             outputs.write_score("centrilobular", 1, "trace", 1.5)
             assert not (tmp_path / "out" / "centrilobular-emphysema-score.json").exists()
             raise RuntimeError("half way")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from test.conftest import ROOT
 
 ROAD = sorted((ROOT / "model").glob("*.py"))
 STAGES = ("model.training", "model.evaluation", "model.simulation", "model.slices", "model.viewing")
-ENTRY_POINTS = ("process", "train", "evaluate", "viewer", "evalutils")
+ENTRY_POINTS = ("process", "algorithm", "train", "evaluate", "viewer", "evalutils")
 
 
 def imports_of(path: Path) -> set[str]:
@@ -35,10 +36,18 @@ def test_the_inference_road_imports_no_other_stage_and_no_entry_point(path: Path
     assert not {name for name in imports_of(path) if is_under(name, STAGES + ENTRY_POINTS)}
 
 
+def test_the_entry_point_can_read_before_it_imports_what_takes_seconds() -> None:
+    code = "import sys, process; print(sorted({'torch', 'evalutils', 'pandas', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_inference_imports_only_what_its_requirements_bring() -> None:
     """The direct requirements, and pandas, which evalutils hands its cases around in."""
-    imported = {name.partition(".")[0] for path in (*ROAD, ROOT / "process.py") for name in imports_of(path)}
-    third_party = imported - sys.stdlib_module_names - {"model"}
+    imported = {
+        name.partition(".")[0] for path in (*ROAD, ROOT / "process.py", ROOT / "algorithm.py") for name in imports_of(path)
+    }
+    third_party = imported - sys.stdlib_module_names - {"model", "algorithm"}
     third_party -= {"lungmask"}  # imported only when its weights are given; model.lung_segmentation says where it is missing
     assert third_party <= {"PIL", "SimpleITK", "evalutils", "numpy", "pandas", "safetensors", "scipy", "torch"}
 

@@ -6,7 +6,9 @@ import os
 import threading
 import time
 
-from model.native import captured_stderr
+import pytest
+
+from model.native import captured_stderr, print_error, stderr_descriptor
 
 
 def test_what_native_code_prints_is_collected_and_not_shown() -> None:
@@ -34,3 +36,27 @@ def test_threads_that_collect_at_once_leave_stderr_as_it_was() -> None:
         thread.join()
     assert collected == {number: [str(number)] for number in range(8)}
     assert os.path.samestat(os.fstat(2), before)
+
+
+def test_an_error_that_is_printed_meanwhile_is_shown_and_not_collected(capfd: pytest.CaptureFixture[str]) -> None:
+    inside, ending = threading.Event(), threading.Event()
+    collected: list[str] = []
+
+    def collect() -> None:
+        with captured_stderr() as lines:
+            inside.set()
+            ending.wait(10)
+        collected.extend(lines)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    inside.wait(10)
+    printing = threading.Thread(target=print_error, args=("the case before failed",))
+    printing.start()
+    os.write(stderr_descriptor(), b"stopped\n")  # as a signal's handler does, which cannot wait
+    ending.set()
+    for each in (thread, printing):
+        each.join(10)
+    assert collected == []
+    assert capfd.readouterr().err == "stopped\nthe case before failed\n"
+    assert stderr_descriptor() == 2

@@ -86,6 +86,7 @@ def apply_rule(rule: Rule, scan: Scan, entity: str, outputs: OutputFolder) -> No
     """Score one scan by a rule; write its maps (uint8, 255 = emphysema) and `results.json`."""
     voxels = int(np.count_nonzero(scan.lung))
     metrics: dict[str, Any] = {}
+    maps = {}
     with outputs:
         for subtype, found in zip(SUBTYPES, rule.maps(scan), strict=True):
             percentage = round(100 * int(np.count_nonzero(found)) / voxels, PERCENTAGE_DECIMALS)
@@ -95,8 +96,9 @@ def apply_rule(rule: Rule, scan: Scan, entity: str, outputs: OutputFolder) -> No
                 f"{subtype.abbreviation}_severity": grade.severity,
                 f"{subtype.abbreviation}_percentage": percentage,
             }
-            outputs.write_map(subtype.name, entity, scan.to_file_grid(found.astype(np.uint8) * np.uint8(255)))
+            maps[subtype.name] = scan.to_file_grid(found.astype(np.uint8) * np.uint8(255))
             outputs.write_score(subtype.name, grade.score, grade.severity, percentage)
+        outputs.write_maps(entity, maps)
         provenance = {"bundle": rule.name, "trained_on": "nothing: a rule", "version": __version__}
         result = {"entity": entity, "metrics": metrics, "provenance": provenance, "error_messages": []}
         outputs.write_results([result])

@@ -5,8 +5,9 @@
     wait-at PLACE PATH       it waits until a file appears
     clock SECONDS            the wall clock shows this time, and runs backwards
 
-A place is a stage of the road (weights, read, regions, ..., write), `flush` (every file of a block is written, none has its
-name yet), or `rename-N` (N files of all blocks have their names). The network's grid is coarse, so that a run takes a moment.
+A place is `find` (cases are looked for), a stage of the road (weights, read, regions, ..., write), `flush` (every file of a
+block is written, none has its name yet), or `rename-N` (N files of all blocks have their names). The network's grid is coarse,
+so that a run takes a moment.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import algorithm
 import process
-from model import preprocessing, subtyping, whole_files
+from model import grand_challenge, preprocessing, reading, subtyping, whole_files
 
 COARSE_GRID = (32, 56, 72)
 """Instead of 128 x 224 x 288: a 64th of the work."""
@@ -36,18 +38,22 @@ def before(owner: Any, name: str, place_of: Callable[..., str], place: str, acti
     """Replace a function by one that first acts, if it is called at `place`."""
     function = getattr(owner, name)
 
-    def replaced(*arguments: Any) -> Any:
+    def replaced(*arguments: Any, **options: Any) -> Any:
         if place_of(*arguments) == place:
             action()
-        return function(*arguments)
+        return function(*arguments, **options)
 
     setattr(owner, name, replaced)
 
 
 def act_at(place: str, action: Callable[[], None]) -> None:
     """Do something when the run comes to a place."""
-    if place in STAGES:
-        for module in (process, subtyping):
+    if place == "find":
+        before(grand_challenge, "find_cases", lambda *_: place, place, action)
+    elif place == "read":
+        before(reading, "read_case", lambda *_: place, place, action)
+    elif place in STAGES:
+        for module in (process, algorithm, subtyping):
             before(module, "stage", str, place, action)
     elif place == "flush":
         before(whole_files, "_flush", lambda _: place, place, action)

@@ -121,7 +121,7 @@ def test_an_input_that_disappears_is_named_in_one_line(
 def test_an_input_that_is_gone_before_it_is_looked_for_is_named_in_one_line(
     case: Path, bundle: Path, forks: Forks, tmp_path: Path
 ) -> None:
-    done = forks.run(("delete-at", "weights", str(case)), options(case, tmp_path / "output", bundle))
+    done = forks.run(("delete-at", "find", str(case)), options(case, tmp_path / "output", bundle))
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
 

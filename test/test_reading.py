@@ -1,0 +1,78 @@
+"""Cases are read ahead: in order, one at a time, and with the answers that reading them by themselves gives."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from model import reading
+from model.errors import InputError
+from model.grand_challenge import Case
+from model.reading import ReadAhead
+
+CASES = [Case.of(Path(f"{name}.mha"), Path("lungs.mha")) for name in "abc"]
+
+
+class Reader:
+    """In place of `read_case`: counts, and fails where it is told to."""
+
+    def __init__(self, failures: dict[str, int] | None = None) -> None:
+        self.failures = dict(failures or {})
+        self.begun: list[str] = []
+        self.beside: list[bool] = []
+        self.changed = threading.Condition()
+
+    def __call__(self, case: Case) -> str:
+        with self.changed:
+            self.begun.append(case.entity)
+            self.beside.append(threading.current_thread() is not threading.main_thread())
+            self.changed.notify_all()
+        if self.failures.get(case.entity, 0):
+            self.failures[case.entity] -= 1
+            raise InputError(case.ct, "no room", "room")
+        return case.entity
+
+    def wait_for(self, *begun: str) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.begun == list(begun), 10), self.begun
+
+
+def with_reader(monkeypatch: pytest.MonkeyPatch, failures: dict[str, int] | None = None) -> Reader:
+    reader = Reader(failures)
+    monkeypatch.setattr(reading, "read_case", reader)
+    return reader
+
+
+def test_the_first_case_is_read_at_once_and_each_next_one_when_the_one_before_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = with_reader(monkeypatch)
+    with ReadAhead(CASES) as scans:
+        reader.wait_for("a")
+        assert scans.take(0) == "a"
+        reader.wait_for("a", "b")
+        assert [scans.take(1), scans.take(2)] == ["b", "c"]
+    assert reader.begun == ["a", "b", "c"]
+    assert all(reader.beside)
+
+
+def test_a_case_that_is_skipped_does_not_come_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_reader(monkeypatch)
+    with ReadAhead(CASES) as scans:
+        assert [scans.take(0), scans.take(2)] == ["a", "c"]
+
+
+def test_what_could_not_be_read_beside_another_case_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = with_reader(monkeypatch, {"b": 1, "c": 2})
+    with ReadAhead(CASES) as scans:
+        assert [scans.take(0), scans.take(1)] == ["a", "b"]
+        with pytest.raises(InputError, match=r"c\.mha: no room"):
+            scans.take(2)
+    assert reader.begun == ["a", "b", "b", "c", "c"]
+
+
+def test_the_first_case_which_had_the_memory_to_itself_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = with_reader(monkeypatch, {"a": 2})
+    with ReadAhead(CASES) as scans, pytest.raises(InputError, match=r"a\.mha: no room"):
+        scans.take(0)
+    assert reader.begun == ["a"]
