@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from model import DISCLAIMER
+from model.choices import DeviceName, PrecisionName
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.grand_challenge import MODEL_FOLDER
-from model.rendering import DISCLAIMER
-from model.subtyping import DeviceName, PrecisionName
 from model.viewing.access import Access
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_VIEWER_"

@@ -20,9 +20,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from model import __version__, stages
+from model import DISCLAIMER, __version__, stages
 from model.errors import InputError
-from model.rendering import DISCLAIMER
 from model.slices import CLASS_NAMES
 from model.slices.images import LUNG_WINDOW, Window, as_picture, read_levels
 from model.viewing.access import Access
