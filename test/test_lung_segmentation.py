@@ -161,7 +161,7 @@ def check_simulated(case: SimulatedCase) -> None:
         assert dice(found == side, case.lungs == side) >= 0.95
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_simulated_lungs_with_heavy_paraseptal_emphysema_keep_their_bullae(seed: int) -> None:
     parameters = draw_parameters(np.random.SeedSequence(seed), paraseptal_score=2)
     case = simulate(parameters)
@@ -169,6 +169,7 @@ def test_simulated_lungs_with_heavy_paraseptal_emphysema_keep_their_bullae(seed:
     check_simulated(case)
 
 
+@pytest.mark.slow
 def test_the_lungs_of_a_copd_patient_are_found_in_a_ct_simulated_in_them(shared: Path) -> None:
     lungs = LungShape.read(shared / "data/copd-lungs-10002k/lungs.mha")
     check_simulated(simulate(draw_parameters(np.random.SeedSequence(5), paraseptal_score=2, lungs=lungs), lungs=lungs))

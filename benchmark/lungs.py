@@ -1,0 +1,76 @@
+"""Compare the lungs that are found in CTs without a mask with the masks that they have.
+
+Usage: python benchmark/lungs.py CASE...
+
+CASE is a folder as process.py --input takes it, with masks on the CTs' grids. Those of `python -m model.simulation` hold the
+truth of paraseptal emphysema, too: then its share of the lung is printed, and how much of it is inside of what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model.errors import InputError
+from model.grand_challenge import find_cases
+from model.lung_segmentation import segment_lungs
+from model.scan import read_image
+
+TRUTH = "truth/paraseptal.mha"
+COLUMNS = ("CT", "Dice", "missed, ml", "extra, ml", "paraseptal, % of the lung", "inside, %", "seconds")
+
+
+def mask_of(path: Path) -> npt.NDArray[np.bool_]:
+    """Where a mask is above 0; z, y, x in the file's order."""
+    return np.asarray(sitk.GetArrayFromImage(read_image(path)) > 0)
+
+
+def compare(ct: Path, mask: Path, truth: Path) -> tuple[str, ...]:
+    """One row of the table."""
+    image = read_image(ct)
+    start = time.perf_counter()
+    lungs = segment_lungs(image, str(ct))
+    seconds = time.perf_counter() - start
+    found, given = sitk.GetArrayFromImage(lungs) > 0, mask_of(mask)
+    if found.shape != given.shape:
+        raise InputError(mask, f"its size is {given.shape} (z, y, x)", f"that of the CT, {found.shape}")
+    voxel_ml = math.prod(image.GetSpacing()) / 1000
+    both, missed, extra = (np.count_nonzero(part) for part in (found & given, given & ~found, found & ~given))
+    cells = [ct.stem, f"{2 * both / (2 * both + missed + extra):.4f}", f"{missed * voxel_ml:.0f}", f"{extra * voxel_ml:.0f}"]
+    if truth.is_file():
+        emphysema = mask_of(truth)
+        extent = np.count_nonzero(emphysema) / int(np.count_nonzero(given))
+        inside = np.count_nonzero(emphysema & found) / max(int(np.count_nonzero(emphysema)), 1)
+        cells += [f"{100 * extent:.1f}", f"{100 * inside:.2f}"]
+    else:
+        cells += ["", ""]
+    return (*cells, f"{seconds:.1f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", type=Path, nargs="+", metavar="CASE")
+    options = parser.parse_args()
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    try:
+        for folder in options.cases:
+            for case in find_cases(folder):
+                ct, mask = case.files
+                print(f"| {' | '.join(compare(ct, mask, folder / TRUTH))} |", flush=True)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
