@@ -209,7 +209,7 @@ def _predict(options: argparse.Namespace) -> None:
     for path, answer in zip(options.images, answers, strict=True):
         shares = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answer.probabilities.items())
         print(f"{path}: {answer.label} ({CLASS_NAMES[answer.label]}); {shares}")
-    print(f"trained on: {classifier.metadata.trained_on}")
+    print(f"network: {classifier.metadata.summary}")
 
 
 COMMANDS = {"simulate": _simulate, "train": _train, "compare": _compare, "predict": _predict}

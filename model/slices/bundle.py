@@ -39,7 +39,7 @@ class SliceMetadata:
         trained_on: the slices that it was trained on.
         base_weights: where the base's weights came from; None where it was trained from scratch.
         training: split, epochs and the like; free form.
-        performance: on the slices set aside; free form.
+        performance: on the slices set aside, as `model.slices.metrics.Performance` has it; may be empty.
     """
 
     architecture: ArchitectureName
@@ -47,6 +47,15 @@ class SliceMetadata:
     base_weights: str | None
     training: dict[str, Any] = field(default_factory=dict)
     performance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """Which network it is, what it was trained on, and how far it can be trusted, for whoever reads its answers."""
+        text = f"{self.architecture}, trained on {self.trained_on}"
+        accuracy = self.performance.get("accuracy")
+        if not isinstance(accuracy, dict) or accuracy.get("percent") is None:
+            return f"{text}; how often it is right was not measured"
+        return f"{text}; right about {accuracy['percent']:.0f} % of the slices that were set aside"
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:

@@ -312,8 +312,7 @@ def _slice_tab(options: PageOptions) -> None:
     right.metric("Class", answer.label, CLASS_NAMES[answer.label], delta_color="off", delta_arrow="off")
     for label, share in answer.probabilities.items():
         right.progress(min(max(share, 0.0), 1.0), text=f"{label}, {CLASS_NAMES[label]}: {100 * share:.1f} %")
-    metadata = classifier.metadata
-    right.caption(f"Network: {metadata.architecture}, trained on {metadata.trained_on}.")
+    right.caption(f"Network: {classifier.metadata.summary}.")
     st.download_button("Class and probabilities (JSON)", _slice_document(answer), "slice.json", "application/json")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_predict_prints_class_and_probabilities(trained: Path, slices_folder: Pa
     assert main(["predict", str(image), "--bundle", str(trained)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{image}: {answer['class']} (")
-    assert "trained on: stripes" in out
+    assert re.search(r"network: simple_cnn, trained on stripes; right about \d+ % of the slices that were set aside", out)
 
 
 def test_a_classifier_answers_for_a_picture_of_any_size_on_its_own_grid(trained: Path, slices_folder: Path) -> None:
@@ -66,6 +67,7 @@ def test_a_classifier_answers_for_a_picture_of_any_size_on_its_own_grid(trained:
 def test_the_bundle_that_ships_answers_and_says_that_it_knows_simulated_slices_alone() -> None:
     classifier = SliceClassifier.from_bundle(SHIPPED_BUNDLE)
     assert "simulated" in classifier.metadata.trained_on
+    assert "right about 43 % of the slices" in classifier.metadata.summary
     assert sum(classifier.predict(np.full((50, 60, 3), 90, np.uint8)).probabilities.values()) == pytest.approx(1, abs=1e-4)
 
 
