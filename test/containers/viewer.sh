@@ -34,6 +34,7 @@ for _ in $(seq 120); do
     inside 'import urllib.request as r; print(r.urlopen("http://127.0.0.1:8501/_stcore/health").read().decode())' 2>/dev/null && break
     sleep 1
 done | grep -q ok || fail "the page was not served within two minutes"
+inside 'import model.viewing.page' || fail "the page cannot be drawn"
 [ "$(inside 'import os; print(os.getuid())')" = 1000 ] || fail "it runs as root"
 "$CONTAINER_ENGINE" logs "$container" 2>&1 | grep -q 'a long password' && fail "the password is in the log"
 echo "All checks of the viewer image passed"
