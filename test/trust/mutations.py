@@ -139,13 +139,18 @@ def nifti(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def set_element(data: bytes, tag: tuple[int, int], value: bytes) -> bytes:
-    """Replace a DICOM element's value (explicit little endian, a type of short length); the data as they are if it has none."""
+    """Replace a DICOM element's value; data without it come back as they are.
+
+    The data are little endian, and implicit or, for a type of short length, explicit.
+    """
     place = data.find(struct.pack("<HH", *tag), 132)
-    if place < 0 or not data[place + 4 : place + 6].isalpha():
+    if place < 0:
         return data
-    (length,) = struct.unpack("<H", data[place + 6 : place + 8])
+    is_explicit = data[place + 4 : place + 6].isalpha()
+    layout, start = ("<H", place + 6) if is_explicit else ("<I", place + 4)
+    (length,) = struct.unpack_from(layout, data, start)
     value = value[:65000] + b" " * (len(value[:65000]) % 2)
-    return data[: place + 6] + struct.pack("<H", len(value)) + value + data[place + 8 + length :]
+    return data[:start] + struct.pack(layout, len(value)) + value + data[place + 8 + length :]
 
 
 _DICOM_NUMBERS = ((0x28, 0x30), (0x20, 0x32), (0x20, 0x37), (0x28, 0x1052), (0x28, 0x1053), (0x20, 0x13), (0x18, 0x50))

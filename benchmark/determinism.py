@@ -1,0 +1,74 @@
+"""How far a case's percentages and maps differ between numbers of threads, precisions, and devices.
+
+Usage: python benchmark/determinism.py [--case FOLDER] [--weights BUNDLE] [--threads 1 2]
+
+Everything is compared with float32 on one thread of the CPU. Percentages are printed, so that two machines can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from model.grand_challenge import find_cases
+from model.scan import Scan
+from model.subtyping import DeviceName, EmphysemaSubtyper, PrecisionName, Subtyping
+from model.weights import locate_bundle
+
+CPU_PRECISIONS: tuple[PrecisionName, ...] = ("float32", "bfloat16")
+GPU_PRECISIONS: tuple[PrecisionName, ...] = ("float32", "bfloat16", "float16")
+
+
+def percentages(result: Subtyping) -> list[float]:
+    """Both subtypes' percentages of the whole lung, then those of each region."""
+    findings = (result.centrilobular, result.paraseptal)
+    values = [finding.percentage for finding in findings]
+    values += [value for finding in findings for value in finding.region_percentages.values()]
+    return [value for value in values if value is not None]
+
+
+def compared(result: Subtyping, reference: Subtyping) -> str:
+    """Largest difference of a percentage (points) and of a voxel (levels of 255), and the share of voxels that differ."""
+    points = max(abs(one - other) for one, other in zip(percentages(result), percentages(reference), strict=True))
+    pairs = [
+        (getattr(result, name).activation_map.astype(int), getattr(reference, name).activation_map.astype(int))
+        for name in ("centrilobular", "paraseptal")
+    ]
+    differences = np.stack([np.abs(one - other) for one, other in pairs])
+    return f"{points:>10.4f} {differences.max():>8} {100 * np.mean(differences > 0):>9.4f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How far results differ between numbers of threads, precisions and devices.")
+    parser.add_argument("--case", type=Path, default=ROOT / "test/input")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    bundle = locate_bundle(options.weights or ROOT / "weights")
+    ct, lung_mask = find_cases(options.case)[0].files
+    scan = Scan.read(ct, lung_mask)
+    runs: list[tuple[DeviceName, PrecisionName, int]] = [
+        ("cpu", precision, threads) for precision in CPU_PRECISIONS for threads in options.threads
+    ]
+    if torch.cuda.is_available():
+        runs += [("cuda", precision, 1) for precision in GPU_PRECISIONS]
+    print(f"{'':<26} {'CLE %':>9} {'PSE %':>9} {'points':>10} {'levels':>8} {'voxels':>11}")
+    reference: Subtyping | None = None
+    for device, precision, threads in runs:
+        torch.set_num_threads(threads)
+        result = EmphysemaSubtyper.from_bundle(bundle, device, precision).predict(scan)
+        reference = reference or result
+        cle, pse = percentages(result)[:2]
+        name = f"{device} {precision} {threads} thread{'s' if threads > 1 else ''}"
+        print(f"{name:<26} {cle:>9.4f} {pse:>9.4f} {compared(result, reference)}")
+
+
+if __name__ == "__main__":
+    main()
