@@ -17,9 +17,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from model.choices import DeviceName, PrecisionName
 from model.grand_challenge import find_cases
 from model.scan import Scan
-from model.subtyping import DeviceName, EmphysemaSubtyper, PrecisionName, Subtyping
+from model.subtyping import EmphysemaSubtyper, Subtyping
 from model.weights import locate_bundle
 
 CPU_PRECISIONS: tuple[PrecisionName, ...] = ("float32", "bfloat16")

@@ -31,7 +31,7 @@ from model import grand_challenge, preprocessing, reading, subtyping, whole_file
 COARSE_GRID = (32, 56, 72)
 """Instead of 128 x 224 x 288: a 64th of the work."""
 
-STAGES = ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write")
+STAGES = ("weights", "read", "plausibility", "regions", "prepare", "network", "maps", "densitometry", "write")
 
 
 def before(owner: Any, name: str, place_of: Callable[..., str], place: str, action: Callable[[], None]) -> None:
