@@ -57,7 +57,7 @@ class ReadAhead:
         if ahead is not None and ahead[0] == index:
             try:
                 return ahead[1].result()
-            except InputError:
+            except (InputError, MemoryError):
                 if index == 0:
                     raise
         # Beside the case before there may not have been the memory that there is now.

@@ -18,8 +18,9 @@ CASES = [Case.of(Path(f"{name}.mha"), Path("lungs.mha")) for name in "abc"]
 class Reader:
     """In place of `read_case`: counts, and fails where it is told to."""
 
-    def __init__(self, failures: dict[str, int] | None = None) -> None:
+    def __init__(self, failures: dict[str, int] | None = None, error: type[Exception] = InputError) -> None:
         self.failures = dict(failures or {})
+        self.error = error
         self.begun: list[str] = []
         self.beside: list[bool] = []
         self.changed = threading.Condition()
@@ -31,7 +32,7 @@ class Reader:
             self.changed.notify_all()
         if self.failures.get(case.entity, 0):
             self.failures[case.entity] -= 1
-            raise InputError(case.ct, "no room", "room")
+            raise InputError(case.ct, "no room", "room") if self.error is InputError else self.error()
         return case.entity
 
     def wait_for(self, *begun: str) -> None:
@@ -39,8 +40,10 @@ class Reader:
             assert self.changed.wait_for(lambda: self.begun == list(begun), 10), self.begun
 
 
-def with_reader(monkeypatch: pytest.MonkeyPatch, failures: dict[str, int] | None = None) -> Reader:
-    reader = Reader(failures)
+def with_reader(
+    monkeypatch: pytest.MonkeyPatch, failures: dict[str, int] | None = None, error: type[Exception] = InputError
+) -> Reader:
+    reader = Reader(failures, error)
     monkeypatch.setattr(reading, "read_case", reader)
     return reader
 
@@ -62,11 +65,14 @@ def test_a_case_that_is_skipped_does_not_come_in_place_of_another(monkeypatch: p
         assert [scans.take(0), scans.take(2)] == ["a", "c"]
 
 
-def test_what_could_not_be_read_beside_another_case_is_read_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = with_reader(monkeypatch, {"b": 1, "c": 2})
+@pytest.mark.parametrize("error", [InputError, MemoryError])
+def test_what_could_not_be_read_beside_another_case_is_read_once_more(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    reader = with_reader(monkeypatch, {"b": 1, "c": 2}, error)
     with ReadAhead(CASES) as scans:
         assert [scans.take(0), scans.take(1)] == ["a", "b"]
-        with pytest.raises(InputError, match=r"c\.mha: no room"):
+        with pytest.raises(error):
             scans.take(2)
     assert reader.begun == ["a", "b", "b", "c", "c"]
 
