@@ -62,8 +62,21 @@ def build_parser() -> OneLineParser:
         action="store_true",
         help="normalise by the statistics of --init, as inference will, instead of each batch's own: for a run's last epochs",
     )
+    what.add_argument(
+        "--head-alone",
+        action="store_true",
+        help="train the last convolution of --init alone: after tiles, a few whole scans set how readily the maps say yes",
+    )
 
     how = parser.add_argument_group("how it is trained")
+    how.add_argument(
+        "--average",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="judge and keep a running average of the weights, of which each step keeps the part X (such as 0.998): steps on "
+        "small batches are noisy; default: the weights themselves",
+    )
     how.add_argument("--recipe", choices=sorted(RECIPES), default=PAPER.name, help="default: %(default)s")
     how.add_argument(
         "--supervision",
@@ -160,6 +173,8 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         monitor=options.monitor,
         init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
         frozen_statistics=options.freeze_statistics,
+        head_alone=options.head_alone,
+        average=options.average,
         seed=options.seed,
         precision=precision,
         device=device.type,
@@ -184,8 +199,12 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--workers and --seed are 0 or more")
     if options.supervision == "voxels" and options.strategy != "regression":
         parser.error("--supervision voxels goes with --strategy regression")
+    if not 0 <= options.average < 1:
+        parser.error(f"--average is {options.average:g}, expected 0 to less than 1")
     if options.freeze_statistics and not options.init:
         parser.error("--freeze-statistics goes with --init")
+    if options.head_alone and not options.init:
+        parser.error("--head-alone goes with --init")
     if options.tile and options.supervision != "voxels":
         parser.error("--tile goes with --supervision voxels")
     if options.tiles_per_scan > 1 and not options.tile:

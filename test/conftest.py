@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import locale
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,14 @@ from test.phantom import LESION_HU, Phantom, make_phantom, write_dark_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _locale_as_it_was() -> Iterator[None]:
+    """SimpleITK's writer of DICOM switches the process's locale to C, and so what files are read as."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,8 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         "manifest_sha256": settings.manifest_sha256,
         "init_sha256": settings.init_sha256,
         "frozen_statistics": settings.frozen_statistics,
+        "head_alone": settings.head_alone,
+        "average": settings.average,
         "supervision": settings.supervision,
         "tile": settings.tile,
         "tiles_per_scan": settings.tiles_per_scan,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -246,6 +246,7 @@ def build_trainer(settings: RunSettings, folder: Path, steps: int) -> Trainer:
         enable_model_summary=False,
         logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=[
+            *([EMAWeightAveraging(decay=settings.average)] if settings.average else []),
             TQDMProgressBar(),
             EarlyStopping(monitor, mode=mode, patience=settings.recipe.patience, check_on_train_epoch_end=True),
             ModelCheckpoint(

@@ -85,7 +85,7 @@ def train(
         reference,
         _pictured(reference),
         output,
-        frozen_statistics=settings.frozen_statistics,
+        frozen_statistics=settings.frozen_statistics or settings.head_alone,
     )
     processes = settings.devices * settings.nodes
     with_truth = settings.supervision == "voxels"
@@ -130,6 +130,9 @@ def _initial_network(settings: RunSettings, init: Path | None) -> EmphysemaNetwo
         if bundle.metadata.network != settings.network:
             raise InputError(init, f"its network is {bundle.metadata.network}", f"{settings.network}")
         network = bundle.network.train()
+    if settings.head_alone:
+        network.requires_grad_(False)
+        network.head.requires_grad_(True)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 

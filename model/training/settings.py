@@ -40,6 +40,8 @@ class RunSettings:
         monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
         frozen_statistics: whether normalisation keeps the statistics of that bundle.
+        head_alone: whether only the last convolution is trained.
+        average: what part of the average of the weights each step keeps; 0: the weights are not averaged.
         seed: of weights, order and augmentation.
         precision: float32, bfloat16 or float16.
         device: cpu or cuda.
@@ -62,6 +64,8 @@ class RunSettings:
     monitor: Monitor
     init_sha256: str | None
     frozen_statistics: bool
+    head_alone: bool
+    average: float
     seed: int
     precision: str
     device: str

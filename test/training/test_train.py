@@ -114,6 +114,22 @@ def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest
 
 
 @pytest.mark.slow
+def test_an_average_of_the_weights_is_what_is_judged_and_kept_and_is_resumed(manifest: Path, tmp_path: Path) -> None:
+    path = short(manifest)
+    options = ("--batch", "1", "--average", "0.9")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main(command(path, whole, *options, "--epochs", "2")) == 0
+    assert train.main(command(path, parts, *options, "--epochs", "1")) == 0
+    assert train.main(command(path, parts, *options, "--epochs", "2", "--resume")) == 0
+    assert history(parts) == history(whole)
+    found, expected = weights(parts), weights(whole)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+    assert any(not torch.equal(last[name], expected[name]) for name in expected if name.startswith("network."))
+    assert read_metadata(whole / "bundle").performance["training"]["average"] == 0.9
+
+
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_the_whole_batch(manifest: Path, tmp_path: Path) -> None:
     rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("e", 0, 0, "validation"), row("f", 2, 0, "validation")]
     path = write_manifest(manifest.parent / "even.csv", rows)
@@ -167,6 +183,16 @@ def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manif
         assert torch.equal(weights(further)[f"network.{name}"], statistic)
     assert read_metadata(further / "bundle").performance["training"]["init_sha256"] == bundle.sha256
 
+    alone = tmp_path / "alone"
+    quickly = ("--strategy", "classification", "--epochs", "1", "--batch", "2", "--learning-rate", "1e-2", "--head-alone")
+    assert train.main(command(short(manifest), alone, *quickly, "--init", str(output / "bundle"))) == 0
+    changed = {
+        name.partition(".")[0]
+        for name, value in bundle.network.state_dict().items()
+        if not torch.equal(weights(alone)[f"network.{name}"], value)
+    }
+    assert changed == {"head"}
+
 
 @pytest.mark.slow
 def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(manifest: Path, tmp_path: Path) -> None:
@@ -195,6 +221,10 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
         (("--supervision", "voxels", "--strategy", "classification"), "--supervision voxels goes with"),
         (("--tile", "64", "64", "64"), "--tile goes with --supervision voxels"),
         (("--freeze-statistics",), "--freeze-statistics goes with --init"),
+        (("--head-alone",), "--head-alone goes with --init"),
+        (("--average", "1"), "--average is 1, expected 0 to less than 1"),
+        (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
+        (("--supervision", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
         (("--supervision", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
