@@ -20,7 +20,7 @@ from model import grand_challenge
 from model.choices import MapType
 from model.errors import InputError, printable, unexpected
 from model.grand_challenge import Case, OutputFolder, failed_result
-from model.lung_segmentation import segment_lungs
+from model.lung_segmentation import scan_without_mask
 from model.native import print_error
 from model.reading import ReadAhead
 from model.rendering import preview
@@ -137,7 +137,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         for warning in result["warnings"]:
             logger.info("%s: %s", printable(case.entity), warning)
         with stage("write"), self._outputs as outputs:
-            findings = (subtyping.centrilobular, subtyping.paraseptal)
+            findings = subtyping.findings
             maps = {finding.subtype.name: scan.to_file_grid(finding.activation_map) for finding in findings}
             outputs.write_maps(case.entity, maps)
             if index == 0:
@@ -154,5 +154,4 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         if isinstance(images, Scan):
             return images
         with stage("lungs"):
-            lungs = segment_lungs(images, str(case.ct), self._lungmask_weights)
-        return Scan.from_images(images, lungs, names=(str(case.ct), f"{case.ct} (the lungs found in it)"))
+            return scan_without_mask(images, str(case.ct), self._lungmask_weights)

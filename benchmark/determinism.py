@@ -29,20 +29,16 @@ GPU_PRECISIONS: tuple[PrecisionName, ...] = ("float32", "bfloat16", "float16")
 
 def percentages(result: Subtyping) -> list[float]:
     """Both subtypes' percentages of the whole lung, then those of each region."""
-    findings = (result.centrilobular, result.paraseptal)
-    values = [finding.percentage for finding in findings]
-    values += [value for finding in findings for value in finding.region_percentages.values()]
+    values = [finding.percentage for finding in result.findings]
+    values += [value for finding in result.findings for value in finding.region_percentages.values()]
     return [value for value in values if value is not None]
 
 
 def compared(result: Subtyping, reference: Subtyping) -> str:
     """Largest difference of a percentage (points) and of a voxel (levels of 255), and the share of voxels that differ."""
     points = max(abs(one - other) for one, other in zip(percentages(result), percentages(reference), strict=True))
-    pairs = [
-        (getattr(result, name).activation_map.astype(int), getattr(reference, name).activation_map.astype(int))
-        for name in ("centrilobular", "paraseptal")
-    ]
-    differences = np.stack([np.abs(one - other) for one, other in pairs])
+    maps = [np.stack([finding.activation_map for finding in each.findings]).astype(int) for each in (result, reference)]
+    differences = np.abs(maps[0] - maps[1])
     return f"{points:>10.4f} {differences.max():>8} {100 * np.mean(differences > 0):>9.4f} %"
 
 

@@ -31,6 +31,9 @@ _FARTHEST = 1e7
 _LONGEST_FIELD = 500
 """Of NRRD; its reader was seen to overrun its stack with a line from about 1000 bytes on, if it is no comment or pair."""
 
+_DESCRIBED = (".mha", ".mhd", ".nrrd")
+"""Formats whose header is text."""
+
 _DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
 """Bytes that may follow the voxels: some programs write a line break or fill up a block."""
@@ -76,7 +79,7 @@ def check_payload(path: Path, needed: int) -> None:
             return
         if name.endswith((".nii", ".nii.gz")):
             _check_nifti(path)
-        elif name.endswith((".mha", ".mhd", ".nrrd")):
+        elif name.endswith(_DESCRIBED):
             _check_described(path, needed)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(path, f"its voxels are damaged or cut off ({error})", "a whole file") from error
@@ -84,7 +87,7 @@ def check_payload(path: Path, needed: int) -> None:
 
 def has_checksum(path: Path) -> bool:
     """Whether `matches_checksum` can answer: for files whose header is text, with compressed voxels."""
-    if not path.is_file() or not path.name.lower().endswith((".mha", ".mhd", ".nrrd")):
+    if not path.is_file() or not path.name.lower().endswith(_DESCRIBED):
         return False
     with path.open("rb") as stream:
         return _is_compressed(_header(stream, path))
@@ -96,9 +99,7 @@ def matches_checksum(path: Path, voxels: np.ndarray) -> bool:
     If so, they are whole, and need not be decompressed once more. If not, `check_payload` says what is wrong, if anything is:
     the reader may have swapped bytes, or something may follow the checksum.
     """
-    with path.open("rb") as stream:
-        data_file = _data_file(path, _header(stream, path))
-        start = stream.tell() if data_file == path else 0
+    _, data_file, start = _payload(path)
     with data_file.open("rb") as stream:
         stream.seek(start)
         gzipped = stream.read(2) == b"\x1f\x8b"
@@ -156,16 +157,21 @@ def _check_nifti(path: Path) -> None:
 
 def _check_described(path: Path, needed: int) -> None:
     """A format whose header is text (MetaImage, NRRD)."""
-    with path.open("rb") as stream:
-        fields = _header(stream, path)
-        start = stream.tell()
-    data_file = _data_file(path, fields)
+    fields, data_file, start = _payload(path)
     with data_file.open("rb") as stream:
-        stream.seek(start if data_file == path else 0)
+        stream.seek(start)
         if _is_compressed(fields):
             _inflate(stream, needed)
         elif not _has_own_layout(fields):
-            _check_length(stream.seek(0, os.SEEK_END) - (start if data_file == path else 0), needed)
+            _check_length(stream.seek(0, os.SEEK_END) - start, needed)
+
+
+def _payload(path: Path) -> tuple[dict[str, str], Path, int]:
+    """The fields of a header that is text, the file that holds the voxels, and where in it they begin."""
+    with path.open("rb") as stream:
+        fields = _header(stream, path)
+        data_file = _data_file(path, fields)
+        return fields, data_file, stream.tell() if data_file == path else 0
 
 
 def _is_compressed(fields: dict[str, str]) -> bool:

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from model.errors import InputError
 from model.regions import LEFT, RIGHT, tell_sides
-from model.scan import AIR_HU, LUNG_VOLUME_ML, ImageGeometry, Orientation
+from model.scan import AIR_HU, LUNG_VOLUME_ML, ImageGeometry, Orientation, Scan
 
 Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
@@ -87,6 +87,15 @@ def segment_lungs(ct: sitk.Image, name: str = "CT", lungmask_weights: Path | Non
         return _by_lungmask(ct, name, lungmask_weights)
     coarse = _CoarseScan.of(ct)
     return _on_grid_of(ct, coarse.image_of(_coarse_lungs(coarse.hounsfield, coarse.spacing, name)))
+
+
+def scan_without_mask(ct: sitk.Image, name: str, lungmask_weights: Path | None = None) -> Scan:
+    """Make a scan of a CT alone: its mask is of the lungs that `segment_lungs`, which says what the arguments are, finds in it.
+
+    Raises:
+        InputError: as `segment_lungs` and `Scan.from_images` do.
+    """
+    return Scan.from_images(ct, segment_lungs(ct, name, lungmask_weights), names=(name, f"{name} (the lungs found in it)"))
 
 
 def _finite(ct: sitk.Image) -> sitk.Image:

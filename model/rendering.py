@@ -35,7 +35,7 @@ def preview(scan: Scan, result: Subtyping, note: str = "") -> bytes:
     Returns:
         A PNG file.
     """
-    findings = (result.centrilobular, result.paraseptal)
+    findings = result.findings
     levels = most_affected_levels([finding.activation_map for finding in findings], scan.lung)
     _, rows, columns = scan.lung_box(_MARGIN_MM)
     height_mm = (rows.stop - rows.start) * scan.spacing[1]

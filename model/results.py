@@ -29,7 +29,7 @@ def case_metrics(
     subtyping: Subtyping, lung: densitometry.Densitometry, parts: dict[str, densitometry.Densitometry]
 ) -> dict[str, Any]:
     """Return the `metrics` object of `results.json`: percentages in percent, density in HU, volumes in ml."""
-    findings = (subtyping.centrilobular, subtyping.paraseptal)
+    findings = subtyping.findings
     metrics: dict[str, Any] = {}
     for finding in findings:
         metrics |= _finding_metrics(finding)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations, product
 from pathlib import Path
 
@@ -233,10 +234,11 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
     """
     path = Path(path)
     with _readable(path):
-        return _checked_size(path, _files_of(path).files)
+        return _checked_header(path, _files_of(path).files)[0]
 
 
-def _checked_size(path: Path, files: tuple[Path, ...]) -> tuple[int, int, int]:
+def _checked_header(path: Path, files: tuple[Path, ...]) -> tuple[tuple[int, int, int], int]:
+    """The size in x, y, z, and the bytes that all voxels take."""
     reader = _file_information(path, files[0])
     if reader.GetNumberOfComponents() != 1:
         raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
@@ -245,9 +247,10 @@ def _checked_size(path: Path, files: tuple[Path, ...]) -> tuple[int, int, int]:
         size = (*size[:2], len(files))
     if len(size) != 3 or min(size) < 2:
         raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
-    _check_memory(path, math.prod(size), _voxel_bytes(reader, path))
+    voxel_bytes = _voxel_bytes(reader, path)
+    _check_memory(path, math.prod(size), voxel_bytes)
     _check_geometry(path, ImageGeometry.of(reader))
-    return size
+    return size, math.prod(size) * voxel_bytes
 
 
 def _check_geometry(path: Path, geometry: ImageGeometry) -> None:
@@ -284,21 +287,20 @@ def _read(path: Path, warnings: list[str]) -> sitk.Image:
         series = _files_of(path)
         files = series.files
         warnings += series.warnings
-        needed = math.prod(_checked_size(path, files)) * _voxel_bytes(_file_information(path, files[0]), path)
+        _, needed = _checked_header(path, files)
         with_checksum = has_checksum(path)
     with ThreadPoolExecutor(1) as beside:  # a check that decompresses all of it runs at once, so that it costs little time
-        check = None if with_checksum else beside.submit(check_payload, path, needed)
+        check = partial(check_payload, path, needed) if with_checksum else beside.submit(check_payload, path, needed).result
         try:
             with captured_stderr() as messages:
                 image = _series(files) if len(files) > 1 else _file_reader(path, files[0]).Execute()
         except RuntimeError as error:
-            check = check or beside.submit(check_payload, path, needed)
-            check.result()
+            check()
             raise InputError(path, f"its voxels cannot be read{_reason(path, error, messages)}", "a whole file") from error
-        if check is None and not matches_checksum(path, sitk.GetArrayViewFromImage(image)):
-            check = beside.submit(check_payload, path, needed)
-        if check is not None:
-            check.result()
+        with _readable(path):
+            whole = with_checksum and matches_checksum(path, sitk.GetArrayViewFromImage(image))
+        if not whole:
+            check()
     complaint = " ".join(messages)
     if "Uncompress failed" in complaint or "not read completely" in complaint:
         raise InputError(path, "its voxels are damaged", "a whole file")

@@ -81,6 +81,11 @@ class Subtyping:
     regions: Regions
     warnings: tuple[str, ...] = ()
 
+    @property
+    def findings(self) -> tuple[Finding, Finding]:
+        """Both, centrilobular first."""
+        return self.centrilobular, self.paraseptal
+
 
 class EmphysemaSubtyper:
     """Scores emphysema subtypes on chest CT with the network of one weight bundle.

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from model import fleischner
 from model.errors import InputError
 from model.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
-from model.lung_segmentation import segment_lungs
+from model.lung_segmentation import scan_without_mask
 from model.rendering import preview
 from model.results import case_result
 from model.scan import ImageGeometry, Orientation, Scan, read_image
@@ -24,7 +25,7 @@ from model.viewing.uploads import Upload, private_folder, read_volume
 ENTITY = "scan"
 """What an uploaded scan is called in results: never by its file's name."""
 
-SUBTYPES = ("centrilobular", "paraseptal")
+SUBTYPES = tuple(subtype.name for subtype in fleischner.SUBTYPES)
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,14 @@ def score_uploads(
     """
     with stage("read"):
         ct = read_volume(ct_files, "CT")
-        lungs = read_volume(mask_files, "lung-mask") if mask_files else None
-    if lungs is None:
+        scan = Scan.from_images(ct, read_volume(mask_files, "lung-mask")) if mask_files else None
+    if scan is None:
         with stage("lungs"):
-            lungs = segment_lungs(ct, "CT", lungmask_weights)
-    scan = Scan.from_images(ct, lungs, names=("CT", "lung mask" if mask_files else "CT (the lungs found in it)"))
+            scan = scan_without_mask(ct, "CT", lungmask_weights)
     subtyping = subtyper.predict(scan)
     with stage("report"):
         result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
-        maps = {finding.subtype.name: finding.activation_map for finding in (subtyping.centrilobular, subtyping.paraseptal)}
+        maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
         files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}
         overview = preview(scan, subtyping, subtyper.metadata.trained_on)
     return ViewedCase(result, scan.hounsfield, maps, scan.spacing, files, overview)

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+from test.conftest import ROOT
+from test.phantom import Phantom, write_case
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 
@@ -13,3 +19,10 @@ def chromium() -> str:
     if CHROMIUM is None:
         pytest.skip("needs a Chromium browser (Debian: apt-get install chromium)")
     return CHROMIUM
+
+
+def write_finished_case(folder: Path, phantom: Phantom, bundle: Path, stem: str, *options: str) -> None:
+    """Write `input`, a case, and the `output` of process.py for it into a folder."""
+    write_case(folder / "input", *phantom.images("RAS"), stem=stem)
+    paths = ("--input", folder / "input", "--output", folder / "output", "--weights", bundle)
+    subprocess.run([sys.executable, ROOT / "process.py", *paths, *options], check=True, capture_output=True)

@@ -26,7 +26,8 @@ from model.slices import CLASSES
 from model.slices.bundle import SliceMetadata, write_bundle
 from model.slices.networks import build_network
 from test.conftest import ROOT
-from test.phantom import Phantom, write_case
+from test.phantom import Phantom
+from test.viewing.conftest import write_finished_case
 
 pytestmark = pytest.mark.slow
 
@@ -110,16 +111,7 @@ def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(bundle: Path, slices_bundle: Path, lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    write_case(folder / "input", *lesioned.images("RAS"), stem="finished-case")
-    command: list[str | Path] = [
-        sys.executable,
-        ROOT / "process.py",
-        "--input",
-        folder / "input",
-        "--output",
-        folder / "output",
-    ]
-    subprocess.run([*command, "--weights", bundle], check=True, capture_output=True)
+    write_finished_case(folder, lesioned, bundle, "finished-case")
     options = ("--bundle", bundle, "--slices-bundle", slices_bundle, "--input", folder / "input", "--output", folder / "output")
     with serving(folder, *options) as running:
         yield running

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +13,15 @@ from model.errors import InputError
 from model.subtyping import EmphysemaSubtyper
 from model.viewing.case import finished_cases, open_finished, score_uploads
 from model.viewing.uploads import Upload
-from test.conftest import ROOT
-from test.phantom import Phantom, write_case
+from test.phantom import Phantom
+from test.viewing.conftest import write_finished_case
 
 
 @pytest.fixture(scope="module")
 def finished(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `input` and the `output` of process.py."""
     folder = tmp_path_factory.mktemp("finished")
-    write_case(folder / "input", *lesioned.images("RAS"), stem="case")
-    command: list[str | Path] = [
-        sys.executable,
-        ROOT / "process.py",
-        "--input",
-        folder / "input",
-        "--output",
-        folder / "output",
-    ]
-    subprocess.run([*command, "--weights", bundle, "--precision", "float32"], check=True, capture_output=True)
+    write_finished_case(folder, lesioned, bundle, "case", "--precision", "float32")
     return folder
 
 
