@@ -64,8 +64,7 @@ def score(bundle: Path, cases: Sequence[TrainingCase], device: DeviceName) -> Re
     found = {}
     for case in tqdm(cases, unit="case", desc="scoring", disable=None):
         result = subtyper.predict(Scan.read(case.ct, case.lung_mask))
-        findings = (result.centrilobular, result.paraseptal)
-        found[case.entity] = Reading(tuple(Extent(finding.score, finding.percentage) for finding in findings))
+        found[case.entity] = Reading(tuple(Extent(finding.score, finding.percentage) for finding in result.findings))
     return Readings(bundle, bundle.parent.name, found)
 
 
