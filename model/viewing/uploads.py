@@ -101,7 +101,6 @@ def _unpack(content: bytes, role: str, series: Path) -> None:
         zipfile.BadZipFile,
         zipfile.LargeZipFile,
         RuntimeError,
-        NotImplementedError,
         EOFError,
         OSError,
         ValueError,
