@@ -113,8 +113,11 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def granted_cpus() -> int:
-    """How many CPUs the control group grants: a container may see all cores of a large machine."""
+def granted_threads() -> int:
+    """What OMP_NUM_THREADS says; else as many as CPUs the control group grants: a container may see all of a large machine's."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -144,7 +147,7 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
             cases = [Case.of(options.ct, options.lung_mask)]
         else:
             cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_cpus())
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
         with ReadAhead(cases) as scans:
             algorithm = scored(cases, scans, options, outputs)
     except Exception as error:
@@ -166,7 +169,7 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
     from model.subtyping import EmphysemaSubtyper
     from model.weights import locate_bundle
 
-    torch.set_num_threads(granted_cpus())
+    torch.set_num_threads(granted_threads())
     with stage("weights"):
         places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
         subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)

@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.scan import ImageGeometry
+from process import granted_threads
 from test.conftest import ROOT
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
 
@@ -410,3 +411,11 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(phantom: Phantom, bund
     arguments = ("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle, "--device", "cuda")
     done = run(*arguments, CUDA_VISIBLE_DEVICES="")
     assert_refused(done, tmp_path / "output", "--device cuda", "the GPU cannot be used: ")
+
+
+def test_as_many_threads_as_were_asked_for_and_else_at_most_one_for_each_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert granted_threads() == 3
+    for nothing_usable in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing_usable)
+        assert 1 <= granted_threads() <= len(os.sched_getaffinity(0))

@@ -18,6 +18,9 @@ from torch.nn import functional
 
 Triple = tuple[float, float, float]
 
+SHARPENED_VOXELS = 0.8
+"""Standard deviation of the Gaussian, along y and x, whose difference from the image sharpening lifts."""
+
 
 @dataclass(frozen=True)
 class AugmentationRanges:
@@ -32,6 +35,8 @@ class AugmentationRanges:
         smoothing_probability: of Gaussian smoothing.
         smoothing_voxels: largest standard deviation along z, y, x, in voxels of the network's input; z by itself, as slices
             are thick or thin whatever the kernel.
+        sharpening_probability: of sharper edges and noise within slices, where nothing is smoothed.
+        sharpening: largest lift of what is finer than `SHARPENED_VOXELS`, in parts of itself.
         jitter_probability: of a changed contrast and intensity.
         contrast: largest relative change about the middle of the window.
         shift: largest change of intensity.
@@ -46,6 +51,8 @@ class AugmentationRanges:
     crop_share: float = 0.9
     smoothing_probability: float = 0.25
     smoothing_voxels: Triple = (1.2, 0.8, 0.8)
+    sharpening_probability: float = 0.3
+    sharpening: float = 1.0
     jitter_probability: float = 0.5
     contrast: float = 0.05
     shift: float = 0.015
@@ -63,6 +70,7 @@ class Augmentation:
         crop_start: first corner of the crop, z, y, x, as a share of the image.
         crop_size: its size, as a share of the image.
         smoothing: standard deviation along z, y, x in voxels; 0: none.
+        sharpening: how far what is fine within a slice is lifted, in parts of itself; 0: not at all.
         contrast: factor about the middle of the window.
         shift: added, in units of the window.
         noise: standard deviation in units of the window; 0: none.
@@ -74,6 +82,7 @@ class Augmentation:
     crop_start: Triple = (0.0, 0.0, 0.0)
     crop_size: Triple = (1.0, 1.0, 1.0)
     smoothing: Triple = (0.0, 0.0, 0.0)
+    sharpening: float = 0.0
     contrast: float = 1.0
     shift: float = 0.0
     noise: float = 0.0
@@ -118,6 +127,7 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
         smoothing = tuple(
             float(share * most) for share, most in zip((across, within, within), ranges.smoothing_voxels, strict=True)
         )
+    sharpening = float(generator.uniform(0, ranges.sharpening)) if chance(ranges.sharpening_probability) else 0.0
     contrast, shift = 1.0, 0.0
     if chance(ranges.jitter_probability):
         contrast, shift = 1 + symmetric(ranges.contrast), symmetric(ranges.shift)
@@ -128,6 +138,7 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
         crop_start=start,  # type: ignore[arg-type]
         crop_size=size,  # type: ignore[arg-type]
         smoothing=smoothing,  # type: ignore[arg-type]
+        sharpening=0.0 if any(smoothing) else sharpening,
         contrast=contrast,
         shift=shift,
         noise=noise,
@@ -285,7 +296,7 @@ def _sampling_grid(affine: AffineMap, shape: tuple[int, int, int], sampled: Sequ
 
 
 def with_changed_intensities(image: Tensor, augmentation: Augmentation) -> Tensor:
-    """Smooth, change contrast and intensity, and add noise, in that order; then clamp to the window.
+    """Smooth, sharpen, change contrast and intensity, and add noise, in that order; then clamp to the window.
 
     Args:
         image: Z x Y x X, float32, 0 to 1 in units of the window; it is changed in place.
@@ -294,6 +305,9 @@ def with_changed_intensities(image: Tensor, augmentation: Augmentation) -> Tenso
     for axis, deviation in enumerate(augmentation.smoothing):
         if deviation > 0:
             image = _smoothed(image, deviation, axis)
+    if augmentation.sharpening > 0:
+        coarse = _smoothed(_smoothed(image, SHARPENED_VOXELS, 1), SHARPENED_VOXELS, 2)
+        image = image.lerp_(coarse, -augmentation.sharpening)
     if (augmentation.contrast, augmentation.shift) != (1.0, 0.0):
         image = image.mul_(augmentation.contrast).add_(0.5 * (1 - augmentation.contrast) + augmentation.shift)
     if augmentation.noise > 0:

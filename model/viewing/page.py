@@ -285,13 +285,17 @@ def _window_controls(place: DeltaGenerator, key: str) -> Window:
 def _show_downloads(case: ViewedCase, picture: np.ndarray, key: str) -> None:
     places = iter(st.columns(5))
     document = json.dumps([case.result], indent=2) + "\n"
-    next(places).download_button("Results (JSON)", document, "results.json", "application/json", key=f"{key}-json")
+    _download(next(places), "Results (JSON)", document, "results.json", "application/json", key)
     for subtype, content in case.map_files.items():
-        label = f"{subtype.capitalize()} map (.mha)"
-        next(places).download_button(label, content, f"{subtype}-emphysema-heatmap.mha", key=f"{key}-{subtype}-mha")
-    next(places).download_button("This slice (PNG)", png(picture), "slice.png", "image/png", key=f"{key}-png")
+        _download(next(places), f"{subtype.capitalize()} map (.mha)", content, f"{subtype}-emphysema-heatmap.mha", None, key)
+    _download(next(places), "This slice (PNG)", png(picture), "slice.png", "image/png", key)
     if case.overview is not None:
-        next(places).download_button("Overview (PNG)", case.overview, "overview.png", "image/png", key=f"{key}-overview")
+        _download(next(places), "Overview (PNG)", case.overview, "overview.png", "image/png", key)
+
+
+def _download(place: DeltaGenerator, label: str, content: str | bytes, name: str, mime: str | None, key: str) -> None:
+    """A button that leaves the page as it is: were it drawn anew, a second download soon after could find its file gone."""
+    place.download_button(label, content, name, mime, key=f"{key}-{name}", on_click="ignore")
 
 
 def _slice_tab(options: PageOptions) -> None:
@@ -313,7 +317,9 @@ def _slice_tab(options: PageOptions) -> None:
     for label, share in answer.probabilities.items():
         right.progress(min(max(share, 0.0), 1.0), text=f"{label}, {CLASS_NAMES[label]}: {100 * share:.1f} %")
     right.caption(f"Network: {classifier.metadata.summary}.")
-    st.download_button("Class and probabilities (JSON)", _slice_document(answer), "slice.json", "application/json")
+    _download(
+        st.container(), "Class and probabilities (JSON)", _slice_document(answer), "slice.json", "application/json", "single"
+    )
 
 
 def _levels_of(file: UploadedFile) -> np.ndarray:

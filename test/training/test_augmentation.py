@@ -25,7 +25,8 @@ ALWAYS = AugmentationRanges(
     flip_probability=(0.5, 0.5, 0.5),
     rotation_probability=1,
     crop_probability=1,
-    smoothing_probability=1,
+    smoothing_probability=0.5,
+    sharpening_probability=1,
     jitter_probability=1,
     noise_probability=1,
 )
@@ -70,7 +71,13 @@ def test_an_augmentation_is_replayed_bit_by_bit() -> None:
 
 def test_without_chances_nothing_is_changed() -> None:
     never = AugmentationRanges(
-        (0.0, 0.0, 0.0), 0, crop_probability=0, smoothing_probability=0, jitter_probability=0, noise_probability=0
+        (0.0, 0.0, 0.0),
+        rotation_probability=0,
+        crop_probability=0,
+        smoothing_probability=0,
+        sharpening_probability=0,
+        jitter_probability=0,
+        noise_probability=0,
     )
     augmentation = draw_augmentation(never, 0, 0, "a")
     assert replace(augmentation, noise_seed=0) == Augmentation()
@@ -88,6 +95,8 @@ def test_drawn_parameters_stay_in_their_ranges() -> None:
     assert sizes.min() >= ALWAYS.crop_share
     assert ends.max() <= 1
     assert max(augmentation.noise for augmentation in drawn) <= ALWAYS.noise
+    assert 0.8 * ALWAYS.sharpening < max(augmentation.sharpening for augmentation in drawn) <= ALWAYS.sharpening
+    assert all((augmentation.sharpening == 0) == any(augmentation.smoothing) for augmentation in drawn)
     assert 0.3 < np.mean([augmentation.flips[2] for augmentation in drawn]) < 0.7
 
 
@@ -194,6 +203,23 @@ def test_smoothing_is_of_each_axis_by_itself() -> None:
     smoothed = with_changed_intensities(volume, Augmentation(smoothing=(1.5, 0.0, 0.0)))
     assert float(smoothed[:, 10, 10].sum()) == pytest.approx(1, abs=1e-3)
     assert int((smoothed > 0).sum()) > 5
+
+
+def test_sharpening_makes_an_edge_overshoot_within_slices_and_keeps_what_is_even() -> None:
+    image = torch.full((8, 20, 20), 0.4)
+    image[:, :, 10:] = 0.6
+    image[4:] = 0.5  # a step between slices
+    sharpened = with_changed_intensities(image.clone(), Augmentation(sharpening=1.0))
+    assert float(sharpened[0, 10, 9]) < 0.37
+    assert float(sharpened[0, 10, 10]) > 0.63
+    torch.testing.assert_close(sharpened[..., [0, 19]], image[..., [0, 19]])
+    torch.testing.assert_close(sharpened[4:], image[4:])
+
+
+def test_sharpening_lifts_noise_within_slices() -> None:
+    image = 0.5 + 0.01 * torch.randn((16, 48, 48), generator=torch.Generator().manual_seed(0))
+    sharpened = with_changed_intensities(image.clone(), Augmentation(sharpening=1.0))
+    assert 1.6 < float(sharpened.std() / image.std()) < 2
 
 
 def test_contrast_turns_about_the_middle_of_the_window_and_stays_inside_it() -> None:
