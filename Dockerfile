@@ -1,7 +1,20 @@
 # The last stage, and so the default, is the inference image in the manner of grand-challenge.org: it reads /input, writes /output
 # and needs no network. Other stages are built by --target. Build with ./build.sh [target]; torch comes in its CUDA build unless
-# PIP_FIND_LINKS offers another. No image that runs has a setuid or setgid file: nothing in it needs one, and the base brings some.
+# PIP_FIND_LINKS offers another.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+
+# What every image that runs starts from. What is copied into it belongs to root: the process can read it, not change it. There is
+# no setuid or setgid file: nothing needs one, and the base brings some.
+FROM ${BASE_IMAGE} AS runtime
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp
+RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && mkdir -p /input /output \
+    && chown algorithm /output
+WORKDIR /opt/app
 
 
 # A virtual environment with exactly what the lock lists; it works on any base that has Python 3.11.
@@ -38,7 +51,7 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/training.lock
 
 
-FROM ${BASE_IMAGE} AS training
+FROM runtime AS training
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="emphysema-subtyping-training" \
@@ -47,18 +60,12 @@ LABEL org.opencontainers.image.title="emphysema-subtyping-training" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=training-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
 COPY train.py process.py algorithm.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
-WORKDIR /opt/app
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python"]
 CMD ["train.py", "--help"]
@@ -74,7 +81,7 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/evaluation.lock
 
 
-FROM ${BASE_IMAGE} AS evaluation
+FROM runtime AS evaluation
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="emphysema-subtyping-evaluation" \
@@ -83,19 +90,11 @@ LABEL org.opencontainers.image.title="emphysema-subtyping-evaluation" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # Each worker is one process on one core; threads of libraries would count against the platform's limit of processes.
-ENV OPENBLAS_NUM_THREADS=1 \
-    PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
-    && mkdir -p /input /output \
-    && chown algorithm /output
+ENV OPENBLAS_NUM_THREADS=1
 COPY --from=evaluation-environment /opt/venv /opt/venv
 COPY model /opt/app/model
 COPY evaluate.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
-WORKDIR /opt/app
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/evaluate.py"]
 
@@ -111,7 +110,7 @@ RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/viewer.lock
 
 
-FROM ${BASE_IMAGE} AS viewer
+FROM runtime AS viewer
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="emphysema-subtyping-viewer" \
@@ -121,24 +120,18 @@ LABEL org.opencontainers.image.title="emphysema-subtyping-viewer" \
       org.opencontainers.image.revision="${REVISION}"
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    EMPHYSEMA_VIEWER_ADDRESS=0.0.0.0 \
-    PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+    EMPHYSEMA_VIEWER_ADDRESS=0.0.0.0
 COPY --from=viewer-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
 COPY viewer.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
-WORKDIR /opt/app
 USER 1000
 EXPOSE 8501
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/viewer.py"]
 
 
-FROM ${BASE_IMAGE} AS inference
+FROM runtime AS inference
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="emphysema-subtyping" \
@@ -154,23 +147,13 @@ LABEL org.opencontainers.image.title="emphysema-subtyping" \
 
 # So that `docker run --gpus all` suffices.
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    HOME=/tmp
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin algorithm \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
-    && mkdir -p /input /output \
-    && chown algorithm /output
-
-# All of this belongs to root: the process that runs can read it, not change it.
 COPY --from=inference-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
 COPY process.py algorithm.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 
-WORKDIR /opt/app
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/process.py"]
