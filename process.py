@@ -114,7 +114,7 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def granted_threads() -> int:
-    """What OMP_NUM_THREADS says; else as many as CPUs the control group grants: a container may see all of a large machine's."""
+    """What OMP_NUM_THREADS says; else as many as CPUs the control group grants: a container may see all of the host's."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
