@@ -25,11 +25,14 @@ ALWAYS = AugmentationRanges(
     flip_probability=(0.5, 0.5, 0.5),
     rotation_probability=1,
     crop_probability=1,
-    smoothing_probability=0.5,
+    smoothing_probability=1,
     sharpening_probability=1,
     jitter_probability=1,
     noise_probability=1,
 )
+SHARPENED = replace(ALWAYS, smoothing_probability=0)
+"""Where something is smoothed, nothing is sharpened."""
+
 SHAPE = (32, 40, 48)
 EXTENT = (300.0, 200.0, 280.0)
 
@@ -59,9 +62,11 @@ def test_the_same_seed_epoch_and_entity_draw_the_same_augmentation_and_others_do
     assert all(draw_augmentation(ALWAYS, *key) != first for key in others)
 
 
-def test_an_augmentation_is_replayed_bit_by_bit() -> None:
+@pytest.mark.parametrize("ranges", [ALWAYS, SHARPENED], ids=["smoothed", "sharpened"])
+def test_an_augmentation_is_replayed_bit_by_bit(ranges: AugmentationRanges) -> None:
     image = torch.rand(SHAPE)
-    augmentation = draw_augmentation(ALWAYS, 0, 0, "a")
+    augmentation = draw_augmentation(ranges, 0, 0, "a")
+    assert any(augmentation.smoothing) != (augmentation.sharpening > 0)
     torch.manual_seed(1)
     once = with_changed_intensities(moved(image[None], augmentation, EXTENT)[0], augmentation)
     torch.manual_seed(2)  # nothing is drawn from the global generator
@@ -95,8 +100,10 @@ def test_drawn_parameters_stay_in_their_ranges() -> None:
     assert sizes.min() >= ALWAYS.crop_share
     assert ends.max() <= 1
     assert max(augmentation.noise for augmentation in drawn) <= ALWAYS.noise
-    assert 0.8 * ALWAYS.sharpening < max(augmentation.sharpening for augmentation in drawn) <= ALWAYS.sharpening
-    assert all((augmentation.sharpening == 0) == any(augmentation.smoothing) for augmentation in drawn)
+    sharpenings = [draw_augmentation(SHARPENED, 0, epoch, "a").sharpening for epoch in range(200)]
+    assert min(sharpenings) > 0
+    assert 0.8 * SHARPENED.sharpening < max(sharpenings) <= SHARPENED.sharpening
+    assert all(any(augmentation.smoothing) and augmentation.sharpening == 0 for augmentation in drawn)
     assert 0.3 < np.mean([augmentation.flips[2] for augmentation in drawn]) < 0.7
 
 
