@@ -64,7 +64,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=training-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
-COPY train.py process.py algorithm.py /opt/app/
+COPY train.py process.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/python"]
@@ -152,7 +152,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=inference-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
-COPY process.py algorithm.py /opt/app/
+COPY process.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 
 USER 1000

@@ -22,13 +22,12 @@ from typing import Any, get_args
 
 import torch
 
-from model.choices import DeviceName, PrecisionName
-from model.command_line import OneLineParser
+from model.cohort.manifest import Manifest, read_manifest
+from model.command_line import DeviceName, OneLineParser, PrecisionName
 from model.errors import InputError
 from model.network import BackboneName, HeadName, NetworkConfig
 from model.preprocessing import PROFILES
 from model.subtyping import choose_device, choose_precision
-from model.training.manifest import Manifest, read_manifest
 from model.training.recipes import OPTIONS, PAPER, RECIPES, Recipe
 from model.training.settings import MONITORS, RunSettings
 from model.training.tiles import check_tile_shape

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import get_args
 
 from model import DISCLAIMER
-from model.choices import DeviceName, PrecisionName
-from model.command_line import OneLineParser
+from model.command_line import DeviceName, OneLineParser, PrecisionName
+from model.container.grand_challenge import MODEL_FOLDER
 from model.errors import InputError
-from model.grand_challenge import MODEL_FOLDER
 from model.viewing.access import Access
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_VIEWER_"

@@ -22,17 +22,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
-from model.choices import DeviceName
-from model.command_line import OneLineParser
+from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
+from model.cohort.readings import VISUAL, Extent, Reading, Readings
+from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Resampling
-from model.evaluation.readings import VISUAL, Extent, Reading, Readings
 from model.evaluation.report import Report, make_report
 from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdown, with_interval
+from model.imaging.scan import Scan
 from model.network import BackboneName, HeadName, NetworkConfig
-from model.scan import Scan
 from model.subtyping import EmphysemaSubtyper
-from model.training.manifest import Manifest, Split, TrainingCase, read_manifest
 from model.training.settings import SETTINGS_FILE
 from model.weights import locate_bundle
 

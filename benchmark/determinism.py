@@ -17,9 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.choices import DeviceName, PrecisionName
-from model.grand_challenge import find_cases
-from model.scan import Scan
+from model.command_line import DeviceName, PrecisionName
+from model.container.grand_challenge import find_cases
+from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper, Subtyping
 from model.weights import locate_bundle
 

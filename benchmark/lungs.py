@@ -20,10 +20,10 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model.container.grand_challenge import find_cases
 from model.errors import InputError
-from model.grand_challenge import find_cases
-from model.lung_segmentation import segment_lungs
-from model.scan import read_image
+from model.imaging.scan import read_image
+from model.lungs.segmentation import segment_lungs
 
 TRUTH = "truth/paraseptal.mha"
 COLUMNS = ("CT", "Dice", "missed, ml", "extra, ml", "paraseptal, % of the lung", "inside, %", "seconds")

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.choices import DeviceName
+from model.cohort.manifest import Scores, TrainingCase
+from model.command_line import DeviceName
 from model.fleischner import SUBTYPES
 from model.network import INPUT_SHAPE, MAP_SHAPE, BackboneName, NetworkConfig, build_network
 from model.preprocessing import PAPER as PAPER_PROFILE
@@ -31,7 +32,6 @@ from model.training.augmentation import AugmentationRanges
 from model.training.cache import PreparedCase, cache_path, write_case
 from model.training.dataset import Batch, CohortDataset, Draw, stacked
 from model.training.loop import dense_logits
-from model.training.manifest import Scores, TrainingCase
 from model.training.recipes import PAPER
 from model.training.strategies import RegressionStrategy
 

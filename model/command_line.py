@@ -1,13 +1,20 @@
-"""The command lines of entry points and `python -m model.…`: bad usage ends with one line on stderr and exit code 2."""
+"""What all command lines share: a parser that says what is wrong in one line, and what options may be set to.
+
+Imports nothing heavy, so that a command line can be parsed before torch is imported.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Literal, NoReturn
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+MapType = Literal["uint8", "float32"]
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line, without the usage before it."""
+    """An argument parser whose errors are one line on stderr and exit code 2, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")

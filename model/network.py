@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.fleischner import SUBTYPES
+from .fleischner import SUBTYPES
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50"]
 HeadName = Literal["regression", "classification"]

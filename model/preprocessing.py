@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.choices import MapType
-from model.errors import InputError
-from model.network import INPUT_SHAPE
-from model.regions import Regions
-from model.scan import Box, Scan
+from .command_line import MapType
+from .errors import InputError
+from .imaging.scan import Box, Scan
+from .lungs.regions import Regions
+from .network import INPUT_SHAPE
 
 WINDOW_HU = (-1150.0, -300.0)
 """Intensities are clamped to this range and rescaled to 0..1 (Methods, "Pre-processing of CT scans")."""
@@ -120,7 +120,7 @@ class NetworkInput:
 
     Attributes:
         image: 1 x 1 x 128 x 224 x 288, float32.
-        labels: 128 x 224 x 288, uint8: region labels (see `model.regions`), 0 outside the lung.
+        labels: 128 x 224 x 288, uint8: region labels (see `model.lungs.regions`), 0 outside the lung.
         suspect: 128 x 224 x 288, bool: where maps count; None where the profile knows no such mask.
         box: the crop's place in the scan.
     """

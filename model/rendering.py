@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from model import DISCLAIMER
-from model.scan import Scan
-from model.subtyping import Finding, Subtyping
+from . import DISCLAIMER
+from .imaging.scan import Scan
+from .subtyping import Finding, Subtyping
 
 LUNG_WINDOW_HU = (-1350.0, 150.0)
 COLOURS = {"centrilobular": (255, 120, 0), "paraseptal": (0, 170, 255)}

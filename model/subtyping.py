@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.choices import DeviceName, MapType, PrecisionName
-from model.errors import InputError
-from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from model.network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
-from model.plausibility import MaskFigures, mask_warnings
-from model.preprocessing import (
+from .command_line import DeviceName, MapType, PrecisionName
+from .errors import InputError
+from .fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from .imaging.scan import Scan
+from .lungs.plausibility import MaskFigures, mask_warnings
+from .lungs.regions import Regions
+from .network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
+from .preprocessing import (
     PROFILES,
     ActivationMaps,
     NetworkInput,
@@ -26,10 +28,8 @@ from model.preprocessing import (
     map_on_scan,
     prepare,
 )
-from model.regions import Regions
-from model.scan import Scan
-from model.stages import stage
-from model.weights import Bundle, read_bundle
+from .stages import stage
+from .weights import Bundle, read_bundle
 
 CPU = torch.device("cpu")
 
@@ -72,8 +72,8 @@ class Subtyping:
         centrilobular: the finding of this subtype.
         paraseptal: likewise.
         regions: those that the findings' `region_percentages` speak of.
-        warnings: what is odd about the mask (see `model.plausibility`) and was odd on the way, one sentence each; what was
-            odd about the files, the scan says.
+        warnings: about the mask (see `model.lungs.plausibility`) and the run, one sentence each; those about the files are
+            in `Scan.warnings`.
     """
 
     centrilobular: Finding

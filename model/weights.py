@@ -30,10 +30,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from model.command_line import OneLineParser
-from model.errors import InputError, printable
-from model.network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
-from model.preprocessing import PROFILES
+from .command_line import OneLineParser
+from .errors import InputError, printable
+from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
+from .preprocessing import PROFILES
 
 METADATA_FILE = "bundle.json"
 LARGEST_METADATA_FILE = 1 << 20

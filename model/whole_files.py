@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from model.errors import InputError
+from .errors import InputError
 
 _PREFIX = ".partial-"
 

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.grand_challenge import MAP_FOLDERS, RESULTS_FILE, SCORE_FILES
+from model.container.grand_challenge import MAP_FOLDERS, RESULTS_FILE, SCORE_FILES
 
 EXPECTED = ROOT / "test" / "expected" / "example.json"
 POINTS = 0.1

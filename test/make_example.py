@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.grand_challenge import CT_FOLDER, INPUTS_FILE, MASK_FOLDERS
+from model.container.grand_challenge import CT_FOLDER, INPUTS_FILE, MASK_FOLDERS
 from model.simulation.__main__ import main as simulate
 
 EXAMPLE = ROOT / "test" / "input"

@@ -20,8 +20,8 @@ import SimpleITK as sitk
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.grand_challenge import find_cases
-from model.scan import Scan
+from model.container.grand_challenge import find_cases
+from model.imaging.scan import Scan
 from model.simulation.__main__ import main as simulate
 from model.subtyping import EmphysemaSubtyper
 from model.weights import locate_bundle

@@ -11,9 +11,9 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from model.dicom import check_slices, read_series, read_tags
 from model.errors import InputError
-from model.scan import Scan, read_header, read_image
+from model.imaging.dicom import check_slices, read_series, read_tags
+from model.imaging.scan import Scan, read_header, read_image
 from test.phantom import Phantom
 from test.test_scan import write_dicom_series
 

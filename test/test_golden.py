@@ -13,9 +13,9 @@ import SimpleITK as sitk
 import torch
 
 import process
+from model.imaging.scan import Scan
+from model.lungs.regions import Regions
 from model.preprocessing import RELEASED, labels_on_map_grid, prepare
-from model.regions import Regions
-from model.scan import Scan
 from model.subtyping import EmphysemaSubtyper
 from model.weights import convert_checkpoint, write_bundle
 from test.phantom import write_dark_detector

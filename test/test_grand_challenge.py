@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from model.container.grand_challenge import Case, OutputFolder, find_cases, stem_of
 from model.errors import InputError
-from model.grand_challenge import Case, OutputFolder, find_cases, stem_of
 
 
 def touch(folder: Path, *names: str) -> Path:

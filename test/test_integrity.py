@@ -14,8 +14,8 @@ import pytest
 import SimpleITK as sitk
 
 from model.errors import InputError, printable
-from model.integrity import has_checksum, matches_checksum
-from model.scan import read_header, read_image
+from model.imaging.integrity import has_checksum, matches_checksum
+from model.imaging.scan import read_header, read_image
 
 PATIENT = "DOE^JANE"
 

@@ -11,19 +11,36 @@ import pytest
 
 from test.conftest import ROOT
 
-ROAD = sorted((ROOT / "model").glob("*.py"))
-STAGES = ("model.training", "model.evaluation", "model.simulation", "model.slices", "model.viewing")
-ENTRY_POINTS = ("process", "algorithm", "train", "evaluate", "viewer", "evalutils")
+MODEL = ROOT / "model"
+MODULES = sorted(MODEL.rglob("*.py"))
+ROOMS = {
+    "road": {"imaging", "lungs", "container"},
+    "cohort": {"cohort"},
+    "stages": {"simulation", "training", "evaluation", "slices", "viewing"},
+}
+"""Who builds on whom, in this order: modules of a later group may import from earlier ones, never the reverse."""
+ENTRY_POINTS = ("process", "train", "evaluate", "viewer")
+
+
+def room_of(path: Path) -> str:
+    """The room of a module, or the module itself where it lies open in `model/`."""
+    return path.relative_to(MODEL).parts[0].removesuffix(".py")
+
+
+ROAD = [path for path in MODULES if not any(room_of(path) in ROOMS[group] for group in ("cohort", "stages"))]
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, and for `from a import b` also a.b."""
+    """Every module that a file imports by its full name, and for `from a import b` also a.b."""
+    package = path.relative_to(ROOT).parent.parts
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *filter(None, [node.module])))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
@@ -31,9 +48,31 @@ def is_under(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@pytest.mark.parametrize("path", ROAD, ids=lambda path: path.name)
-def test_the_inference_road_imports_no_other_stage_and_no_entry_point(path: Path) -> None:
-    assert not {name for name in imports_of(path) if is_under(name, STAGES + ENTRY_POINTS)}
+def imported_rooms(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports_of(path) if name.startswith("model.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(MODEL)))
+def test_no_module_imports_against_the_order_of_the_rooms(path: Path) -> None:
+    groups = list(ROOMS)
+    own = next((place for place, rooms in enumerate(ROOMS.values()) if room_of(path) in rooms), 0)
+    later = set().union(*(ROOMS[group] for group in groups[own + 1 :]))
+    assert not imported_rooms(path) & later
+    assert not {name for name in imports_of(path) if is_under(name, ENTRY_POINTS)}
+
+
+def test_the_road_runs_one_way() -> None:
+    """imaging -> lungs -> preprocessing -> network -> subtyping -> container."""
+    order = ["imaging", "lungs", "network", "preprocessing", "weights", "subtyping", "rendering", "container"]
+    for path in MODULES:
+        if room_of(path) in order:
+            later = order[order.index(room_of(path)) + 1 :]
+            assert not imported_rooms(path) & set(later), path
+
+
+def test_evalutils_stays_with_the_container_and_the_readers_of_tables() -> None:
+    holders = [path for path in MODULES if any(is_under(name, ("evalutils",)) for name in imports_of(path))]
+    assert {room_of(path) for path in holders} <= {"container", "cohort", "evaluation"}
 
 
 def test_the_entry_point_can_read_before_it_imports_what_takes_seconds() -> None:
@@ -44,23 +83,21 @@ def test_the_entry_point_can_read_before_it_imports_what_takes_seconds() -> None
 
 def test_inference_imports_only_what_its_requirements_bring() -> None:
     """The direct requirements, and pandas, which evalutils hands its cases around in."""
-    imported = {
-        name.partition(".")[0] for path in (*ROAD, ROOT / "process.py", ROOT / "algorithm.py") for name in imports_of(path)
-    }
-    third_party = imported - sys.stdlib_module_names - {"model", "algorithm"}
-    third_party -= {"lungmask"}  # imported only when its weights are given; model.lung_segmentation says where it is missing
+    imported = {name.partition(".")[0] for path in (*ROAD, ROOT / "process.py") for name in imports_of(path)}
+    third_party = imported - sys.stdlib_module_names - {"model"}
+    third_party -= {"lungmask"}  # imported only when its weights are given; model.lungs.segmentation says where it is missing
     assert third_party <= {"PIL", "SimpleITK", "evalutils", "numpy", "pandas", "safetensors", "scipy", "torch"}
 
 
 def test_only_one_module_holds_the_intervals_of_table_1() -> None:
-    holders = [path.name for path in ROAD if "advanced destructive" in path.read_text(encoding="utf-8")]
+    holders = [path.name for path in MODULES if "advanced destructive" in path.read_text(encoding="utf-8")]
     assert holders == ["fleischner.py"]
 
 
 def test_only_one_module_knows_the_platforms_folders() -> None:
     holders = [
         path.name
-        for path in ROAD
+        for path in MODULES
         if '"images/ct"' in path.read_text(encoding="utf-8") or "/opt/ml" in path.read_text(encoding="utf-8")
     ]
     assert holders == ["grand_challenge.py"]

@@ -14,8 +14,8 @@ import torch
 from lungmask.resunet import UNet
 
 from model.errors import InputError
-from model.lung_segmentation import segment_lungs
-from model.scan import ImageGeometry, Scan
+from model.imaging.scan import ImageGeometry, Scan
+from model.lungs.segmentation import segment_lungs
 from model.simulation import LungShape, SimulatedCase, draw_parameters, simulate
 from test.phantom import BODY_HU, LUNG_HU, Phantom, make_phantom
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from model.native import captured_stderr, print_error, stderr_descriptor
+from model.imaging.native import captured_stderr, print_error, stderr_descriptor
 
 
 def test_what_native_code_prints_is_collected_and_not_shown() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model.plausibility import MaskFigures, mask_warnings
-from model.scan import Scan
+from model.imaging.scan import Scan
+from model.lungs.plausibility import MaskFigures, mask_warnings
 from test.phantom import BODY_HU, LESION_HU, LUNG_HU, Phantom, make_phantom
 
 AIR_HU = -1000

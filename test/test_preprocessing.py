@@ -13,6 +13,8 @@ from scipy import ndimage
 from torch.nn import functional
 
 from model.errors import InputError
+from model.imaging.scan import Scan
+from model.lungs.regions import Regions
 from model.network import INPUT_SHAPE
 from model.preprocessing import (
     PAPER,
@@ -26,8 +28,6 @@ from model.preprocessing import (
     prepare,
     windowed,
 )
-from model.regions import Regions
-from model.scan import Scan
 from model.subtyping import EmphysemaSubtyper
 from test.phantom import Phantom, make_phantom
 

@@ -16,8 +16,8 @@ import panimg
 import pytest
 import SimpleITK as sitk
 
-from model.scan import ImageGeometry
-from process import granted_threads
+from model.container.command import granted_threads
+from model.imaging.scan import ImageGeometry
 from test.conftest import ROOT
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
 

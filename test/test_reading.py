@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from model import reading
+from model.container import reading
+from model.container.grand_challenge import Case
+from model.container.reading import ReadAhead
 from model.errors import InputError
-from model.grand_challenge import Case
-from model.reading import ReadAhead
 
 CASES = [Case.of(Path(f"{name}.mha"), Path("lungs.mha")) for name in "abc"]
 

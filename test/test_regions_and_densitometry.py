@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from model import densitometry
-from model.regions import LOBES, Regions
-from model.scan import Scan
+from model.imaging.scan import Scan
+from model.lungs import densitometry
+from model.lungs.regions import LOBES, Regions
 from test.phantom import Phantom
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from model.regions import Regions
+from model.imaging.scan import Scan
+from model.lungs.regions import Regions
 from model.rendering import COLOURS, OPACITY, grey_levels, most_affected_levels, overlay, preview
-from model.scan import Scan
 from model.subtyping import Finding, Subtyping
 from test.phantom import Phantom
 

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.errors import InputError
-from model.scan import ImageGeometry, Orientation, Scan, available_memory, read_header, read_image
+from model.imaging.scan import ImageGeometry, Orientation, Scan, available_memory, read_header, read_image
 from test.phantom import LUNG_HU, Phantom
 from test.trust.mutations import set_element
 
@@ -225,7 +225,7 @@ def test_a_containers_memory_limit_counts_and_cached_files_do_not(
     (folder / f"memory.{names[0]}").write_text("1000000\n")
     (folder / f"memory.{names[1]}").write_text("900000\n")
     (folder / "memory.stat").write_text(f"anon 300000\n{names[2]} 600000\n")
-    monkeypatch.setattr("model.scan.CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr("model.imaging.scan.CONTROL_GROUP", tmp_path)
     assert available_memory() == 700000
     if version == 2:
         (folder / "memory.max").write_text("max\n")
@@ -236,10 +236,10 @@ def test_an_image_larger_than_the_memory_is_refused_before_it_is_read(
     asymmetric: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sitk.WriteImage(asymmetric.images()[0], str(tmp_path / "ct.mha"))
-    monkeypatch.setattr("model.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size - 1)
+    monkeypatch.setattr("model.imaging.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size - 1)
     with pytest.raises(InputError, match=r"its header asks for 2\.56e\+05 voxels"):
         read_header(tmp_path / "ct.mha")
-    monkeypatch.setattr("model.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size)
+    monkeypatch.setattr("model.imaging.scan.available_memory", lambda: 2 * 2 * asymmetric.lungs.size)
     assert read_header(tmp_path / "ct.mha") == (80, 64, 50)
 
 

@@ -13,10 +13,10 @@ import torch
 from model import subtyping
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR
+from model.imaging.scan import Scan
+from model.lungs.regions import Regions
 from model.network import BackboneFeatures, ResNetBackbone
 from model.preprocessing import PAPER, labels_on_map_grid, prepare
-from model.regions import Regions
-from model.scan import Scan
 from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision
 from model.weights import BundleMetadata, untrained_bundle, write_bundle
 from test.phantom import Phantom, write_dark_detector

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy.stats import norm
 from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from model.evaluation.pairing import Pairs, Scores
-from model.fleischner import Subtype
+from ..fleischner import Subtype
+from .pairing import Pairs, Scores
 
 AGREEMENT_WORDS = ((0.20, "slight"), (0.40, "fair"), (0.60, "moderate"), (0.80, "good"), (math.inf, "excellent"))
 """Largest kappa that each word stands for (Kundel and Polansky, Radiology 2003)."""

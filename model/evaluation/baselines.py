@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from model import __version__
-from model.command_line import OneLineParser
-from model.densitometry import LOW_ATTENUATION_HU
-from model.errors import InputError, printable
-from model.evaluation.workers import map_isolated
-from model.fleischner import SUBTYPES
-from model.grand_challenge import Case, OutputFolder, find_cases
-from model.scan import Scan
+from .. import __version__
+from ..command_line import OneLineParser
+from ..container.grand_challenge import Case, OutputFolder, find_cases
+from ..errors import InputError, printable
+from ..fleischner import SUBTYPES
+from ..imaging.scan import Scan
+from ..lungs.densitometry import LOW_ATTENUATION_HU
+from .workers import map_isolated
 
 RIM_MM = 8.0
 """How deep under the lung's surface the rim reaches, in mm."""

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError
-from model.evaluation.readings import RANGES, Extent, Reading, Readings, parse_extent
-from model.evaluation.report import Report
-from model.evaluation.voxels import Counts, by_subtype, count_voxels, truth_files
-from model.evaluation.workers import map_isolated
-from model.fleischner import SUBTYPES, Subtype
-from model.grand_challenge import CT_FOLDER, JOB_OUTPUT_FOLDER, MAP_FOLDERS, PREDICTIONS_FILE, SCORE_FILES, stem_of
+from ..cohort.readings import RANGES, Extent, Reading, Readings, parse_extent
+from ..container.grand_challenge import CT_FOLDER, JOB_OUTPUT_FOLDER, MAP_FOLDERS, PREDICTIONS_FILE, SCORE_FILES, stem_of
+from ..errors import InputError
+from ..fleischner import SUBTYPES, Subtype
+from .report import Report
+from .voxels import Counts, by_subtype, count_voxels, truth_files
+from .workers import map_isolated
 
 REFERENCE_FILE = "reference.csv"
 SUCCEEDED = "Succeeded"

@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from model.evaluation.agreement import Agreement
-from model.evaluation.pairing import Pairs
-from model.evaluation.percentages import PercentageAgreement, percentage_pairs
-from model.evaluation.tables import MINUS, number
-from model.fleischner import Subtype
+from ..fleischner import Subtype
+from .agreement import Agreement
+from .pairing import Pairs
+from .percentages import PercentageAgreement, percentage_pairs
+from .tables import MINUS, number
 
 FORMATS = ("png", "svg")
 COLUMN_INCHES = 3.5

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
-from model.evaluation.readings import Readings, subtype_extents
-from model.fleischner import Subtype
+from ..cohort.readings import Readings, subtype_extents
+from ..errors import InputError
+from ..fleischner import Subtype
 
 Scores = npt.NDArray[np.int64]
 Percentages = npt.NDArray[np.float64]

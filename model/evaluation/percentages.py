@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.evaluation.pairing import Pairs
+from .pairing import Pairs
 
 LIMITS_OF_AGREEMENT = 1.96
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from model.evaluation.agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
-from model.evaluation.pairing import Coverage, Pairs, match, pair
-from model.evaluation.percentages import PercentageAgreement, measure_percentages
-from model.evaluation.readings import Readings
-from model.evaluation.voxels import VoxelAgreement
-from model.fleischner import SUBTYPES
+from ..cohort.readings import Readings
+from ..fleischner import SUBTYPES
+from .agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
+from .pairing import Coverage, Pairs, match, pair
+from .percentages import PercentageAgreement, measure_percentages
+from .voxels import VoxelAgreement
 
 
 @dataclass(frozen=True)

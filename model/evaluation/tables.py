@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.evaluation.agreement import Agreement
-from model.evaluation.percentages import PercentageAgreement
-from model.evaluation.report import Comparison, Report, SubtypeReport
-from model.evaluation.voxels import VoxelAgreement
-from model.fleischner import Subtype
+from ..fleischner import Subtype
+from .agreement import Agreement
+from .percentages import PercentageAgreement
+from .report import Comparison, Report, SubtypeReport
+from .voxels import VoxelAgreement
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 NOTHING = DASH

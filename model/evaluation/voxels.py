@@ -12,11 +12,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from evalutils.stats import calculate_confusion_matrix, dice_from_confusion_matrix
 
-from model.errors import InputError
-from model.evaluation.readings import Readings
-from model.evaluation.workers import map_isolated
-from model.fleischner import SUBTYPES
-from model.scan import ImageGeometry, read_image
+from ..cohort.readings import Readings
+from ..errors import InputError
+from ..fleischner import SUBTYPES
+from ..imaging.scan import ImageGeometry, read_image
+from .workers import map_isolated
 
 ACTIVE = 0.5
 """Activation from which a voxel counts as emphysema."""

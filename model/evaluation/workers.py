@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import SimpleITK as sitk
 
-from model.errors import InputError
+from ..errors import InputError
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

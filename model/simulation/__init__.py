@@ -8,12 +8,12 @@
 (3, 1)
 """
 
-from model.simulation.case import (
+from .case import (
     CaseParameters,
     SimulatedCase,
     draw_parameters,
     simulate,
 )
-from model.simulation.shapes import LungShape
+from .shapes import LungShape
 
 __all__ = ["CaseParameters", "LungShape", "SimulatedCase", "draw_parameters", "simulate"]

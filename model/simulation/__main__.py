@@ -11,11 +11,11 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from model.command_line import OneLineParser
-from model.errors import InputError
-from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from model.simulation.cohort import REFERENCE, CohortParameters, make_cohort
-from model.simulation.scanner import GridName
+from ..command_line import OneLineParser
+from ..errors import InputError
+from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from .cohort import REFERENCE, CohortParameters, make_cohort
+from .scanner import GridName
 
 
 def _whole(lowest: int) -> Callable[[str], int]:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from model.simulation import shapes
-from model.simulation.grid import Bools, Floats, Grid, Labels, Resampler, smooth_field
-from model.simulation.shapes import LungShape, ThoraxParameters, draw_thorax
+from . import shapes
+from .grid import Bools, Floats, Grid, Labels, Resampler, smooth_field
+from .shapes import LungShape, ThoraxParameters, draw_thorax
 
 LATTICE_MM = 3.0
 LATTICE_MARGIN_MM = 24.0

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.simulation.anatomy import BONE_HU, LOBES_AT_HORIZONTAL, Anatomy, AnatomyParameters, label_lobes
-from model.simulation.confounders import ConfounderFields, ConfounderParameters
-from model.simulation.disease import LESION_HU, NEVER, DiseaseParameters, Emphysema
-from model.simulation.grid import Floats, Grid, Labels, Resampler, smooth_field, smoothstep
-from model.simulation.trees import Trees, Tubes, coverage
+from .anatomy import BONE_HU, LOBES_AT_HORIZONTAL, Anatomy, AnatomyParameters, label_lobes
+from .confounders import ConfounderFields, ConfounderParameters
+from .disease import LESION_HU, NEVER, DiseaseParameters, Emphysema
+from .grid import Floats, Grid, Labels, Resampler, smooth_field, smoothstep
+from .trees import Trees, Tubes, coverage
 
 AIR_HU, BRONCHIAL_WALL_HU, SEPTUM_HU, FISSURE_HU = -1000.0, -250.0, -700.0, -620.0
 

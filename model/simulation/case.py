@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from model.simulation.anatomy import LOBES, AnatomyParameters, build_anatomy, draw_anatomy
-from model.simulation.attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
-from model.simulation.confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
-from model.simulation.disease import DiseaseParameters, draw_disease, spread
-from model.simulation.grid import Bools, Labels
-from model.simulation.scanner import GridName, ScannerParameters, draw_scanner, plan, scan
-from model.simulation.shapes import LungShape
-from model.simulation.trees import grow_trees
+from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from .anatomy import LOBES, AnatomyParameters, build_anatomy, draw_anatomy
+from .attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
+from .confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
+from .disease import DiseaseParameters, draw_disease, spread
+from .grid import Bools, Labels
+from .scanner import GridName, ScannerParameters, draw_scanner, plan, scan
+from .shapes import LungShape
+from .trees import grow_trees
 
 CENTRILOBULAR_CASES = (782, 431, 478, 430, 275, 111)
 PARASEPTAL_CASES = (1145, 739, 623)

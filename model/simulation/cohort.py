@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from model.errors import InputError
-from model.grand_challenge import CT_FOLDER, MASK_FOLDERS
-from model.simulation.case import SimulatedCase, draw_parameters, simulate
-from model.simulation.scanner import GridName
-from model.simulation.shapes import LungShape
+from ..container.grand_challenge import CT_FOLDER, MASK_FOLDERS
+from ..errors import InputError
+from .case import SimulatedCase, draw_parameters, simulate
+from .scanner import GridName
+from .shapes import LungShape
 
 REFERENCE = "reference.csv"
 REFERENCE_COLUMNS = ("entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from model.simulation.anatomy import Anatomy
-from model.simulation.grid import Floats, Grid, Resampler, smooth_field, smoothstep
+from .anatomy import Anatomy
+from .grid import Floats, Grid, Resampler, smooth_field, smoothstep
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.fleischner import CENTRILOBULAR
-from model.simulation.anatomy import LOBES_AT_HORIZONTAL, Anatomy
-from model.simulation.grid import Floats, Grid, Labels, Resampler, smooth_field
+from ..fleischner import CENTRILOBULAR
+from .anatomy import LOBES_AT_HORIZONTAL, Anatomy
+from .grid import Floats, Grid, Labels, Resampler, smooth_field
 
 Points = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from model.simulation.grid import Floats, Grid
+from .grid import Floats, Grid
 
 GridName = Literal["network", "scan", "example"]
 

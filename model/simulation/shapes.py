@@ -15,8 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from model.errors import InputError
-from model.simulation.grid import Bools, Floats, Grid
+from ..errors import InputError
+from .grid import Bools, Floats, Grid
 
 MASK_LATTICE_MM = 2.0
 MIN_LUNG_ML = 300.0

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from model.simulation.anatomy import LATTICE_MM, LOBES, Anatomy, AnatomyParameters
-from model.simulation.grid import Floats, Grid
+from .anatomy import LATTICE_MM, LOBES, Anatomy, AnatomyParameters
+from .grid import Floats, Grid
 
 Points = npt.NDArray[np.float64]
 

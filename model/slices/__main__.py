@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
-from model.command_line import OneLineParser
-from model.errors import InputError
-from model.slices import ARCHITECTURES, CLASS_NAMES, CLASSES
-from model.slices.dataset import PATIENTS_FILE, SplitName
-from model.slices.images import FORMATS, LUNG_WINDOW, Window
+from ..command_line import OneLineParser
+from ..errors import InputError
+from . import ARCHITECTURES, CLASS_NAMES, CLASSES
+from .dataset import PATIENTS_FILE, SplitName
+from .images import FORMATS, LUNG_WINDOW, Window
 
 # Keras and torch take seconds to import: commands that need them import them themselves.
 if TYPE_CHECKING:
-    from model.slices.training import Settings
+    from .training import Settings
 
 SHIPPED_BUNDLE = Path(__file__).resolve().parents[2] / "weights" / "slices"
 
@@ -100,7 +100,7 @@ def _window(options: argparse.Namespace) -> Window:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from model.slices.simulated import make_slices
+    from .simulated import make_slices
 
     names = make_slices(options.images, options.seed, options.output, options.slices_per_patient, options.workers)
     for _ in tqdm(names, total=options.images, unit="slice", desc="simulating", disable=None):
@@ -109,16 +109,16 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    from model.slices.training import Settings
+    from .training import Settings
 
     return Settings(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
 
 
 def _train(options: argparse.Namespace) -> None:
-    from model.slices.bundle import SliceMetadata, check_bundle_place, write_bundle
-    from model.slices.comparison import Trial, assess, class_table, splits_of, table
-    from model.slices.dataset import read_slices
-    from model.slices.training import train
+    from .bundle import SliceMetadata, check_bundle_place, write_bundle
+    from .comparison import Trial, assess, class_table, splits_of, table
+    from .dataset import read_slices
+    from .training import train
 
     check_bundle_place(options.output)
     slices = read_slices(options.data, _window(options))
@@ -141,8 +141,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from model.slices.comparison import class_table, compare, table
-    from model.slices.dataset import read_slices
+    from .comparison import class_table, compare, table
+    from .dataset import read_slices
 
     if options.output:
         _make_report_folder(options.output)
@@ -193,8 +193,8 @@ def _described(base_weights: str | None) -> str | None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from model.slices.bundle import SliceClassifier
-    from model.slices.images import read_slice
+    from .bundle import SliceClassifier
+    from .images import read_slice
 
     pictures = [read_slice(path, options.slice, _window(options)) for path in options.images]
     classifier = SliceClassifier.from_bundle(options.bundle)

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from model.errors import InputError
-from model.slices import ARCHITECTURES, CLASSES, ArchitectureName
-from model.slices.images import Picture, resized
-from model.slices.networks import SliceNetwork, attention, build_network, probabilities
+from ..errors import InputError
+from . import ARCHITECTURES, CLASSES, ArchitectureName
+from .images import Picture, resized
+from .networks import SliceNetwork, attention, build_network, probabilities
 
 METADATA_FILE = "slices.json"
 WEIGHTS_FILE = "network.weights.h5"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from model.errors import InputError
-from model.slices import CLASSES, ArchitectureName
-from model.slices.dataset import Slices, Split, SplitName, split_by_image, split_by_patient
-from model.slices.metrics import Performance, measure
-from model.slices.networks import IMAGENET, SliceNetwork
-from model.slices.training import Settings, predict, train
+from ..errors import InputError
+from . import CLASSES, ArchitectureName
+from .dataset import Slices, Split, SplitName, split_by_image, split_by_patient
+from .metrics import Performance, measure
+from .networks import IMAGENET, SliceNetwork
+from .training import Settings, predict, train
 
 TITLES = {
     "inception_v3": "InceptionV3",

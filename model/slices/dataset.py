@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from model.dicom import read_tags
-from model.errors import InputError
-from model.slices import CLASSES
-from model.slices.images import DICOM_SUFFIXES, PICTURE_SUFFIXES, Picture, Window, read_slice, resized
+from ..errors import InputError
+from ..imaging.dicom import read_tags
+from . import CLASSES
+from .images import DICOM_SUFFIXES, PICTURE_SUFFIXES, Picture, Window, read_slice, resized
 
 PATIENTS_FILE = "patients.csv"
 """Columns `file` (relative to the folder, CLASS/NAME) and `patient`; others are left alone."""

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from model import dicom
-from model.errors import InputError
-from model.native import captured_stderr
-from model.scan import DICOM_READER, FILE_SUFFIXES, ImageGeometry, Orientation, available_memory, read_image
+from ..errors import InputError
+from ..imaging import dicom
+from ..imaging.native import captured_stderr
+from ..imaging.scan import DICOM_READER, FILE_SUFFIXES, ImageGeometry, Orientation, available_memory, read_image
 
 Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""

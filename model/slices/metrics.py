@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from model.slices import CLASSES
+from . import CLASSES
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

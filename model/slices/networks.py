@@ -19,9 +19,9 @@ import torch
 from keras import layers
 from torch import Tensor
 
-from model.errors import InputError
-from model.slices import CLASSES, ArchitectureName
-from model.slices.images import INPUT_SIZE
+from ..errors import InputError
+from . import CLASSES, ArchitectureName
+from .images import INPUT_SIZE
 
 IMAGENET = "imagenet"
 """Given in place of a file of base weights: download them."""

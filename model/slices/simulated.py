@@ -17,11 +17,11 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from model.errors import InputError
-from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
-from model.slices import CLASSES
-from model.slices.dataset import PATIENTS_FILE
-from model.slices.images import LUNG_WINDOW
+from ..errors import InputError
+from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
+from . import CLASSES
+from .dataset import PATIENTS_FILE
+from .images import LUNG_WINDOW
 
 CENTRILOBULAR_SCORES = (3, 4, 5)
 PARASEPTAL_SCORE = 2

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.slices import CLASSES, ArchitectureName
-from model.slices.dataset import Slices, Split
-from model.slices.networks import SliceNetwork, build_network, probabilities
+from . import CLASSES, ArchitectureName
+from .dataset import Slices, Split
+from .networks import SliceNetwork, build_network, probabilities
 
 ROTATION_DEGREES = 15.0
 SHIFT = 0.1

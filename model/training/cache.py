@@ -26,13 +26,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from model.densitometry import LOW_ATTENUATION_HU
-from model.errors import InputError
-from model.network import INPUT_SHAPE, MAP_SHAPE
-from model.preprocessing import WINDOW_HU, Profile, prepare
-from model.regions import Regions
-from model.scan import ImageGeometry, Scan, read_image
-from model.training.manifest import TrainingCase
+from ..cohort.manifest import TrainingCase
+from ..errors import InputError
+from ..imaging.scan import ImageGeometry, Scan, read_image
+from ..lungs.densitometry import LOW_ATTENUATION_HU
+from ..lungs.regions import Regions
+from ..network import INPUT_SHAPE, MAP_SHAPE
+from ..preprocessing import WINDOW_HU, Profile, prepare
 
 FORMAT = 1
 LEVELS = 255

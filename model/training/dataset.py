@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from model.network import INPUT_SHAPE
-from model.preprocessing import Profile, labels_on_map_grid
-from model.training.augmentation import (
+from ..cohort.manifest import TrainingCase
+from ..network import INPUT_SHAPE
+from ..preprocessing import Profile, labels_on_map_grid
+from .augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
     Augmentation,
@@ -25,9 +26,8 @@ from model.training.augmentation import (
     spatial_map,
     with_changed_intensities,
 )
-from model.training.cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
-from model.training.manifest import TrainingCase
-from model.training.tiles import draw_tile
+from .cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
+from .tiles import draw_tile
 
 WITHOUT_CHANGE = Augmentation()
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.errors import InputError
-from model.network import EmphysemaNetwork, build_network
-from model.training.settings import BEST, CHECKPOINT_FOLDER, RunSettings
-from model.weights import BundleMetadata, write_bundle
+from ..errors import InputError
+from ..network import EmphysemaNetwork, build_network
+from ..weights import BundleMetadata, write_bundle
+from .settings import BEST, CHECKPOINT_FOLDER, RunSettings
 
 BUNDLE_FOLDER = "bundle"
 NETWORK_PREFIX = "network."

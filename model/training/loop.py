@@ -14,15 +14,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from model.fleischner import SUBTYPES
-from model.network import DenseLogits, EmphysemaNetwork
-from model.training.dataset import Batch
-from model.training.distributed import CpuBatchNormSync, gathered, summed
-from model.training.performance import Performance, measure
-from model.training.pictures import figure, png
-from model.training.recipes import Recipe
-from model.training.settings import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunSettings
-from model.training.strategies import Strategy
+from ..fleischner import SUBTYPES
+from ..network import DenseLogits, EmphysemaNetwork
+from .dataset import Batch
+from .distributed import CpuBatchNormSync, gathered, summed
+from .performance import Performance, measure
+from .pictures import figure, png
+from .recipes import Recipe
+from .settings import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunSettings
+from .strategies import Strategy
 
 PICTURE_FOLDER = "pictures"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.fleischner import Subtype
+from ..fleischner import Subtype
 
 EPSILON = 1e-6
 """Smallest argument of a logarithm or of a fractional power, and smallest denominator."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from model.fleischner import SUBTYPES, Subtype
+from ..fleischner import SUBTYPES, Subtype
 
 
 @dataclass(frozen=True)

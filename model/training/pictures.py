@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from model.fleischner import SUBTYPES
-from model.rendering import COLOURS, most_affected_levels, overlay
+from ..fleischner import SUBTYPES
+from ..rendering import COLOURS, most_affected_levels, overlay
 
 _GAP = 4
 

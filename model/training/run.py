@@ -12,20 +12,20 @@ from lightning.pytorch import seed_everything
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from model.errors import InputError
-from model.fleischner import CENTRILOBULAR
-from model.network import EmphysemaNetwork, build_network
-from model.preprocessing import PROFILES, Profile
-from model.training.augmentation import AugmentationRanges
-from model.training.cache import cache_path, prepare_cohort, read_figures
-from model.training.dataset import Batch, CohortDataset, EpochSampler, stacked
-from model.training.distributed import ProcessPlace
-from model.training.export import export_run
-from model.training.loop import EmphysemaTraining, Reference, build_trainer
-from model.training.manifest import Manifest, TrainingCase
-from model.training.settings import CHECKPOINT_FOLDER, LAST, RunSettings
-from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
-from model.weights import read_bundle
+from ..cohort.manifest import Manifest, TrainingCase
+from ..errors import InputError
+from ..fleischner import CENTRILOBULAR
+from ..network import EmphysemaNetwork, build_network
+from ..preprocessing import PROFILES, Profile
+from ..weights import read_bundle
+from .augmentation import AugmentationRanges
+from .cache import cache_path, prepare_cohort, read_figures
+from .dataset import Batch, CohortDataset, EpochSampler, stacked
+from .distributed import ProcessPlace
+from .export import export_run
+from .loop import EmphysemaTraining, Reference, build_trainer
+from .settings import CHECKPOINT_FOLDER, LAST, RunSettings
+from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
 
 PICTURED_CASES = 3
 _POLL_SECONDS = 1.0

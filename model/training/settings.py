@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from model.errors import InputError
-from model.network import NetworkConfig
-from model.training.recipes import Recipe
+from ..errors import InputError
+from ..network import NetworkConfig
+from .recipes import Recipe
 
 Monitor = Literal["kappa", "loss"]
 MONITORS = {"kappa": ("validation/kappa", "max"), "loss": ("validation/loss", "min")}

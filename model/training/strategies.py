@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES
-from model.network import DenseLogits, EmphysemaNetwork, HeadName, class_activation_map, class_probabilities, lung_mean
-from model.preprocessing import ActivationMaps, NetworkInput, finish
-from model.subtyping import PERCENTAGE_DECIMALS
-from model.training import losses
-from model.training.dataset import Batch
-from model.training.manifest import Scores
-from model.training.recipes import Recipe
+from ..cohort.manifest import Scores
+from ..fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES
+from ..network import DenseLogits, EmphysemaNetwork, HeadName, class_activation_map, class_probabilities, lung_mean
+from ..preprocessing import ActivationMaps, NetworkInput, finish
+from ..subtyping import PERCENTAGE_DECIMALS
+from . import losses
+from .dataset import Batch
+from .recipes import Recipe
 
 Supervision = Literal["scores", "voxels"]
 

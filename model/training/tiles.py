@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from model.network import INPUT_SHAPE
-from model.training.augmentation import AffineMap, Tile
-from model.training.cache import PreparedCase
+from ..network import INPUT_SHAPE
+from .augmentation import AffineMap, Tile
+from .cache import PreparedCase
 
 Triple = tuple[int, int, int]
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from model import fleischner
-from model.errors import InputError
-from model.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
-from model.lung_segmentation import scan_without_mask
-from model.rendering import preview
-from model.results import case_result
-from model.scan import ImageGeometry, Orientation, Scan, read_image
-from model.stages import stage
-from model.subtyping import EmphysemaSubtyper
-from model.viewing.uploads import Upload, private_folder, read_volume
+from .. import fleischner
+from ..container.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
+from ..container.results import case_result
+from ..errors import InputError
+from ..imaging.scan import ImageGeometry, Orientation, Scan, read_image
+from ..lungs.segmentation import scan_without_mask
+from ..rendering import preview
+from ..stages import stage
+from ..subtyping import EmphysemaSubtyper
+from .uploads import Upload, private_folder, read_volume
 
 ENTITY = "scan"
 """What an uploaded scan is called in results: never by its file's name."""

@@ -20,14 +20,14 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from model import DISCLAIMER, __version__, stages
-from model.errors import InputError
-from model.slices import CLASS_NAMES
-from model.slices.images import LUNG_WINDOW, Window, as_picture, read_levels
-from model.viewing.access import Access
-from model.viewing.case import SUBTYPES, ViewedCase, finished_cases, open_finished, score_uploads
-from model.viewing.planes import AXES, WINDOWS, PlaneName, heat_over, plane_picture, png
-from model.viewing.uploads import Upload, private_folder
+from .. import DISCLAIMER, __version__, stages
+from ..errors import InputError
+from ..slices import CLASS_NAMES
+from ..slices.images import LUNG_WINDOW, Window, as_picture, read_levels
+from .access import Access
+from .case import SUBTYPES, ViewedCase, finished_cases, open_finished, score_uploads
+from .planes import AXES, WINDOWS, PlaneName, heat_over, plane_picture, png
+from .uploads import Upload, private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -152,15 +152,15 @@ def _scored(options: PageOptions, ct_files: Sequence[UploadedFile], mask_files: 
 @st.cache_resource(show_spinner=False)
 def _subtyper(places: tuple[Path, ...], device: Any, precision: Any) -> Any:
     """The network, once for all sessions."""
-    from model.subtyping import EmphysemaSubtyper
-    from model.weights import locate_bundle
+    from ..subtyping import EmphysemaSubtyper
+    from ..weights import locate_bundle
 
     return EmphysemaSubtyper.from_bundle(locate_bundle(*places), device, precision)
 
 
 @st.cache_resource(show_spinner=False)
 def _classifier(bundle: Path) -> Any:
-    from model.slices.bundle import SliceClassifier
+    from ..slices.bundle import SliceClassifier
 
     return SliceClassifier.from_bundle(bundle)
 

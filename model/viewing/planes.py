@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.rendering import COLOURS, overlay
-from model.slices.images import LUNG_WINDOW, Picture, Window
+from ..rendering import COLOURS, overlay
+from ..slices.images import LUNG_WINDOW, Picture, Window
 
 PlaneName = Literal["axial", "coronal", "sagittal"]
 AXES: dict[PlaneName, int] = {"axial": 0, "coronal": 1, "sagittal": 2}

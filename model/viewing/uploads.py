@@ -17,8 +17,8 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from model.errors import InputError
-from model.scan import FILE_SUFFIXES, available_memory, read_image
+from ..errors import InputError
+from ..imaging.scan import FILE_SUFFIXES, available_memory, read_image
 
 SINGLE_FILES = tuple(suffix for suffix in FILE_SUFFIXES if suffix != ".mhd")  # .mhd names a second file
 FORMATS = f"one {', '.join(SINGLE_FILES)} file, or the DICOM files of one series (as they are, or in one .zip)"

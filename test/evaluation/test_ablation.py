@@ -7,8 +7,8 @@ import pytest
 
 from benchmark.ablation import main, table_5
 from benchmark.complexity import TABLE_5, Complexity
+from model.cohort.readings import read_pairs
 from model.evaluation.agreement import Resampling
-from model.evaluation.readings import read_pairs
 from model.evaluation.report import make_report
 from test.evaluation.paper import REGRESSION_CLE, REGRESSION_PSE, write_scores
 from test.training.cohort import row, write_manifest, write_phantom

@@ -10,12 +10,12 @@ import pytest
 import SimpleITK as sitk
 
 from evaluate import main as evaluate
-from model.densitometry import measure
+from model.container.grand_challenge import MAP_FOLDERS
 from model.evaluation.baselines import RIM_MM, all_centrilobular, depth, low_attenuation, main, rim_paraseptal
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
-from model.grand_challenge import MAP_FOLDERS
-from model.regions import Regions
-from model.scan import Scan
+from model.imaging.scan import Scan
+from model.lungs.densitometry import measure
+from model.lungs.regions import Regions
 from test.evaluation.results import write_simulated_reference
 from test.phantom import LESION_HU, Phantom, make_phantom, write_case
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from model.cohort.readings import Extent, Reading, Readings, read_pairs, read_predictions, read_reference
 from model.errors import InputError
 from model.evaluation.pairing import match
-from model.evaluation.readings import Extent, Reading, Readings, read_pairs, read_predictions, read_reference
 from test.evaluation.results import result, write_predictions, write_results, write_simulated_reference
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from model.cohort.readings import Extent, Reading, Readings
 from model.errors import InputError
-from model.evaluation.readings import Extent, Reading, Readings
 from model.evaluation.voxels import count_voxels, measure_voxels, summarise
 
 SHAPE = (2, 3, 4)

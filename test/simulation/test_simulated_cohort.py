@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
-from model.scan import Scan
+from model.imaging.scan import Scan
 from model.simulation.__main__ import main
 
 COLUMNS = ["entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage"]

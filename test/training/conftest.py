@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.training.manifest import TrainingCase, read_manifest
+from model.cohort.manifest import TrainingCase, read_manifest
 from test.training.cohort import write_cohort
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.densitometry import measure
+from model.cohort.manifest import Scores, TrainingCase, read_manifest
 from model.errors import InputError
+from model.imaging.scan import Scan
+from model.lungs.densitometry import measure
+from model.lungs.regions import Regions
 from model.preprocessing import PAPER, RELEASED, Profile, prepare
-from model.regions import Regions
-from model.scan import Scan
 from model.training.cache import cache_path, prepare_case, prepare_cohort, read_case, read_figures, write_case
 from model.training.dataset import WITHOUT_CHANGE, assemble
-from model.training.manifest import Scores, TrainingCase, read_manifest
 from test.training.cohort import write_phantom
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.cohort.manifest import Scores, read_manifest, write_simulated_manifest
 from model.errors import InputError
-from model.training.manifest import Scores, main, read_manifest, write_simulated_manifest
+from model.training.manifest import main
 from test.training.cohort import row, write_manifest, write_volume
 
 

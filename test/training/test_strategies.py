@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.cohort.manifest import Scores
 from model.fleischner import SUBTYPES
 from model.network import DenseLogits, NetworkConfig, build_network
 from model.training.dataset import Batch
-from model.training.manifest import Scores
 from model.training.recipes import PAPER, RECIPES, RELEASED, Recipe
 from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import train
-from model.scan import Scan
+from model.cohort.manifest import read_manifest
+from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper
-from model.training.manifest import read_manifest
 from model.training.settings import RunSettings
 from model.weights import read_bundle, read_metadata
 from test.training.cohort import row, write_manifest

@@ -24,9 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import algorithm
-import process
-from model import grand_challenge, preprocessing, reading, subtyping, whole_files
+from model import preprocessing, subtyping, whole_files
+from model.container import algorithm, command, grand_challenge, reading
 
 COARSE_GRID = (32, 56, 72)
 """Instead of 128 x 224 x 288: a 64th of the work."""
@@ -53,7 +52,7 @@ def act_at(place: str, action: Callable[[], None]) -> None:
     elif place == "read":
         before(reading, "read_case", lambda *_: place, place, action)
     elif place in STAGES:
-        for module in (process, algorithm, subtyping):
+        for module in (command, algorithm, subtyping):
             before(module, "stage", str, place, action)
     elif place == "flush":
         before(whole_files, "_flush", lambda _: place, place, action)
@@ -99,8 +98,8 @@ def run_with_fault(fault: tuple[str, ...], arguments: list[str]) -> int:
     setattr(preprocessing, "INPUT_SHAPE", COARSE_GRID)  # noqa: B010  # the name is imported there, not defined
     if fault:
         provoke(*fault)
-    process.end_on_signals()
-    return process.main(arguments)
+    command.end_on_signals()
+    return command.main(arguments)
 
 
 def _run_apart(fault: tuple[str, ...], arguments: list[str], folder: str) -> None:

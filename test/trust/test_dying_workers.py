@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from model.cohort.manifest import read_manifest
 from model.preprocessing import PAPER
 from model.training.cache import prepare_cohort
-from model.training.manifest import read_manifest
 from test.training.cohort import row, write_manifest, write_phantom
 
 pytestmark = pytest.mark.slow

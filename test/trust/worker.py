@@ -12,8 +12,8 @@ from pathlib import Path
 
 import process
 from model import preprocessing, weights
+from model.cohort.manifest import read_manifest
 from model.errors import InputError
-from model.training.manifest import read_manifest
 from test.trust.provoke import COARSE_GRID
 
 

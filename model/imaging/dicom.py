@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
+from ..errors import InputError
 
 SUFFIXES = (".dcm", ".ima")
 

@@ -20,10 +20,10 @@ from evalutils.validators import ExpectedColumnNamesValidator
 from pandas import DataFrame, read_csv
 from pandas.errors import EmptyDataError, ParserError
 
-from model.errors import InputError
-from model.fleischner import SUBTYPES, Subtype
-from model.grand_challenge import RESULTS_FILE, map_path
-from model.training.manifest import COLUMN_ALIASES, REFERENCE_COLUMNS
+from ..container.grand_challenge import RESULTS_FILE, map_path
+from ..errors import InputError
+from ..fleischner import SUBTYPES, Subtype
+from .manifest import COLUMN_ALIASES, REFERENCE_COLUMNS
 
 ALIASES = COLUMN_ALIASES | {theirs: ours for ours, theirs in REFERENCE_COLUMNS.items()}
 """Column names of COPDGene and of simulated cohorts, and what they are called here."""

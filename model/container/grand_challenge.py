@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import SimpleITK as sitk
 
-from model.dicom import SUFFIXES as DICOM_SUFFIXES
-from model.errors import InputError
-from model.native import captured_stderr
-from model.scan import FILE_SUFFIXES, FORMATS
-from model.whole_files import WholeFiles
+from ..errors import InputError
+from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
+from ..imaging.native import captured_stderr
+from ..imaging.scan import FILE_SUFFIXES, FORMATS
+from ..whole_files import WholeFiles
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from model import __version__, densitometry
-from model.scan import Scan
-from model.subtyping import EmphysemaSubtyper, Finding, Subtyping
+from .. import __version__
+from ..imaging.scan import Scan
+from ..lungs import densitometry
+from ..subtyping import EmphysemaSubtyper, Finding, Subtyping
 
 LungMaskSource = Literal["given", "automatic"]
-"""Whether the lung mask came with the CT, or was made by `model.lung_segmentation`."""
+"""Whether the lung mask came with the CT, or was made by `model.lungs.segmentation`."""
 
 
 def case_result(

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from model import dicom
-from model.errors import InputError, printable
-from model.integrity import check_header, check_payload, has_checksum, matches_checksum
-from model.native import captured_stderr
+from ..errors import InputError, printable
+from . import dicom
+from .integrity import check_header, check_payload, has_checksum, matches_checksum
+from .native import captured_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Scan:
     Attributes:
         hounsfield: z, y, x; int16, or float32 where the file holds floating-point numbers; HU.
         lung: z, y, x; bool.
-        lobes: z, y, x; uint8 labels 1 to 5 (see `model.regions`) where the mask is one of lobes, else None.
+        lobes: z, y, x; uint8 labels 1 to 5 (see `model.lungs.regions`) where the mask is one of lobes, else None.
         spacing: z, y, x; mm.
         geometry: the CT file's own.
         orientation: from the CT file's axes to the patient's.

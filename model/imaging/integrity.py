@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from model.errors import InputError
+from ..errors import InputError
 
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.regions import Regions
-from model.scan import AIR_HU, Scan
+from ..imaging.scan import AIR_HU, Scan
+from .regions import Regions
 
 LOW_ATTENUATION_HU = -950
 PERCENTILE = 15

@@ -16,18 +16,18 @@ from evalutils.exceptions import FileLoaderError
 from evalutils.io import FileLoader
 from pandas import DataFrame, Series
 
-from model import grand_challenge
-from model.choices import MapType
-from model.errors import InputError, printable, unexpected
-from model.grand_challenge import Case, OutputFolder, failed_result
-from model.lung_segmentation import scan_without_mask
-from model.native import print_error
-from model.reading import ReadAhead
-from model.rendering import preview
-from model.results import case_result
-from model.scan import Scan, read_header
-from model.stages import stage
-from model.subtyping import EmphysemaSubtyper, Subtyping
+from ..command_line import MapType
+from ..errors import InputError, printable, unexpected
+from ..imaging.native import print_error
+from ..imaging.scan import Scan, read_header
+from ..lungs.segmentation import scan_without_mask
+from ..rendering import preview
+from ..stages import stage
+from ..subtyping import EmphysemaSubtyper, Subtyping
+from . import grand_challenge
+from .grand_challenge import Case, OutputFolder, failed_result
+from .reading import ReadAhead
+from .results import case_result
 
 logger = logging.getLogger("process")
 

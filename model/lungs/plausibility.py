@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from model.scan import Scan
+from ..imaging.scan import Scan
 
 TISSUE_HU = -300
 """Above this lies soft tissue: the top of the window that the network sees."""

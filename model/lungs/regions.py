@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from model.scan import Box, Scan
+from ..imaging.scan import Box, Scan
 
 RIGHT, LEFT = 1, 2
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from scipy import ndimage
 
-from model.errors import InputError
-from model.regions import LEFT, RIGHT, tell_sides
-from model.scan import AIR_HU, LUNG_VOLUME_ML, ImageGeometry, Orientation, Scan
+from ..errors import InputError
+from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML, ImageGeometry, Orientation, Scan
+from .regions import LEFT, RIGHT, tell_sides
 
 Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]

@@ -9,9 +9,9 @@ from typing import Self
 
 import SimpleITK as sitk
 
-from model.errors import InputError
-from model.grand_challenge import Case
-from model.scan import Scan, read_image
+from ..errors import InputError
+from ..imaging.scan import Scan, read_image
+from .grand_challenge import Case
 
 
 def read_case(case: Case) -> Scan | sitk.Image:

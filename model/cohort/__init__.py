@@ -1,0 +1,1 @@
+"""Many scans: manifests, visual references, where a case's truth lies."""

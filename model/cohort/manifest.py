@@ -1,0 +1,326 @@
+"""The list of scans that a network learns from: a CSV that is checked row by row before anything starts.
+
+Columns: `entity, ct, lung_mask, centrilobular, paraseptal, split`; paths are relative to the CSV. COPDGene's own names are
+understood too (`sid`, `CT_Visual_Emph_Severity_P1`, `CT_Visual_Emph_Paraseptal_P1`), and tabs instead of commas. Optional:
+`centrilobular_truth, paraseptal_truth` (voxel maps on the CT's grid) and `centrilobular_percentage, paraseptal_percentage`.
+
+    python -m model.training.manifest SIMULATED_COHORT [MANIFEST] [--validation 0.1] [--test 0] [--seed 0]
+
+writes such a list for a cohort of `model.simulation`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..fleischner import SUBTYPES, Subtype
+from ..imaging.scan import ImageGeometry, read_header
+
+Split = Literal["train", "validation", "test"]
+
+COLUMNS = ("entity", "ct", "lung_mask", "centrilobular", "paraseptal", "split")
+COLUMN_ALIASES = {
+    "sid": "entity",
+    "CT_Visual_Emph_Severity_P1": "centrilobular",
+    "CT_Visual_Emph_Paraseptal_P1": "paraseptal",
+}
+"""Names of COPDGene, and what they are called here."""
+
+TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
+PERCENTAGE_COLUMNS = tuple(f"{subtype.name}_percentage" for subtype in SUBTYPES)
+
+EXPECTED = f"a CSV with the columns {', '.join(COLUMNS)}"
+MANIFEST_FILE = "manifest.csv"
+
+
+class Scores(NamedTuple):
+    """Visual scores of one scan."""
+
+    centrilobular: int
+    paraseptal: int
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One row of a manifest.
+
+    Attributes:
+        entity: its name, unlike any other's in the manifest.
+        ct: a file, or a folder that holds one DICOM series.
+        lung_mask: a file on the same grid.
+        scores: the Fleischner scores.
+        split: what the scan is for.
+        truth: voxel maps of centrilobular and paraseptal emphysema on the CT's grid, or None.
+        percentages: of the lung, centrilobular and paraseptal, 0 to 100, or None where they are not known.
+    """
+
+    entity: str
+    ct: Path
+    lung_mask: Path
+    scores: Scores
+    split: Split
+    truth: tuple[Path, Path] | None = None
+    percentages: tuple[float, float] | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of the case, the CT first."""
+        return (self.ct, self.lung_mask, *(self.truth or ()))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked list of scans; `sha256` is that of the CSV file."""
+
+    path: Path
+    cases: tuple[TrainingCase, ...]
+    sha256: str
+
+    def of(self, split: Split) -> tuple[TrainingCase, ...]:
+        """The cases of one split, in the order of the file."""
+        return tuple(case for case in self.cases if case.split == split)
+
+
+def read_manifest(path: Path | str, *, with_truth: bool = False) -> Manifest:
+    """Read a manifest and check every row: scores, split, names, files, and that the grids of each scan are equal.
+
+    Args:
+        path: the CSV.
+        with_truth: whether every scan that is not for testing must have voxel maps.
+
+    Raises:
+        InputError: the file is no manifest, or rows are bad: one error that lists every one of them.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"it cannot be read ({error})", EXPECTED) from error
+    header, rows = _table(path, text)
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise InputError(path, f"missing columns: {', '.join(missing)}", EXPECTED)
+    if not rows:
+        raise InputError(path, "no rows", EXPECTED)
+
+    cases: list[TrainingCase] = []
+    problems: list[str] = []
+    times = Counter(row["entity"] for _, row in rows)
+    for line, row in rows:
+        found = list(_row_problems(row, path.parent, times, with_truth))
+        if found:
+            problems.append(f"row {line} ({row['entity'] or 'no entity'}): {', '.join(found)}")
+        else:
+            cases.append(_case(row, path.parent))
+    if problems:
+        raise InputError(
+            path,
+            f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}: {'; '.join(problems)}",
+            "files that exist on equal grids, scores of the Fleischner system, each entity once, "
+            f"split {' or '.join(get_args(Split))}",
+        )
+    manifest = Manifest(path, tuple(cases), hashlib.sha256(content).hexdigest())
+    for split in ("train", "validation"):
+        if not manifest.of(split):
+            raise InputError(path, f"no row has the split {split}", "at least one scan to train on and one to validate on")
+    return manifest
+
+
+def _table(path: Path, text: str) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """Column names, and each row with its line number; names are ours, values stripped."""
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = {name: COLUMN_ALIASES.get(name.strip(), name.strip()) for name in reader.fieldnames or ()}
+    ambiguous = [name for name, count in Counter(names.values()).items() if count > 1]
+    if ambiguous:
+        raise InputError(path, f"several columns for {', '.join(ambiguous)}", EXPECTED)
+    rows = []
+    try:
+        for row in reader:
+            rows.append((reader.line_num, {ours: (row[name] or "").strip() for name, ours in names.items()}))
+    except csv.Error as error:
+        raise InputError(path, f"line {reader.line_num} is not CSV ({error})", EXPECTED) from error
+    return set(names.values()), rows
+
+
+def _row_problems(row: dict[str, str], folder: Path, times: Counter[str], with_truth: bool) -> Iterator[str]:
+    entity = row["entity"]
+    if not entity or Path(entity).name != entity or entity.startswith("."):
+        yield f"entity {entity!r} cannot be a file name"
+    elif times[entity] > 1:
+        yield f"duplicate entity {entity}"
+    for subtype in SUBTYPES:
+        if _score(row[subtype.name], subtype) is None:
+            yield f"{subtype.name} score {row[subtype.name]!r} is not one of 0 to {len(subtype.grades) - 1}"
+    if row["split"] not in get_args(Split):
+        yield f"unknown split {row['split']!r}"
+    if any(_percentage(row.get(column, "")) is None for column in PERCENTAGE_COLUMNS) and any(
+        row.get(column) for column in PERCENTAGE_COLUMNS
+    ):
+        yield f"{' and '.join(PERCENTAGE_COLUMNS)} are not both numbers from 0 to 100"
+    truth = [column for column in TRUTH_COLUMNS if row.get(column)]
+    if len(truth) == 1 or (with_truth and not truth and row["split"] != "test"):
+        yield f"no {' and '.join(column for column in TRUTH_COLUMNS if column not in truth)}"
+    yield from _file_problems({column: row[column] for column in ("ct", "lung_mask", *truth)}, folder)
+
+
+def _file_problems(files: dict[str, str], folder: Path) -> Iterator[str]:
+    sizes: dict[str, tuple[int, int, int]] = {}
+    for column, name in files.items():
+        if not name:
+            yield f"no {column}"
+            continue
+        try:
+            sizes[column] = read_header(folder / name)
+        except InputError as error:
+            yield str(error)
+    if "ct" not in sizes:
+        return
+    for column in sizes:
+        if sizes[column] != sizes["ct"]:
+            found = [" x ".join(map(str, sizes[key])) for key in (column, "ct")]
+            yield f"unequal grids: {column} has {found[0]} voxels, the CT {found[1]}"
+        elif not _same_place(folder / files["ct"], folder / files[column]):
+            yield f"unequal grids: {column} lies elsewhere than the CT"
+
+
+def _same_place(ct: Path, other: Path) -> bool:
+    """Whether two files lie on one grid; a DICOM series tells its place only when it is read whole."""
+    if ct.is_dir() or other.is_dir():
+        return True
+    geometries = []
+    for path in (ct, other):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        geometries.append(ImageGeometry.of(reader))
+    return geometries[0].same_grid(geometries[1])
+
+
+def _score(text: str, subtype: Subtype) -> int | None:
+    """A whole number, also one written as `3.0`, as COPDGene's tables have it; None if it is no score."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if value in {float(grade.score) for grade in subtype.grades} else None
+
+
+def _percentage(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and 0 <= value <= 100 else None
+
+
+def _case(row: dict[str, str], folder: Path) -> TrainingCase:
+    centrilobular, paraseptal = (_score(row[subtype.name], subtype) for subtype in SUBTYPES)
+    percentages = tuple(_percentage(row.get(column, "")) for column in PERCENTAGE_COLUMNS)
+    truth = tuple(folder / row[column] for column in TRUTH_COLUMNS if row.get(column))
+    assert centrilobular is not None, "checked before"
+    assert paraseptal is not None, "checked before"
+    return TrainingCase(
+        entity=row["entity"],
+        ct=folder / row["ct"],
+        lung_mask=folder / row["lung_mask"],
+        scores=Scores(centrilobular, paraseptal),
+        split=row["split"],  # type: ignore[arg-type]  # checked before
+        truth=truth or None,  # type: ignore[arg-type]
+        percentages=None if None in percentages else percentages,  # type: ignore[arg-type]
+    )
+
+
+REFERENCE_FILE = "reference.csv"
+REFERENCE_COLUMNS = {
+    "entity": "entity",
+    "centrilobular": "cle_score",
+    "paraseptal": "pse_score",
+    "centrilobular_percentage": "cle_percentage",
+    "paraseptal_percentage": "pse_percentage",
+}
+"""Columns of a manifest, and what a simulated cohort's reference calls them."""
+
+SIMULATED_FILES = {
+    "ct": "{entity}/images/ct/{entity}.mha",
+    "lung_mask": "{entity}/images/lung-mask/{entity}.mha",
+    "centrilobular_truth": "{entity}/truth/centrilobular.mha",
+    "paraseptal_truth": "{entity}/truth/paraseptal.mha",
+}
+"""Where `model.simulation` lays a case's files, below the cohort's folder."""
+
+
+def write_simulated_manifest(
+    cohort: Path | str, manifest: Path | str | None = None, *, validation: float = 0.1, test: float = 0.0, seed: int = 0
+) -> Path:
+    """Write the manifest of a cohort that `python -m model.simulation` wrote.
+
+    Every split gets its share of every combination of scores; which case goes where is drawn from `seed`.
+
+    Args:
+        cohort: the folder with `reference.csv`.
+        manifest: the file to write; None: `manifest.csv` in that folder.
+        validation: share of the cases to validate on, 0 to 1.
+        test: share that neither training nor validation sees.
+        seed: of the draw.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        InputError: the folder is no simulated cohort, or the shares leave nothing to train on.
+    """
+    cohort = Path(cohort)
+    manifest = cohort / MANIFEST_FILE if manifest is None else Path(manifest)
+    expected = f"a folder with {REFERENCE_FILE}, written by python -m model.simulation"
+    if not 0 <= validation + test < 1 or min(validation, test) < 0:
+        raise InputError("--validation and --test", f"shares {validation} and {test}", "shares that leave cases to train on")
+    try:
+        header, rows = _table(cohort / REFERENCE_FILE, (cohort / REFERENCE_FILE).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(cohort, f"{REFERENCE_FILE} cannot be read ({error})", expected) from error
+    missing = [column for column in REFERENCE_COLUMNS.values() if column not in header]
+    if missing:
+        raise InputError(cohort / REFERENCE_FILE, f"missing columns: {', '.join(missing)}", expected)
+
+    splits = _splits([row for _, row in rows], validation, test, seed)
+    base = Path(os.path.relpath(cohort, manifest.parent))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow((*REFERENCE_COLUMNS, *SIMULATED_FILES, "split"))
+    for _, row in rows:
+        files = (base / pattern.format(entity=row["entity"]) for pattern in SIMULATED_FILES.values())
+        writer.writerow((*(row[name] for name in REFERENCE_COLUMNS.values()), *files, splits[row["entity"]]))
+    partial = manifest.with_name(f".{manifest.name}.partial-{os.getpid()}")
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    partial.replace(manifest)
+    return manifest
+
+
+def _splits(rows: list[dict[str, str]], validation: float, test: float, seed: int) -> dict[str, Split]:
+    """Sort the cases by scores (ties at random) and take some at even distances: strata without remainders."""
+    generator = random.Random(seed)
+    order = sorted(rows, key=lambda row: (row["cle_score"], row["pse_score"], generator.random()))
+    offset = generator.random()
+    # Multiples of the golden ratio, modulo 1, spread any share of the cases evenly over the sorted list.
+    spread = sorted(range(len(order)), key=lambda place: (place * 0.6180339887498949 + offset) % 1)
+    entities = [order[place]["entity"] for place in spread]
+    first, last = round(validation * len(entities)), len(entities) - round(test * len(entities))
+    return {
+        entity: "validation" if place < first else "test" if place >= last else "train" for place, entity in enumerate(entities)
+    }

@@ -1,0 +1,1 @@
+"""The container: the platform's folders, the results, reading ahead, the evalutils algorithm, the command."""

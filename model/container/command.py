@@ -1,0 +1,217 @@
+"""The inference command: reads a chest CT and its lung mask, writes Fleischner scores and activation maps.
+
+`process.py` and the console command `emphysema-subtyping` both call `run_command`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+import SimpleITK as sitk
+
+# Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
+from .. import DISCLAIMER, __version__
+from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
+from ..errors import InputError, printable, unexpected
+from ..imaging.native import print_error, stderr_descriptor
+from ..stages import stage
+from . import grand_challenge
+from .grand_challenge import Case, OutputFolder, failed_result
+from .reading import ReadAhead
+
+if TYPE_CHECKING:
+    from .algorithm import EmphysemaAlgorithm
+
+logger = logging.getLogger("process")
+
+ENVIRONMENT_PREFIX = "EMPHYSEMA_"
+WEIGHTS_BESIDE_CODE = Path(__file__).resolve().parents[2] / "weights"
+
+
+def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
+    """Return the table that is printed at the end of a run."""
+    lines = [f"{'entity':<24} {'centrilobular':<32} {'paraseptal':<26} {'LAA-950':>8}"]
+    for result in results:
+        entity = printable(result["entity"])
+        if result["error_messages"]:
+            lines.append(f"{entity:<24} not scored: {result['error_messages'][0]}")
+            continue
+        metrics = result["metrics"]
+        cells = [_summary_cell(metrics, prefix) for prefix in ("cle", "pse")]
+        laa950 = f"{metrics['laa950_percentage']:.1f} %"
+        lines.append(f"{entity:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
+    scored = next((result for result in results if not result["error_messages"]), None)
+    if scored:
+        lines.append(f"weights: {scored['provenance']['bundle']} (trained on: {scored['provenance']['trained_on']})")
+    lines.append(printable(f"{seconds:.1f} s; written to {output}"))
+    lines.append(DISCLAIMER)
+    return "\n".join(lines)
+
+
+def _summary_cell(metrics: dict[str, Any], prefix: str) -> str:
+    percentage = metrics[f"{prefix}_percentage"]
+    extent = "" if percentage is None else f", {percentage:.1f} %"
+    return f"{metrics[f'{prefix}_severity_score']} {metrics[f'{prefix}_severity']}{extent}"
+
+
+def parsed_options(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; what it leaves out may be set by the environment (EMPHYSEMA_DEVICE for --device, and so on)."""
+    parser = OneLineParser(
+        prog="process.py",
+        description=f"Score emphysema subtypes on chest CT. {DISCLAIMER}",
+        epilog=f"Each option can be set by an environment variable too: {ENVIRONMENT_PREFIX}DEVICE, "
+        f"{ENVIRONMENT_PREFIX}MAP_TYPE, {ENVIRONMENT_PREFIX}PREVIEW=1, and so on.",
+    )
+    options = [
+        parser.add_argument("--input", type=Path, default=grand_challenge.INPUT_FOLDER, help="default: %(default)s"),
+        parser.add_argument("--output", type=Path, default=grand_challenge.OUTPUT_FOLDER, help="default: %(default)s"),
+        parser.add_argument("--ct", type=Path, help="score this CT alone, instead of what --input holds"),
+        parser.add_argument("--lung-mask", type=Path, help="the lung mask of --ct"),
+        parser.add_argument(
+            "--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it, with these weights"
+        ),
+        parser.add_argument(
+            "--weights",
+            type=Path,
+            help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else weights/ beside the code",
+        ),
+        parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
+        parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
+        parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
+    ]
+    flags = [
+        parser.add_argument("--preview", action="store_true", help="write a picture of each case too"),
+        parser.add_argument("--segment-lungs", action="store_true", help="find the lungs of CTs that have no lung mask"),
+    ]
+    parser.add_argument("--version", action="version", version=__version__)
+    preset = []
+    for option in options:
+        value = os.environ.get(ENVIRONMENT_PREFIX + option.dest.upper())
+        if value:
+            preset.append(f"{option.option_strings[0]}={value}")
+    for flag in flags:
+        if os.environ.get(ENVIRONMENT_PREFIX + flag.dest.upper(), "").lower() in ("1", "true", "yes", "on"):
+            preset.append(flag.option_strings[0])
+    parsed = parser.parse_args([*preset, *arguments])
+    if parsed.lung_mask is not None and parsed.ct is None:
+        parser.error("--ct and --lung-mask go together")
+    if parsed.ct is not None and parsed.lung_mask is None and not parsed.segment_lungs:
+        parser.error("--ct and --lung-mask go together, unless there is --segment-lungs")
+    if parsed.lungmask_weights is not None and not parsed.segment_lungs:
+        parser.error("--lungmask-weights goes with --segment-lungs")
+    return parsed
+
+
+def granted_threads() -> int:
+    """What OMP_NUM_THREADS says; else as many as CPUs the control group grants: a container may see all of the host's."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cpus = min(cpus, max(int(quota) // int(period), 1))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        pass
+    return cpus
+
+
+def main(arguments: list[str] | None = None) -> int:
+    start = time.perf_counter()
+    options = parsed_options(sys.argv[1:] if arguments is None else arguments)
+    set_up_logging()
+    try:
+        outputs = OutputFolder(options.output)
+    except InputError as error:
+        print_error(str(error))
+        return 2
+    with contextlib.closing(outputs):
+        return run(options, outputs, start)
+
+
+def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int:
+    """Score what the options name into a folder that is this run's alone; return the exit code."""
+    try:
+        if options.ct:
+            cases = [Case.of(options.ct, options.lung_mask)]
+        else:
+            cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
+        with ReadAhead(cases) as scans:
+            algorithm = scored(cases, scans, options, outputs)
+    except Exception as error:
+        is_input = isinstance(error, InputError)
+        message = str(error) if is_input else printable(f"{options.output}: {unexpected(error)}")
+        with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
+            outputs.write_results([failed_result(message)])
+        print_error(message)
+        return 2 if is_input else 1
+    report(summary(algorithm.results, time.perf_counter() - start, options.output))
+    return algorithm.exit_code
+
+
+def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, outputs: OutputFolder) -> EmphysemaAlgorithm:
+    """Load the network while the first scan is being read, then score every case."""
+    import torch
+
+    from ..subtyping import EmphysemaSubtyper
+    from ..weights import locate_bundle
+    from .algorithm import EmphysemaAlgorithm
+
+    torch.set_num_threads(granted_threads())
+    with stage("weights"):
+        places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
+        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
+    for note in subtyper.notes:
+        logger.info("%s", note)
+    logger.info("running on %s in %s", subtyper.device, subtyper.precision)
+    algorithm = EmphysemaAlgorithm(cases, scans, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
+    algorithm.process()
+    return algorithm
+
+
+def set_up_logging() -> None:
+    """Log to stdout, whatever it can encode; a log that cannot be written, as on a full disk, is no reason to lose a result."""
+    logging.raiseExceptions = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.captureWarnings(True)
+
+
+def report(text: str) -> None:
+    """Print the run's last words, and give up stdout where nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+
+
+def end_on_signals() -> None:
+    """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        os.write(stderr_descriptor(), f"stopped by {signal.Signals(number).name}\n".encode())
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def run_command() -> NoReturn:
+    """Run `main` as a process of its own, which ends here."""
+    end_on_signals()
+    code = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)  # everything is on the disk; to take torch and large arrays down in order would take a second more

@@ -1,0 +1,1 @@
+"""Measures of a masked lung: segmentation, regions, densitometry, plausibility."""
