@@ -90,7 +90,7 @@ def test_inference_imports_only_what_its_requirements_bring() -> None:
 
 
 def test_only_one_module_holds_the_intervals_of_table_1() -> None:
-    holders = [path.name for path in MODULES if "advanced destructive" in path.read_text(encoding="utf-8")]
+    holders = [path.name for path in MODULES if '"advanced destructive"' in path.read_text(encoding="utf-8")]
     assert holders == ["fleischner.py"]
 
 
