@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -35,12 +34,11 @@ sys.path.insert(0, str(ROOT))
 from benchmark.complexity import measure
 from model.network import NetworkConfig
 from model.preprocessing import PROFILES
+from model.stages import Stage, parse_stage_line
 from model.subtyping import choose_device, choose_precision
 from model.weights import untrained_bundle, write_bundle
 
 LUNG_HU, BODY_HU, NOISE_HU = -860, 40, 30
-STAGE_LINE = re.compile(r"^\d\d:\d\d:\d\d (\S+(?: \S+)*?) +(\d+\.\d\d) s$")
-STAGES = ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write")
 GROWTH = (0.25, 0.5, 1.0, 2.0, 4.0)
 MATRIX = 4096
 
@@ -49,7 +47,7 @@ MATRIX = 4096
 class Run:
     """One run of process.py: seconds of each stage and from process start to exit, and peak memory in GB."""
 
-    stages: dict[str, float]
+    stages: dict[Stage, float]
     seconds: float
     gigabytes: float
 
@@ -91,12 +89,15 @@ def run(case: Path, weights: Path, output: Path) -> Run:
     text = log.read_text()
     if process.returncode != 0:
         raise RuntimeError(f"process.py failed: {text}")
-    stages = dict.fromkeys(STAGES, 0.0)
-    for line in text.splitlines():
-        found = STAGE_LINE.match(line)
-        if found and found[1] in stages:
-            stages[found[1]] += float(found[2])
-    return Run(stages, seconds, highest / 1e9)
+    return Run(logged_stages(text), seconds, highest / 1e9)
+
+
+def logged_stages(log: str) -> dict[Stage, float]:
+    """Seconds of every stage that a log of process.py holds, summed over its scans, in the order of `Stage`."""
+    stages: dict[Stage, float] = {}
+    for found in filter(None, map(parse_stage_line, log.splitlines())):
+        stages[found[0]] = stages.get(found[0], 0.0) + found[1]
+    return {stage: stages[stage] for stage in Stage if stage in stages}
 
 
 def peak_memory(process: int) -> int:
@@ -110,7 +111,7 @@ def peak_memory(process: int) -> int:
 
 def median_run(runs: list[Run]) -> Run:
     """Medians of every figure."""
-    stages = {name: statistics.median(part.stages[name] for part in runs) for name in STAGES}
+    stages = {stage: statistics.median(part.stages[stage] for part in runs) for stage in runs[0].stages}
     middle = (statistics.median(getattr(part, figure) for part in runs) for figure in ("seconds", "gigabytes"))
     return Run(stages, *middle)
 
@@ -156,7 +157,8 @@ def stage_table(case: Path, weights: Path, folder: Path, options: argparse.Names
     rate, where = matrix_rate()
     operations = 2e9 * measure(NetworkConfig("resnet34", "regression", options.base_width)).gmacs
     floors = {"import": statistics.median(imports), "read": statistics.median(reads), "network": operations / rate}
-    seconds = {"import": middle.seconds - sum(middle.stages.values())} | middle.stages
+    stages = {str(stage): value for stage, value in middle.stages.items()}
+    seconds = {"import": middle.seconds - sum(stages.values())} | stages
     rows = {
         name: {
             "seconds": round(value, 2),
@@ -195,8 +197,8 @@ def growth_table(mask: sitk.Image, weights: Path, folder: Path, options: argpars
             {
                 "voxels": float(np.prod(grown.GetSize())),
                 "seconds": round(middle.seconds, 2),
-                "network": middle.stages["network"],
-                "around_the_network": round(middle.seconds - middle.stages["network"], 2),
+                "network": middle.stages[Stage.NETWORK],
+                "around_the_network": round(middle.seconds - middle.stages[Stage.NETWORK], 2),
                 "peak_memory_gb": round(middle.gigabytes, 2),
             }
         )
@@ -217,7 +219,7 @@ def many_table(mask: sitk.Image, weights: Path, folder: Path, options: argparse.
         "seconds_a_scan_in_a_run_each": round(alone.seconds, 2),
         "seconds_a_scan_in_one_run": round(each, 2),
         "throughput": round(alone.seconds / each, 2),
-        "network_share": round(together.stages["network"] / together.seconds, 2),
+        "network_share": round(together.stages[Stage.NETWORK] / together.seconds, 2),
         "peak_memory_gb": round(together.gigabytes, 2),
     }
 

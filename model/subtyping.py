@@ -28,7 +28,7 @@ from .preprocessing import (
     map_on_scan,
     prepare,
 )
-from .stages import stage
+from .stages import Stage, timed
 from .weights import Bundle, read_bundle
 
 CPU = torch.device("cpu")
@@ -154,15 +154,15 @@ class EmphysemaSubtyper:
             scan: a CT and its lung mask.
             map_type: type of the activation maps: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
         """
-        with stage("plausibility"):
+        with timed(Stage.PLAUSIBILITY):
             warnings = mask_warnings(MaskFigures.of(scan))
-        with stage("regions"):
+        with timed(Stage.REGIONS):
             regions = Regions.of(scan)
-        with stage("prepare"):
+        with timed(Stage.PREPARE):
             prepared = prepare(scan, regions, self._profile)
-        with stage("network"):
+        with timed(Stage.NETWORK):
             logits, notes = self._logits_or_fall_back(prepared.image)
-        with stage("maps"):
+        with timed(Stage.MAPS):
             maps, probabilities = self._activations(logits, prepared)
 
             def finding(subtype: Subtype, activation: Tensor) -> Finding:

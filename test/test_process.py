@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -134,8 +135,9 @@ def test_each_stage_is_logged_with_its_seconds_and_the_table_tells_the_scores(
 ) -> None:
     write_case(tmp_path / "input", *lesioned.images())
     done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
-    for name in ("weights", "read", "regions", "prepare", "network", "maps", "densitometry", "write"):
-        assert any(line.split()[1] == name and line.endswith(" s") for line in done.stdout.splitlines()), name
+    stages = ("weights", "read", "plausibility", "regions", "prepare", "network", "maps", "densitometry", "write")
+    logged = re.findall(r"^\d\d:\d\d:\d\d (\w+) +\d+\.\d\d s$", done.stdout, re.MULTILINE)
+    assert tuple(logged) == stages
     assert "3 moderate, " in done.stdout
     assert "trained on: nothing" in done.stdout
     assert "Research software, not a medical device." in done.stdout

@@ -22,7 +22,7 @@ from ..imaging.native import print_error
 from ..imaging.scan import Scan, read_header
 from ..lungs.segmentation import scan_without_mask
 from ..rendering import preview
-from ..stages import stage
+from ..stages import Stage, stage_line, timed
 from ..subtyping import EmphysemaSubtyper, Subtyping
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder, failed_result
@@ -132,11 +132,11 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         logger.info("%s", printable(case.entity))
         scan = self._scan(case, index)
         subtyping = self.predict(input_image=scan)
-        with stage("densitometry"):
+        with timed(Stage.DENSITOMETRY):
             result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
         for warning in result["warnings"]:
             logger.info("%s: %s", printable(case.entity), warning)
-        with stage("write"), self._outputs as outputs:
+        with timed(Stage.WRITE), self._outputs as outputs:
             findings = subtyping.findings
             maps = {finding.subtype.name: scan.to_file_grid(finding.activation_map) for finding in findings}
             outputs.write_maps(case.entity, maps)
@@ -145,13 +145,13 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
                     outputs.write_score(finding.subtype.name, finding.score, finding.severity, finding.percentage)
             if self._with_preview:
                 outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
-        logger.info("%-12s %7.2f s", "in all", time.perf_counter() - start)
+        logger.info("%s", stage_line("in all", time.perf_counter() - start))
         return result
 
     def _scan(self, case: Case, index: int) -> Scan:
-        with stage("read"):
+        with timed(Stage.READ):
             images = self._scans.take(index)
         if isinstance(images, Scan):
             return images
-        with stage("lungs"):
+        with timed(Stage.LUNGS):
             return scan_without_mask(images, str(case.ct), self._lungmask_weights)

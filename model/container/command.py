@@ -24,7 +24,7 @@ from .. import DISCLAIMER, __version__
 from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
 from ..errors import InputError, printable, unexpected
 from ..imaging.native import print_error, stderr_descriptor
-from ..stages import stage
+from ..stages import Stage, observed_by, stage_line, timed
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder, failed_result
 from .reading import ReadAhead
@@ -147,7 +147,7 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
         else:
             cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
-        with ReadAhead(cases) as scans:
+        with ReadAhead(cases) as scans, observed_by(log_stage):
             algorithm = scored(cases, scans, options, outputs)
     except Exception as error:
         is_input = isinstance(error, InputError)
@@ -169,7 +169,7 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
     from .algorithm import EmphysemaAlgorithm
 
     torch.set_num_threads(granted_threads())
-    with stage("weights"):
+    with timed(Stage.WEIGHTS):
         places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
         subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
     for note in subtyper.notes:
@@ -178,6 +178,11 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
     algorithm = EmphysemaAlgorithm(cases, scans, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
     algorithm.process()
     return algorithm
+
+
+def log_stage(stage: Stage, seconds: float) -> None:
+    """Log a stage that has ended, with its seconds."""
+    logger.info("%s", stage_line(stage, seconds))
 
 
 def set_up_logging() -> None:

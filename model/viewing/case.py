@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..imaging.scan import ImageGeometry, Orientation, Scan, read_image
 from ..lungs.segmentation import scan_without_mask
 from ..rendering import preview
-from ..stages import stage
+from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
 from .uploads import Upload, private_folder, read_volume
 
@@ -66,14 +66,14 @@ def score_uploads(
     Raises:
         InputError: an upload cannot be used; its text names no file of the user's.
     """
-    with stage("read"):
+    with timed(Stage.READ):
         ct = read_volume(ct_files, "CT")
         scan = Scan.from_images(ct, read_volume(mask_files, "lung-mask")) if mask_files else None
     if scan is None:
-        with stage("lungs"):
+        with timed(Stage.LUNGS):
             scan = scan_without_mask(ct, "CT", lungmask_weights)
     subtyping = subtyper.predict(scan)
-    with stage("report"):
+    with timed(Stage.REPORT):
         result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
         maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
         files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}

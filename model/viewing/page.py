@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,11 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from .. import DISCLAIMER, __version__, stages
+from .. import DISCLAIMER, __version__
 from ..errors import InputError
 from ..slices import CLASS_NAMES
 from ..slices.images import LUNG_WINDOW, Window, as_picture, read_levels
+from ..stages import Stage, observed_by, stage_line
 from .access import Access
 from .case import SUBTYPES, ViewedCase, finished_cases, open_finished, score_uploads
 from .planes import AXES, WINDOWS, PlaneName, heat_over, plane_picture, png
@@ -120,7 +121,7 @@ def _scan_tab(options: PageOptions) -> None:
         key="ct",
     )
     mask_files = right.file_uploader(
-        "Lung mask, on any grid; without one, the lungs are found by themselves", accept_multiple_files=True, key="mask"
+        "Lung mask, on any grid; without one, the lungs are segmented", accept_multiple_files=True, key="mask"
     )
     buttons = st.columns([1, 1, 6])
     if buttons[0].button("Score", type="primary", disabled=not ct_files):
@@ -135,12 +136,16 @@ def _scan_tab(options: PageOptions) -> None:
 
 def _scored(options: PageOptions, ct_files: Sequence[UploadedFile], mask_files: Sequence[UploadedFile]) -> ViewedCase:
     with st.status("Scoring; a full-size scan takes a minute or so on a CPU", expanded=True) as status:
+
+        def show_stage(stage: Stage, seconds: float) -> None:
+            status.write(stage_line(stage, seconds))
+
         try:
-            status.write("weights")
+            status.write(str(Stage.WEIGHTS))
             subtyper = _subtyper(options.bundle, options.device, options.precision)
             if _ONE_AT_A_TIME.locked():
                 status.write("another scan is being scored; waiting for it")
-            with _ONE_AT_A_TIME, _stages_shown(status.write):
+            with _ONE_AT_A_TIME, observed_by(show_stage):
                 case = score_uploads(subtyper, _uploads(ct_files), _uploads(mask_files), options.lungmask_weights)
         except Exception:
             status.update(label="Not scored", state="error", expanded=False)
@@ -163,26 +168,6 @@ def _classifier(bundle: Path) -> Any:
     from ..slices.bundle import SliceClassifier
 
     return SliceClassifier.from_bundle(bundle)
-
-
-@contextmanager
-def _stages_shown(show: Callable[[str], None]) -> Iterator[None]:
-    """Show each stage of the road when it has ended, with its seconds: what the command line logs."""
-    own = threading.get_ident()
-
-    class Shown(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == own:
-                show(record.getMessage())
-
-    handler = Shown()
-    stages.logger.addHandler(handler)
-    stages.logger.setLevel(logging.INFO)
-    stages.logger.propagate = False
-    try:
-        yield
-    finally:
-        stages.logger.removeHandler(handler)
 
 
 def _uploads(files: Sequence[UploadedFile]) -> list[Upload]:
@@ -223,7 +208,7 @@ def _show_metrics(result: dict[str, Any]) -> None:
     columns[3].metric("Perc15", f"{metrics['perc15_hu']} HU")
     columns[4].metric("Lung volume", f"{metrics['lung_volume_ml']} ml")
     if provenance.get("lung_mask_source") == "automatic":
-        st.info("The lungs were found by themselves. Look at the slices: what lies outside of them was not scored.")
+        st.info("The lungs were segmented automatically. Check the slices: what lies outside the lungs was not scored.")
     for warning in result.get("warnings", []):
         st.warning(warning)
     names = {

@@ -26,11 +26,13 @@ from typing import Any
 
 from model import preprocessing, subtyping, whole_files
 from model.container import algorithm, command, grand_challenge, reading
+from model.stages import Stage
 
 COARSE_GRID = (32, 56, 72)
 """Instead of 128 x 224 x 288: a 64th of the work."""
 
-STAGES = ("weights", "read", "plausibility", "regions", "prepare", "network", "maps", "densitometry", "write")
+STAGES = tuple(stage for stage in Stage if stage not in (Stage.LUNGS, Stage.REPORT))
+"""Those of process.py with a lung mask."""
 
 
 def before(owner: Any, name: str, place_of: Callable[..., str], place: str, action: Callable[[], None]) -> None:
@@ -53,7 +55,7 @@ def act_at(place: str, action: Callable[[], None]) -> None:
         before(reading, "read_case", lambda *_: place, place, action)
     elif place in STAGES:
         for module in (command, algorithm, subtyping):
-            before(module, "stage", str, place, action)
+            before(module, "timed", str, place, action)
     elif place == "flush":
         before(whole_files, "_flush", lambda _: place, place, action)
     else:

@@ -203,7 +203,7 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
 
 def test_lungs_are_found_where_no_mask_comes_with_the_scan(page: Page, server: Server, files: Path) -> None:
     scored(page, files, with_mask=False)
-    expect(page.get_by_text("The lungs were found by themselves")).to_be_visible()
+    expect(page.get_by_text("The lungs were segmented automatically")).to_be_visible()
     (result,) = json.loads(downloaded(page, "Results (JSON)"))
     assert result["provenance"]["lung_mask_source"] == "automatic"
     nothing_was_kept(server)
