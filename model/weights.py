@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -34,6 +32,7 @@ from .command_line import OneLineParser
 from .errors import InputError, printable
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from .preprocessing import PROFILES
+from .whole_files import recover, whole_folder
 
 METADATA_FILE = "bundle.json"
 LARGEST_METADATA_FILE = 1 << 20
@@ -103,6 +102,7 @@ def locate_bundle(*places: Path | str) -> Path:
         InputError: that place holds no bundle or several, or there is no such place.
     """
     for place in map(Path, places):
+        recover(place)
         try:
             if place.is_file():
                 raise InputError(place, "a file", EXPECTED_BUNDLE)
@@ -110,7 +110,7 @@ def locate_bundle(*places: Path | str) -> Path:
                 continue
             if (place / METADATA_FILE).is_file():
                 return place
-            found = sorted(path.parent for path in place.glob(f"*/{METADATA_FILE}"))
+            found = sorted(path.parent for path in place.glob(f"[!.]*/{METADATA_FILE}"))
         except OSError as error:
             raise InputError(place, f"it cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
         if len(found) != 1:
@@ -171,9 +171,7 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
     folder = Path(folder)
     if folder.exists() and not (folder / METADATA_FILE).is_file():
         raise InputError(folder, "it exists and is no bundle", "a new folder, or a bundle to replace")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(folder) as partial:
         shards = _shards(network.state_dict())
         files = {}
         for number, shard in enumerate(shards, start=1):
@@ -183,11 +181,6 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
             files[path.name] = hashlib.sha256(content).hexdigest()
         document = {"format": FORMAT, **asdict(metadata), "files": files}
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None) -> tuple[EmphysemaNetwork, BundleMetadata]:

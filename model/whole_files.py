@@ -1,13 +1,19 @@
-"""Files that appear whole or not at all, in a folder that one run has to itself."""
+"""Files and folders that appear whole or not at all.
+
+`whole_file` and `whole_folder` write one beside its place and rename it. `WholeFiles` is for a run that has an output folder
+for itself and writes several files that appear together. Readers find the old content or the new, whatever the writer suffers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
+import shutil
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +21,56 @@ from typing import Self
 from .errors import InputError
 
 _PREFIX = ".partial-"
+"""Of the files of `WholeFiles`, which the next run in that folder removes."""
+_UNFINISHED = ".unfinished-"
+"""Of what `whole_file` and `whole_folder` are writing. Its writer holds a lock on it: without a lock, the writer is dead."""
+_ASIDE = ".aside-"
+"""Of a folder that holds an old folder while the new one takes its name."""
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""From Linux' fcntl.h and fs.h."""
+
+
+@contextlib.contextmanager
+def whole_file(final: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; when the block ends, it becomes `final`, in place of an earlier file of that name.
+
+    If the block raises, nothing is changed. What writers that were killed left in the folder is removed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with _unfinished(final, Path.touch) as partial:
+        yield partial
+        _flush(partial)
+        partial.replace(final)
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Yield a new folder to write into; when the block ends, it becomes `final`, in place of what had that name.
+
+    An old folder keeps its name until the new one takes it, in one step. Where the file system has no such step, the old one is
+    moved aside first; `recover` puts it back if the writer was killed before the new one had its name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with _unfinished(final, Path.mkdir) as partial:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _flush(path)
+        if not os.path.lexists(final):
+            partial.rename(final)
+        elif not _exchange(partial, final):
+            _replace_in_two_steps(partial, final)
+
+
+def recover(final: Path) -> None:
+    """Put back a folder whose writer was killed after moving it aside, before the new one had its name; see `whole_folder`."""
+    if not os.path.lexists(final):
+        _clean_up(final.parent)
 
 
 class WholeFiles:
@@ -94,19 +150,95 @@ class WholeFiles:
                     partial.unlink(missing_ok=True)
 
 
-def _partial_name(suffix: str) -> str:
+def _partial_name(suffix: str, prefix: str = _PREFIX) -> str:
     """Unlike any other run's, also where containers number their processes alike; and shorter than a long name."""
-    return f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
+    return f"{prefix}{secrets.token_hex(8)}{suffix}"
 
 
-def _locked(folder: Path) -> int | None:
-    """Lock a folder for this process; None where its file system, or our rights, do not allow that.
+@contextlib.contextmanager
+def _unfinished(final: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new file or folder beside `final`, to be renamed; what has its name when the block ends is removed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _clean_up(final.parent)
+    with _locked_place(final, _UNFINISHED, make) as partial:
+        yield partial
+
+
+@contextlib.contextmanager
+def _locked_place(final: Path, prefix: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make a file or folder beside `final` that is locked during the block and removed at its end."""
+    while True:
+        path = final.with_name(_partial_name(final.suffix, prefix))
+        make(path)
+        try:
+            lock = _locked(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # `_clean_up` of another process found it without a lock, and removes it
+        if lock is None or os.path.lexists(path):
+            break
+        os.close(lock)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        if lock is not None:
+            os.close(lock)
+
+
+def _replace_in_two_steps(new: Path, final: Path) -> None:
+    with _locked_place(final, _ASIDE, Path.mkdir) as aside:
+        old = aside / final.name
+        final.rename(old)
+        try:
+            new.rename(final)
+        except BaseException:
+            old.rename(final)
+            raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders swap their names in one step; False where the system or the file system cannot."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "renameat2"):
+        return False
+    return library.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
+def _clean_up(folder: Path) -> None:
+    """Remove what killed writers left in a folder; put back what they had moved aside, if nothing has its name.
+
+    Where locks do not exist, a writer may be alive: then nothing is removed.
+    """
+    for left in (*folder.glob(f"{_UNFINISHED}*"), *folder.glob(f"{_ASIDE}*")):
+        try:
+            lock = _locked(left)
+        except (BlockingIOError, FileNotFoundError):  # its writer is alive, or has just finished
+            continue
+        if left.name.startswith(_ASIDE):
+            for old in left.iterdir():
+                with contextlib.suppress(OSError):  # a folder that is not empty has the name
+                    old.rename(folder / old.name)
+        if lock is not None:
+            _remove(left)
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> int | None:
+    """Lock a file or folder for this process; None where its file system, or our rights, do not allow that.
 
     Raises:
         BlockingIOError: another process has locked it.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:
         return None
     try:
@@ -120,7 +252,7 @@ def _locked(folder: Path) -> int | None:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file is on the disk: a network's file system tells only then that it is full."""
+    """Wait until a file is on the disk: a file system in a network reports only then that it is full."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

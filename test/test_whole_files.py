@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from model.errors import InputError
-from model.whole_files import WholeFiles
+from model.whole_files import WholeFiles, recover, whole_file, whole_folder
 
 
 def files_in(folder: Path) -> list[str]:
@@ -42,7 +45,7 @@ def test_nothing_is_left_of_a_block_that_fails(tmp_path: Path, error: type[BaseE
 
 
 def test_a_file_that_cannot_be_flushed_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network's file system may tell of a full disk only then."""
+    """A network's file system may report a full disk only then."""
 
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -129,3 +132,78 @@ def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) ->
 def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out\\udcff: the name is not valid UTF-8"):
         WholeFiles(Path(os.fsdecode(os.fsencode(tmp_path) + b"/out\xff")))
+
+
+OLD = {"former/three": "old", "one": "old"}
+NEW = {"deep/two": "new", "one": "new"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [("file", "old text", "new text"), ("folder", OLD, NEW), ("folder in two steps", OLD, NEW)],
+)
+def test_a_writer_that_is_killed_at_any_step_leaves_the_old_or_the_new_whole(
+    tmp_path: Path, kind: str, old: object, new: object
+) -> None:
+    command = [sys.executable, "-m", "test.killed_writer", kind, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    steps = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [step["killed"] for step in steps] == [True] * (len(steps) - 1) + [False]
+    found = [step["found"] for step in steps]
+    assert found == [old] * found.count(old) + [new] * found.count(new)
+    assert min(found.count(old), found.count(new)) > 1
+    missing = [step["left"] is None for step in steps]
+    assert any(missing) == (kind == "folder in two steps")
+    assert all(step["left"] == step["found"] for step, none in zip(steps, missing, strict=True) if not none)
+    assert all(step["after"] == {"result.d": new} for step in steps)
+
+
+def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.txt") as one:
+        one.write_text("one")
+        with whole_file(tmp_path / "a.txt") as other, whole_folder(tmp_path / "b"):
+            other.write_text("other")
+        recover(tmp_path / "c")
+        assert (tmp_path / "a.txt").read_text() == "other"
+    assert (tmp_path / "a.txt").read_text() == "one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b"]
+
+
+@pytest.mark.parametrize("write", [whole_file, whole_folder])
+def test_a_block_that_fails_changes_nothing(tmp_path: Path, write: Callable[[Path], AbstractContextManager[Path]]) -> None:
+    (tmp_path / "old").write_text("old")
+
+    def fail() -> None:
+        with write(tmp_path / "old") as unfinished:
+            (unfinished / "half" if unfinished.is_dir() else unfinished).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert files_in(tmp_path) == ["old"]
+    assert (tmp_path / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr("model.whole_files._exchange", lambda *_: False)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "precious").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "new").write_text("x")
+    assert files_in(tmp_path) == ["link/new", "target/precious"]
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with whole_file(tmp_path / "a") as file, whole_folder(tmp_path / "b") as folder:
+            file.write_text("x")
+            (folder / "c").write_text("x")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "b", "b/c")] == [0o644, 0o755, 0o644]

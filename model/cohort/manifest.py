@@ -28,6 +28,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import ImageGeometry, read_header
+from ..whole_files import whole_file
 
 Split = Literal["train", "validation", "test"]
 
@@ -305,10 +306,8 @@ def write_simulated_manifest(
     for _, row in rows:
         files = (base / pattern.format(entity=row["entity"]) for pattern in SIMULATED_FILES.values())
         writer.writerow((*(row[name] for name in REFERENCE_COLUMNS.values()), *files, splits[row["entity"]]))
-    partial = manifest.with_name(f".{manifest.name}.partial-{os.getpid()}")
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(manifest)
+    with whole_file(manifest) as unfinished:
+        unfinished.write_text(text.getvalue(), encoding="utf-8")
     return manifest
 
 

@@ -126,7 +126,7 @@ def list_cases(folder: Path) -> list[Case]:
     Raises:
         InputError: there is none, one cannot be used, or two have the same name.
     """
-    folders = sorted(path.parent for path in folder.glob("*/images"))
+    folders = sorted(path.parent for path in folder.glob("[!.]*/images"))
     if not folders:
         raise InputError(folder, "no folder in it holds a case", "one folder a case, each with images/ as for process.py")
     cases = [case for path in folders for case in find_cases(path)]

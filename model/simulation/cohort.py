@@ -11,7 +11,6 @@ so that one case is scored with `process.py --input OUTPUT/<entity>`.
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
@@ -26,6 +25,7 @@ import SimpleITK as sitk
 
 from ..container.grand_challenge import CT_FOLDER, MASK_FOLDERS
 from ..errors import InputError
+from ..whole_files import whole_file, whole_folder
 from .case import SimulatedCase, draw_parameters, simulate
 from .scanner import GridName
 from .shapes import LungShape
@@ -111,8 +111,6 @@ def _flat(name: str, value: Any) -> Row:
 
 def write_case(case: SimulatedCase, entity: str, output: Path, with_panlobular: bool) -> None:
     """Write a case into `output / entity`, which appears whole or not at all."""
-    staging = output / f".{entity}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
     arrays: list[tuple[str, npt.NDArray[Any]]] = [
         (f"{CT_FOLDER}/{entity}.mha", case.hounsfield),
         (f"{MASK_FOLDERS[0]}/{entity}.mha", (case.lungs > 0).astype(np.uint8)),
@@ -121,17 +119,14 @@ def write_case(case: SimulatedCase, entity: str, output: Path, with_panlobular: 
     ]
     if with_panlobular:
         arrays.append(("truth/panlobular.mha", case.panlobular.astype(np.uint8)))
-    try:
+    with whole_folder(output / entity) as folder:
         for name, array in arrays:
-            path = staging / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(case.spacing[::-1])
             image.SetOrigin(case.origin[::-1])
             sitk.WriteImage(image, str(path), useCompression=True)
-        staging.rename(output / entity)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _make_and_write(cohort: CohortParameters, number: int, output: Path) -> Row:
@@ -179,9 +174,7 @@ def _rows(cohort: CohortParameters, cases: int, output: Path, workers: int) -> I
 
 
 def _write_reference(rows: Sequence[Row], path: Path) -> None:
-    staging = path.with_name(f".{path.name}.partial")
-    with staging.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    staging.replace(path)

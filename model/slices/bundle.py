@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from ..errors import InputError
+from ..whole_files import recover, whole_folder
 from . import ARCHITECTURES, CLASSES, ArchitectureName
 from .images import Picture, resized
 from .networks import SliceNetwork, attention, build_network, probabilities
@@ -132,23 +132,17 @@ def write_bundle(folder: Path, network: SliceNetwork, metadata: SliceMetadata) -
         InputError: the folder already holds something else, or cannot be written.
     """
     check_bundle_place(folder)
-    staging = folder.with_name(f".{folder.name}.partial")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        plain = build_network(metadata.architecture).whole  # without the optimiser's state, which is twice as large
-        plain.set_weights(network.whole.get_weights())
-        plain.save_weights(staging / WEIGHTS_FILE)
-        digest = hashlib.sha256((staging / WEIGHTS_FILE).read_bytes()).hexdigest()
-        document = {"format": FORMAT, "classes": CLASSES, **asdict(metadata), "sha256": digest}
-        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-        (staging / METADATA_FILE).write_text(text, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.rename(folder)
+        with whole_folder(folder) as partial:
+            plain = build_network(metadata.architecture).whole  # without the optimiser's state, which is twice as large
+            plain.set_weights(network.whole.get_weights())
+            plain.save_weights(partial / WEIGHTS_FILE)
+            digest = hashlib.sha256((partial / WEIGHTS_FILE).read_bytes()).hexdigest()
+            document = {"format": FORMAT, "classes": CLASSES, **asdict(metadata), "sha256": digest}
+            text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+            (partial / METADATA_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(folder, f"cannot be written ({error.strerror})", "a folder that can be written") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_bundle_place(folder: Path) -> None:
@@ -162,6 +156,7 @@ def check_bundle_place(folder: Path) -> None:
 
 
 def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
+    recover(folder)
     path = folder / METADATA_FILE
     if not path.is_file():
         raise InputError(folder, "no bundle of a slice network", EXPECTED)

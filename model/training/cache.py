@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
@@ -33,6 +32,7 @@ from ..lungs.densitometry import LOW_ATTENUATION_HU
 from ..lungs.regions import Regions
 from ..network import INPUT_SHAPE, MAP_SHAPE
 from ..preprocessing import WINDOW_HU, Profile, prepare
+from ..whole_files import whole_file
 
 FORMAT = 1
 LEVELS = 255
@@ -162,13 +162,8 @@ def write_case(prepared: PreparedCase, path: Path) -> None:
         "low_attenuation_percentage": prepared.low_attenuation_percentage,
         "percentages": prepared.percentages,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial_path.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))  # save_file would shut other users out
-        partial_path.replace(path)
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))  # save_file would shut other users out
     for other in path.parent.glob(f"{_escaped(path.name.rsplit('.', 2)[0])}.{'?' * DIGEST_LENGTH}.safetensors"):
         if other != path:
             other.unlink(missing_ok=True)  # prepared from files or a profile that have changed since

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
 from ..network import NetworkConfig
+from ..whole_files import whole_file
 from .recipes import Recipe
 
 Monitor = Literal["kappa", "loss"]
@@ -78,9 +78,8 @@ class RunSettings:
 
     def write(self, folder: Path) -> None:
         """Write the settings into a run's folder, whole or not at all."""
-        partial = folder / f".{SETTINGS_FILE}.partial-{os.getpid()}"
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / SETTINGS_FILE)
+        with whole_file(folder / SETTINGS_FILE) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> RunSettings:
