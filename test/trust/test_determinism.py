@@ -25,7 +25,7 @@ THREAD_POINTS = 0.001
 HALF_THREAD_POINTS = 0.02
 """The same in bfloat16."""
 HALF_POINTS = 0.1
-"""How far bfloat16 may lie from float32: what the README says."""
+"""How far bfloat16 may lie from float32: what docs/options.md says."""
 
 RUNS = [(precision, *run) for precision in ("float32", "bfloat16") for run in ((1, 1), (2, 1), (2, 2))]
 
