@@ -20,12 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.cohort.layout import REFERENCE_FILE
 from model.cohort.readings import Readings, read_pairs, read_predictions, read_reference
 from model.command_line import OneLineParser
 from model.container.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
 from model.errors import InputError, printable
 from model.evaluation.agreement import RESAMPLES, Resampling
-from model.evaluation.challenge import REFERENCE_FILE, challenge_document, ground_truth, read_submission
+from model.evaluation.challenge import challenge_document, ground_truth, read_submission
 from model.evaluation.report import Comparison, Report, compare, make_report
 from model.evaluation.tables import all_tables, to_latex, to_markdown
 from model.evaluation.voxels import by_subtype, measure_voxels

@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
 from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
-from model.cohort.readings import VISUAL, Extent, Reading, Readings
+from model.cohort.readings import VISUAL, Reading, Readings
+from model.cohort.tables import Extent
 from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Resampling

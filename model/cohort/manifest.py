@@ -29,6 +29,8 @@ from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import ImageGeometry, read_header
 from ..whole_files import whole_file
+from .layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_paths
+from .tables import ENTITY, PERCENTAGE_COLUMNS, SCORE_COLUMNS, read_table
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,7 +43,6 @@ COLUMN_ALIASES = {
 """Names of COPDGene, and what they are called here."""
 
 TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
-PERCENTAGE_COLUMNS = tuple(f"{subtype.name}_percentage" for subtype in SUBTYPES)
 
 EXPECTED = f"a CSV with the columns {', '.join(COLUMNS)}"
 MANIFEST_FILE = "manifest.csv"
@@ -246,25 +247,6 @@ def _case(row: dict[str, str], folder: Path) -> TrainingCase:
     )
 
 
-REFERENCE_FILE = "reference.csv"
-REFERENCE_COLUMNS = {
-    "entity": "entity",
-    "centrilobular": "cle_score",
-    "paraseptal": "pse_score",
-    "centrilobular_percentage": "cle_percentage",
-    "paraseptal_percentage": "pse_percentage",
-}
-"""Columns of a manifest, and what a simulated cohort's reference calls them."""
-
-SIMULATED_FILES = {
-    "ct": "{entity}/images/ct/{entity}.mha",
-    "lung_mask": "{entity}/images/lung-mask/{entity}.mha",
-    "centrilobular_truth": "{entity}/truth/centrilobular.mha",
-    "paraseptal_truth": "{entity}/truth/paraseptal.mha",
-}
-"""Where `model.simulation` lays a case's files, below the cohort's folder."""
-
-
 def write_simulated_manifest(
     cohort: Path | str, manifest: Path | str | None = None, *, validation: float = 0.1, test: float = 0.0, seed: int = 0
 ) -> Path:
@@ -287,25 +269,20 @@ def write_simulated_manifest(
     """
     cohort = Path(cohort)
     manifest = cohort / MANIFEST_FILE if manifest is None else Path(manifest)
-    expected = f"a folder with {REFERENCE_FILE}, written by python -m model.simulation"
     if not 0 <= validation + test < 1 or min(validation, test) < 0:
         raise InputError("--validation and --test", f"shares {validation} and {test}", "shares that leave cases to train on")
-    try:
-        header, rows = _table(cohort / REFERENCE_FILE, (cohort / REFERENCE_FILE).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(cohort, f"{REFERENCE_FILE} cannot be read ({error})", expected) from error
-    missing = [column for column in REFERENCE_COLUMNS.values() if column not in header]
-    if missing:
-        raise InputError(cohort / REFERENCE_FILE, f"missing columns: {', '.join(missing)}", expected)
-
-    splits = _splits([row for _, row in rows], validation, test, seed)
+    known = (ENTITY, *SCORE_COLUMNS, *PERCENTAGE_COLUMNS)
+    rows = read_table(cohort / REFERENCE_FILE, known).cells
+    splits = _splits(rows, validation, test, seed)
     base = Path(os.path.relpath(cohort, manifest.parent))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow((*REFERENCE_COLUMNS, *SIMULATED_FILES, "split"))
-    for _, row in rows:
-        files = (base / pattern.format(entity=row["entity"]) for pattern in SIMULATED_FILES.values())
-        writer.writerow((*(row[name] for name in REFERENCE_COLUMNS.values()), *files, splits[row["entity"]]))
+    writer.writerow((*known, "ct", "lung_mask", *TRUTH_COLUMNS, "split"))
+    for row in rows:
+        entity = row[ENTITY]
+        case = base / entity
+        files = (ct_path(case, entity), lung_mask_path(case, entity), *truth_paths(base, entity))
+        writer.writerow((*(row[name] for name in known), *files, splits[entity]))
     with whole_file(manifest) as unfinished:
         unfinished.write_text(text.getvalue(), encoding="utf-8")
     return manifest
@@ -314,7 +291,7 @@ def write_simulated_manifest(
 def _splits(rows: list[dict[str, str]], validation: float, test: float, seed: int) -> dict[str, Split]:
     """Sort the cases by scores (ties at random) and take some at even distances: strata without remainders."""
     generator = random.Random(seed)
-    order = sorted(rows, key=lambda row: (row["cle_score"], row["pse_score"], generator.random()))
+    order = sorted(rows, key=lambda row: (*(row[name] for name in SCORE_COLUMNS), generator.random()))
     offset = generator.random()
     # Multiples of the golden ratio, modulo 1, spread any share of the cases evenly over the sorted list.
     spread = sorted(range(len(order)), key=lambda place: (place * 0.6180339887498949 + offset) % 1)

@@ -8,46 +8,34 @@ A table or folder that cannot be used is one `InputError` that lists everything 
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from evalutils.exceptions import ValidationError
-from evalutils.validators import ExpectedColumnNamesValidator
-from pandas import DataFrame, read_csv
-from pandas.errors import EmptyDataError, ParserError
+from typing import Any
 
 from ..container.grand_challenge import RESULTS_FILE, map_path
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
-from .manifest import COLUMN_ALIASES, REFERENCE_COLUMNS
+from .tables import (
+    ENTITY,
+    GRID_COLUMN,
+    PERCENTAGE_COLUMNS,
+    RANGES,
+    SCORE_COLUMNS,
+    Extent,
+    entity_problems,
+    parse_extent,
+    read_table,
+)
 
-ALIASES = COLUMN_ALIASES | {theirs: ours for ours, theirs in REFERENCE_COLUMNS.items()}
-"""Column names of COPDGene and of simulated cohorts, and what they are called here."""
-
-ENTITY = "entity"
-SCORE_COLUMNS = (ENTITY, *(subtype.name for subtype in SUBTYPES))
 PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYPES for side in ("reference", "predicted")))
 METRICS = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
 """What `results.json` calls each subtype's score and percentage."""
 
 VISUAL, SIMULATED = "visual scores", "simulated truth"
 """What tables call a reference."""
-SIMULATORS_COLUMN = "grid"
-"""Only a simulated cohort's reference has it."""
 
-RANGES = ", ".join(f"{subtype.name} scores 0 to {len(subtype.grades) - 1}" for subtype in SUBTYPES) + ", percentages 0 to 100"
 RESULTS = f"a folder that holds {RESULTS_FILE}, or one output folder a case with a {RESULTS_FILE} in each"
-
-
-class Extent(NamedTuple):
-    """One subtype in one scan: the Fleischner score and the percentage of the lung (0 to 100); None where it is not told."""
-
-    score: int | None
-    percentage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,16 +76,16 @@ def read_reference(path: Path) -> Readings:
     Raises:
         InputError: no such table, a column is missing, a value is out of range, or an entity is there twice.
     """
-    table = _read_table(path, SCORE_COLUMNS)
-    problems = _entity_problems(table[ENTITY])
+    table = read_table(path, (ENTITY, *SCORE_COLUMNS))
+    problems = entity_problems([row[ENTITY] for row in table.cells])
     cases: dict[str, Reading] = {}
-    for row in table.to_dict("records"):
-        extents, found = _extents(row, [(name, f"{name}_percentage") for name in SCORE_COLUMNS[1:]])
+    for row in table.cells:
+        extents, found = _extents(row, list(zip(SCORE_COLUMNS, PERCENTAGE_COLUMNS, strict=True)))
         problems += [f"{row[ENTITY]}: {problem}" for problem in found]
         if any(extent.score is not None for extent in extents):
             cases[row[ENTITY]] = Reading(extents)
     _raise_for(path, problems)
-    return Readings(path, SIMULATED if SIMULATORS_COLUMN in table else VISUAL, cases)
+    return Readings(path, SIMULATED if GRID_COLUMN in table.columns else VISUAL, cases)
 
 
 def read_pairs(path: Path) -> tuple[Readings, Readings]:
@@ -106,12 +94,12 @@ def read_pairs(path: Path) -> tuple[Readings, Readings]:
     Raises:
         InputError: as `read_reference` does.
     """
-    table = _read_table(path, PAIR_COLUMNS)
-    problems = _entity_problems(table[ENTITY])
+    table = read_table(path, PAIR_COLUMNS)
+    problems = entity_problems([row[ENTITY] for row in table.cells])
     sides: list[Readings] = []
     for side in ("reference", "predicted"):
         cases = {}
-        for row in table.to_dict("records"):
+        for row in table.cells:
             extents, found = _extents(row, [(f"{subtype.abbreviation}_{side}", "") for subtype in SUBTYPES])
             problems += [f"{row[ENTITY]}: {side} {problem}" for problem in found]
             cases[row[ENTITY]] = Reading(extents)
@@ -142,7 +130,7 @@ def read_predictions(path: Path) -> Readings:
             found = [f"none of {', '.join(score for score, _ in METRICS)}"]
         problems += [f"{entity}: {problem}" for problem in found]
         cases[entity] = Reading(extents, tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES))
-    problems += _entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
+    problems += entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
     _raise_for(path, problems)
     bundles = {_bundle(entry) for _, entry in entries if entry.get("metrics")}
     return Readings(path, " and ".join(sorted(bundles - {""})) or path.resolve().name, cases, failures)
@@ -151,42 +139,6 @@ def read_predictions(path: Path) -> Readings:
 def _bundle(entry: dict[str, Any]) -> str:
     provenance = entry.get("provenance")
     return str(provenance.get("bundle", "")) if isinstance(provenance, dict) else ""
-
-
-def _read_table(path: Path, expected: tuple[str, ...]) -> DataFrame:
-    """A table as text with our names for the columns; cells are stripped, empty where there is nothing."""
-    wanted = f"a CSV with the columns {', '.join(expected)}"
-    try:
-        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        # pandas would rename columns that are there twice; as a row like any other, the header stays as it is.
-        rows = read_csv(
-            path, sep="\t" if "\t" in first else ",", header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except OSError as error:
-        raise InputError(path, f"it cannot be read ({error.strerror})", wanted) from error
-    except (UnicodeDecodeError, EmptyDataError, ParserError) as error:
-        raise InputError(path, f"not a table ({error})", wanted) from error
-    rows = rows.fillna("").map(str.strip)  # a row that is too short ends in empty cells
-    table = rows.iloc[1:].set_axis([ALIASES.get(name, name) for name in rows.iloc[0]], axis="columns")
-    try:
-        ExpectedColumnNamesValidator(expected=expected, extra_cols_check=False).validate(df=table)
-    except ValidationError as error:
-        missing = ", ".join(name for name in expected if name not in table.columns)
-        raise InputError(path, f"missing columns: {missing}", wanted) from error
-    twice = [name for name, count in Counter(table.columns).items() if count > 1]
-    if twice:
-        raise InputError(path, f"several columns for {', '.join(twice)}", wanted)
-    if table.empty:
-        raise InputError(path, "no rows", wanted)
-    return table
-
-
-def _entity_problems(entities: Iterable[str]) -> list[str]:
-    return [
-        f"{entity}: {count} times" if entity else f"{count} without an entity"
-        for entity, count in Counter(entities).items()
-        if count > 1 or not entity
-    ]
 
 
 def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[tuple[Extent, ...], list[str]]:
@@ -204,30 +156,6 @@ def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[t
         except ValueError as error:
             problems.append(str(error))
     return tuple(extents), problems
-
-
-def parse_extent(subtype: Subtype, score: Any, percentage: Any = None) -> Extent:
-    """Check a score and a percentage, given as numbers or as text; None and empty text mean that it is not told.
-
-    Raises:
-        ValueError: one of them is no number, or out of range.
-    """
-    grade, share = _number(score), _number(percentage)
-    if grade is not None and grade not in range(len(subtype.grades)):
-        raise ValueError(f"{subtype.name} score {score!r}")
-    if share is not None and not 0 <= share <= 100:
-        raise ValueError(f"{subtype.name} percentage {percentage!r}")
-    return Extent(None if grade is None else int(grade), share)
-
-
-def _number(value: Any) -> float | None:
-    """A number, also one written as `3.0`, as COPDGene's tables have it; nan, which is in no range, for anything else."""
-    if value is None or value == "":
-        return None
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 def _raise_for(path: Path, problems: list[str]) -> None:
@@ -263,7 +191,7 @@ def _load_results(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def subtype_extents(readings: Readings, subtype: Subtype) -> dict[str, Extent]:
-    """One subtype's extents by entity, where a score is told."""
+    """One subtype's extents by entity, where a score is known."""
     place = SUBTYPES.index(subtype)
     extents = {entity: reading.extents[place] for entity, reading in readings.cases.items()}
     return {entity: extent for entity, extent in extents.items() if extent.score is not None}

@@ -14,15 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cohort.readings import RANGES, Extent, Reading, Readings, parse_extent
+from ..cohort.layout import REFERENCE_FILE, truth_paths
+from ..cohort.readings import Reading, Readings
+from ..cohort.tables import RANGES, Extent, parse_extent
 from ..container.grand_challenge import CT_FOLDER, JOB_OUTPUT_FOLDER, MAP_FOLDERS, PREDICTIONS_FILE, SCORE_FILES, stem_of
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from .report import Report
-from .voxels import Counts, by_subtype, count_voxels, truth_files
+from .voxels import Counts, by_subtype, count_voxels
 from .workers import map_isolated
 
-REFERENCE_FILE = "reference.csv"
 SUCCEEDED = "Succeeded"
 SCORE_SLUGS = {name: Path(file).stem for name, file in SCORE_FILES.items()}
 MAP_SLUGS = [Path(folder).name for folder in MAP_FOLDERS.values()]
@@ -78,7 +79,7 @@ def read_submission(folder: Path, truth: Path | None, workers: int = 1) -> Submi
 
     Args:
         folder: with `predictions.json` and the jobs' folders.
-        truth: voxel truth as `model.simulation` lays it out, or None.
+        truth: the folder with voxel truth, see `model.cohort.layout`; or None.
         workers: how many jobs are read at a time.
 
     Raises:
@@ -128,7 +129,7 @@ def read_job(job: Any, folder: Path, truth: Path | None) -> JobResult:
         raise InputError(job["pk"], found, expected) from error
     extents = tuple(_read_extent(subtype, scores[subtype.name]) for subtype in SUBTYPES)
     reading = Reading(extents, tuple(_only_file(path) for path in maps))
-    truths = truth_files(truth, entity) if truth else ()
+    truths = truth_paths(truth, entity) if truth else ()
     counted = len(reading.maps) == len(SUBTYPES) and any(path.exists() for path in truths)
     return JobResult(entity, reading, count_voxels((truths, reading.maps)) if counted else None)
 

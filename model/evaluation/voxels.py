@@ -12,6 +12,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from evalutils.stats import calculate_confusion_matrix, dice_from_confusion_matrix
 
+from ..cohort.layout import TRUTH_FOLDER, truth_paths
 from ..cohort.readings import Readings
 from ..errors import InputError
 from ..fleischner import SUBTYPES
@@ -20,9 +21,6 @@ from .workers import map_isolated
 
 ACTIVE = 0.5
 """Activation from which a voxel counts as emphysema."""
-
-TRUTH_FOLDER = "truth"
-"""Where a case's truth maps lie in its folder."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -58,7 +56,7 @@ def measure_voxels(predictions: Readings, entities: Sequence[str], truth: Path, 
     Args:
         predictions: results that lie in folders with their maps.
         entities: the scans to compare.
-        truth: a folder as `model.simulation` writes it: `ENTITY/truth/centrilobular.mha` and `paraseptal.mha`.
+        truth: a cohort's folder, see `model.cohort.layout`.
         workers: processes.
 
     Returns:
@@ -70,7 +68,7 @@ def measure_voxels(predictions: Readings, entities: Sequence[str], truth: Path, 
     without = [entity for entity in entities if not predictions.cases[entity].maps]
     if without:
         raise InputError(predictions.source, f"no activation maps of {', '.join(without)}", "output folders of process.py")
-    jobs = [(truth_files(truth, entity), predictions.cases[entity].maps) for entity in entities]
+    jobs = [(truth_paths(truth, entity), predictions.cases[entity].maps) for entity in entities]
     outcomes = map_isolated(count_voxels, jobs, workers)
     problems = [f"{entity}: {outcome.problem}" for entity, outcome in zip(entities, outcomes, strict=True) if outcome.problem]
     if problems:
@@ -138,8 +136,3 @@ def count_voxels(files: tuple[tuple[Path, ...], tuple[Path, ...]]) -> Counts:
 def _active(image: sitk.Image) -> npt.NDArray[np.bool_]:
     array = sitk.GetArrayViewFromImage(image)
     return array >= (ACTIVE if array.dtype.kind == "f" else ACTIVE * 255)
-
-
-def truth_files(truth: Path, entity: str) -> tuple[Path, ...]:
-    """Where the truth of one scan lies below the folder `truth`, one file a subtype."""
-    return tuple(truth / entity / TRUTH_FOLDER / f"{subtype.name}.mha" for subtype in SUBTYPES)

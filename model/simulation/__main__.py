@@ -11,10 +11,11 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from ..cohort.layout import REFERENCE_FILE
 from ..command_line import OneLineParser
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
-from .cohort import REFERENCE, CohortParameters, make_cohort
+from .cohort import CohortParameters, make_cohort
 from .scanner import GridName
 
 
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m model.simulation",
         description=(
             "Make simulated chest CT with emphysema of known type and extent: one folder a case, as process.py --input "
-            f"takes it, with the truth as voxel maps, and {REFERENCE} with scores, percentages and all that was drawn."
+            f"takes it, with the truth as voxel maps, and {REFERENCE_FILE} with scores, percentages and all that was drawn."
         ),
     )
     parser.add_argument("--cases", type=_whole(1), required=True, metavar="N", help="number of cases")
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     for name, counts in (("CLE", Counter(cle for cle, _ in scores)), ("PSE", Counter(pse for _, pse in scores))):
         print(f"{name} scores: " + ", ".join(f"{score}: {counts[score]}" for score in sorted(counts)))
-    print(f"{options.output / REFERENCE}")
+    print(f"{options.output / REFERENCE_FILE}")
     return 0
 
 

@@ -1,11 +1,6 @@
 """A cohort of simulated cases on disk: laid out as the platform does, with the truth and a table of what was drawn.
 
-    OUTPUT/reference.csv
-    OUTPUT/<entity>/images/ct/<entity>.mha
-    OUTPUT/<entity>/images/lung-mask/<entity>.mha
-    OUTPUT/<entity>/truth/centrilobular.mha, paraseptal.mha, and panlobular.mha where it was asked for
-
-so that one case is scored with `process.py --input OUTPUT/<entity>`.
+The layout is that of `model.cohort.layout`; `truth` holds `panlobular.mha` too where it was asked for.
 """
 
 from __future__ import annotations
@@ -23,15 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from ..container.grand_challenge import CT_FOLDER, MASK_FOLDERS
+from ..cohort.layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_path
+from ..cohort.tables import GRID_COLUMN, Extent, reference_row
 from ..errors import InputError
 from ..whole_files import whole_file, whole_folder
 from .case import SimulatedCase, draw_parameters, simulate
 from .scanner import GridName
 from .shapes import LungShape
-
-REFERENCE = "reference.csv"
-REFERENCE_COLUMNS = ("entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage")
 
 Row = dict[str, Any]
 
@@ -82,14 +75,14 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
         lungs=lungs,
     )
     case = simulate(parameters, cohort.grid, lungs)
+    extents = [
+        Extent(case.centrilobular_score, case.centrilobular_percentage),
+        Extent(case.paraseptal_score, case.paraseptal_percentage),
+    ]
     row: Row = {
-        "entity": cohort.entity(number),
-        "cle_score": case.centrilobular_score,
-        "pse_score": case.paraseptal_score,
-        "cle_percentage": f"{case.centrilobular_percentage:.4f}",
-        "pse_percentage": f"{case.paraseptal_percentage:.4f}",
+        **reference_row(cohort.entity(number), extents),
         "panlobular_percentage": f"{case.panlobular_percentage:.4f}",
-        "grid": cohort.grid,
+        GRID_COLUMN: cohort.grid,
         "lungs": source.name if source else "",
     }
     for part in fields(parameters):
@@ -111,17 +104,16 @@ def _flat(name: str, value: Any) -> Row:
 
 def write_case(case: SimulatedCase, entity: str, output: Path, with_panlobular: bool) -> None:
     """Write a case into `output / entity`, which appears whole or not at all."""
-    arrays: list[tuple[str, npt.NDArray[Any]]] = [
-        (f"{CT_FOLDER}/{entity}.mha", case.hounsfield),
-        (f"{MASK_FOLDERS[0]}/{entity}.mha", (case.lungs > 0).astype(np.uint8)),
-        ("truth/centrilobular.mha", case.centrilobular.astype(np.uint8)),
-        ("truth/paraseptal.mha", case.paraseptal.astype(np.uint8)),
-    ]
+    truth = {"centrilobular": case.centrilobular, "paraseptal": case.paraseptal}
     if with_panlobular:
-        arrays.append(("truth/panlobular.mha", case.panlobular.astype(np.uint8)))
+        truth["panlobular"] = case.panlobular
     with whole_folder(output / entity) as folder:
-        for name, array in arrays:
-            path = folder / name
+        arrays: dict[Path, npt.NDArray[Any]] = {
+            ct_path(folder, entity): case.hounsfield,
+            lung_mask_path(folder, entity): (case.lungs > 0).astype(np.uint8),
+            **{truth_path(folder, name): voxels.astype(np.uint8) for name, voxels in truth.items()},
+        }
+        for path, array in arrays.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(case.spacing[::-1])
@@ -170,7 +162,7 @@ def _rows(cohort: CohortParameters, cases: int, output: Path, workers: int) -> I
             for row in pool.map(_make_and_write, *arguments):
                 rows.append(row)
                 yield row
-    _write_reference(rows, output / REFERENCE)
+    _write_reference(rows, output / REFERENCE_FILE)
 
 
 def _write_reference(rows: Sequence[Row], path: Path) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from model.cohort.readings import Extent, Reading, Readings
+from model.cohort.readings import Reading, Readings
+from model.cohort.tables import Extent
 from model.errors import InputError
 from model.evaluation.voxels import count_voxels, measure_voxels, summarise
 

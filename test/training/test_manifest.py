@@ -161,5 +161,5 @@ def test_the_manifest_of_a_simulated_cohort_may_lie_elsewhere(folder: Path, caps
 
 def test_a_folder_that_is_no_simulated_cohort_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "reference.csv cannot be read" in capsys.readouterr().err
+    assert "reference.csv: it cannot be read" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from model.cohort.readings import Extent, Reading, Readings, read_pairs, read_predictions, read_reference
+from model.cohort.readings import Reading, Readings, read_pairs, read_predictions, read_reference
+from model.cohort.tables import Extent
 from model.errors import InputError
-from model.evaluation.pairing import match
 from test.evaluation.results import result, write_predictions, write_results, write_simulated_reference
 
 
@@ -149,28 +148,3 @@ def test_a_folder_without_results_says_what_was_expected(tmp_path: Path) -> None
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match=r"expected a folder that holds results\.json"):
             read_predictions(path)
-
-
-def readings(name: str, *entities: str, failures: dict[str, str] | None = None) -> Readings:
-    return Readings(Path(name), name, {entity: Reading((Extent(0), Extent(0))) for entity in entities}, failures or {})
-
-
-def test_cases_on_one_side_alone_are_an_error_that_lists_them_all() -> None:
-    predictions = readings("predictions", "a", "d", "e", failures={"c": "the file is empty", "f": "no mask"})
-    with pytest.raises(InputError) as caught:
-        match(readings("reference", "a", "b", "c"), predictions)
-    assert str(caught.value) == (
-        "predictions: no result for 2 scans: b, c (the file is empty); no result for 1 scan: f (no mask); "
-        "not in reference: 2 scans: d, e; expected the same entities in both, or --allow-missing"
-    )
-
-
-def test_allow_missing_goes_on_with_the_cases_on_both_sides_and_counts_the_others() -> None:
-    coverage = match(readings("reference", "a", "b", "c"), readings("predictions", "c", "d", "a"), allow_missing=True)
-    document = coverage.as_document()
-    assert json.loads(json.dumps(document)) == {"paired": 2, "not_predicted": ["b"], "not_in_reference": ["d"]}
-
-
-def test_without_any_case_on_both_sides_there_is_nothing_to_allow() -> None:
-    with pytest.raises(InputError, match=r"expected the same entities in both$"):
-        match(readings("reference", "a"), readings("predictions", "b"), allow_missing=True)
