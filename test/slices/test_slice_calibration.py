@@ -1,0 +1,145 @@
+"""Grey pictures to HU whatever their window, and the lungs of a slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.errors import InputError
+from model.slices.calibration import calibrate, find_lungs
+from model.slices.images import Window
+
+WINDOWS = (
+    Window(-600, 1500),
+    Window(-600, 1600),
+    Window(-400, 1400),
+    Window(-500, 1400),
+    Window(-600, 1200),
+    Window(-450, 1100),
+    Window(-700, 1500),
+    Window(-300, 1400),
+    Window(-550, 1800),
+    Window(-500, 2000),
+)
+
+
+def ellipse(centre: tuple[float, float], radii: tuple[float, float], size: int = 320) -> np.ndarray:
+    y, x = np.ogrid[:size, :size]
+    return ((y - centre[0]) / radii[0]) ** 2 + ((x - centre[1]) / radii[1]) ** 2 <= 1
+
+
+LUNGS = ellipse((155, 105), (65, 40)) | ellipse((155, 215), (65, 40))
+TRACHEA = ellipse((140, 160), (8, 8))
+HOLE = ellipse((155, 70), (12, 6))
+"""A subpleural hole at the right lung's edge."""
+
+
+def chest(fat: float = 10.0, noise: float = 15.0) -> np.ndarray:
+    """HU of a chest: skin fat of a thickness in pixels, muscle, two lungs with vessels, a trachea, a spine and a table."""
+    rng = np.random.default_rng(0)
+    hounsfield = np.full((320, 320), -1000.0)
+    hounsfield[ellipse((160, 160), (95, 132))] = -100
+    hounsfield[ellipse((160, 160), (95 - fat, 132 - fat))] = 45
+    hounsfield[ellipse((215, 160), (14, 14))] = 500
+    hounsfield[LUNGS] = -860
+    for row, column in rng.uniform((100, 70), (210, 250), (80, 2)):
+        hounsfield[ellipse((row, column), (2, 2)) & LUNGS] = 30
+    hounsfield[HOLE] = -990
+    hounsfield[TRACHEA] = -1000
+    hounsfield[275:279, 20:300] = 200
+    return hounsfield + rng.normal(0, noise, hounsfield.shape)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: f"{window.centre:.0f}/{window.width:.0f}")
+@pytest.mark.parametrize("fat", [2.0, 10.0, 20.0])
+def test_grey_through_any_window_gives_the_same_hounsfield_back(window: Window, fat: float) -> None:
+    hounsfield = chest(fat)
+    found = calibrate(window.grey(hounsfield))
+
+    floor = max(window.centre - window.width / 2, -1000)
+    parenchyma = LUNGS & ~HOLE & (hounsfield > -920) & (hounsfield < -800)
+    assert found.dtype == np.float32
+    assert found.min() >= -1024
+    assert np.abs(found - np.maximum(hounsfield, floor))[parenchyma].mean() < 25
+
+
+def test_blood_that_is_bright_with_contrast_medium_is_not_taken_for_soft_tissue() -> None:
+    hounsfield = chest()
+    hounsfield[ellipse((165, 160), (45, 24)) & ~TRACHEA & ~LUNGS] = 190
+    found = calibrate(Window(-600, 1600).grey(hounsfield))
+    assert np.median(found[LUNGS & ~HOLE]) == pytest.approx(-860, abs=15)
+
+
+def test_padding_outside_of_the_field_of_view_is_not_taken_for_air() -> None:
+    hounsfield = chest()
+    hounsfield[~ellipse((160, 160), (158, 158))] = -1024
+    found = calibrate(Window(-600, 1600).grey(hounsfield))
+    assert np.median(found[LUNGS & ~HOLE]) == pytest.approx(-860, abs=10)
+
+
+def test_a_window_that_ends_below_soft_tissue_is_calibrated_by_fat() -> None:
+    found = calibrate(Window(-600, 1200).grey(chest(20)))  # its top is 0 HU
+    assert np.median(found[LUNGS & ~HOLE]) == pytest.approx(-860, abs=15)
+
+
+def test_lungs_are_found_with_their_vessels_and_holes_and_without_the_trachea() -> None:
+    hounsfield = chest().astype(np.float32)
+    found = find_lungs(hounsfield, None)
+    overlap = 2 * (found & LUNGS).sum() / (found.sum() + LUNGS.sum())
+    assert overlap > 0.96
+    assert found[HOLE].mean() > 0.9
+    assert not found[TRACHEA].any()
+    assert not found[ellipse((160, 160), (97, 134)) == 0].any()
+
+
+def test_gas_in_the_bowel_is_no_lung() -> None:
+    hounsfield = chest()
+    hounsfield[LUNGS & (np.arange(320) > 160)] = 45
+    hounsfield[ellipse((140, 215), (30, 28))] = -1000
+    found = find_lungs(hounsfield.astype(np.float32), None)
+    assert not found[:, 170:].any()
+    assert found[:, :150].any()
+
+
+def head() -> np.ndarray:
+    hounsfield = np.full((320, 320), -1000.0)
+    hounsfield[ellipse((160, 160), (120, 95))] = 45
+    hounsfield[ellipse((160, 160), (114, 89))] = 900
+    hounsfield[ellipse((160, 160), (106, 81))] = 40
+    hounsfield[ellipse((100, 140), (14, 12))] = -1000
+    return hounsfield + np.random.default_rng(0).normal(0, 10, hounsfield.shape)
+
+
+def test_a_head_has_no_lungs() -> None:
+    with pytest.raises(InputError, match="no lungs are seen"):
+        find_lungs(head().astype(np.float32), None)
+
+
+def photograph() -> np.ndarray:
+    """Smooth shades everywhere."""
+    rows, columns = np.mgrid[:320, :320]
+    return (128 + 90 * np.sin(rows / 60) * np.cos(columns / 45)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [photograph(), np.zeros((320, 320), np.uint8), np.full((320, 320), 200, np.uint8), np.zeros((320, 30), np.uint8)],
+    ids=["photograph", "black", "white", "strip"],
+)
+def test_what_shows_no_air_around_a_patient_is_refused(picture: np.ndarray) -> None:
+    with pytest.raises(InputError) as caught:
+        find_lungs(calibrate(picture), None)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_real_slices_of_every_class_are_calibrated_and_their_lungs_found(shared: Path) -> None:
+    """Parenchyma lies between -1000 and -650 HU in inspiration, and lungs take 1 to 50 % of a slice."""
+    for label in ("CLE", "NT", "PLE", "PSE"):
+        for path in sorted((shared / "data" / "real-slices" / label).glob("*.jpg"))[::40]:
+            hounsfield = calibrate(np.asarray(Image.open(path).convert("L")))
+            lungs = find_lungs(hounsfield, None)
+            assert 0.01 < lungs.mean() < 0.5, path.name
+            assert -1000 < np.median(hounsfield[lungs]) < -650, path.name
