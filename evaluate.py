@@ -25,7 +25,7 @@ from model.cohort.readings import Readings, read_pairs, read_predictions, read_r
 from model.command_line import OneLineParser
 from model.container.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
 from model.errors import InputError, printable
-from model.evaluation.agreement import RESAMPLES, Resampling
+from model.evaluation.agreement import RESAMPLES, Bootstrap
 from model.evaluation.challenge import challenge_document, ground_truth, read_submission
 from model.evaluation.report import Comparison, Report, compare, make_report
 from model.evaluation.tables import all_tables, to_latex, to_markdown
@@ -94,25 +94,25 @@ def evaluate(options: argparse.Namespace) -> dict[str, bytes]:
     Raises:
         InputError: something cannot be read, or the cases differ.
     """
-    resampling = Resampling(options.seed, options.resamples)
+    bootstrap = Bootstrap(options.seed, options.resamples)
     if options.scores:
         reference, predictions = read_pairs(options.scores)
     else:
         reference, predictions = read_reference(options.reference), read_predictions(options.predictions)
-    reports = [_report(reference, predictions, options.method, resampling, options)]
+    reports = [_report(reference, predictions, options.method, bootstrap, options)]
     comparison = None
     if options.against:
         other = _other(options.against, reference)
-        reports.append(_report(reference, other, options.against_method, resampling, options))
-        comparison = compare(reports[0], reports[1], resampling)
+        reports.append(_report(reference, other, options.against_method, bootstrap, options))
+        comparison = compare(reports[0], reports[1], bootstrap)
     return _files(reports, comparison)
 
 
 def _report(
-    reference: Readings, predictions: Readings, name: str | None, resampling: Resampling, options: argparse.Namespace
+    reference: Readings, predictions: Readings, name: str | None, bootstrap: Bootstrap, options: argparse.Namespace
 ) -> Report:
     predictions = replace(predictions, name=name or predictions.name)
-    report = make_report(reference, predictions, resampling, allow_missing=options.allow_missing)
+    report = make_report(reference, predictions, bootstrap, allow_missing=options.allow_missing)
     if not options.truth:
         return report
     voxels = measure_voxels(predictions, report.coverage.paired, options.truth, options.workers)
@@ -164,8 +164,8 @@ def score_challenge(options: argparse.Namespace) -> tuple[dict[str, bytes], list
     reference = read_reference(truth / REFERENCE_FILE)
     submission = read_submission(options.input, truth, options.workers)
     voxels = by_subtype(list(submission.voxels.values())) if submission.voxels else {}
-    resampling = Resampling(options.seed, options.resamples)
-    report = make_report(reference, submission.readings, resampling, allow_missing=True).with_voxels(voxels)
+    bootstrap = Bootstrap(options.seed, options.resamples)
+    report = make_report(reference, submission.readings, bootstrap, allow_missing=True).with_voxels(voxels)
     problems = [f"{name}: {problem}" for name, problem in submission.readings.failures.items()]
     coverage = report.coverage
     problems += [f"{entity}: no job has scored it" for entity in coverage.not_predicted]

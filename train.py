@@ -26,9 +26,9 @@ from model.cohort.manifest import Manifest, read_manifest
 from model.command_line import DeviceName, OneLineParser, PrecisionName
 from model.errors import InputError
 from model.network import BackboneName, HeadName, NetworkConfig
-from model.preprocessing import PROFILES
+from model.preprocessing import PAPER_INPUT_SHAPE, PROFILES, check_input_shape
 from model.subtyping import choose_device, choose_precision
-from model.training.recipes import OPTIONS, PAPER, RECIPES, Recipe
+from model.training.recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
 from model.training.settings import MONITORS, RunSettings
 from model.training.tiles import check_tile_shape
 from model.weights import locate_bundle, read_bundle
@@ -54,6 +54,14 @@ def build_parser() -> OneLineParser:
     what.add_argument("--backbone", choices=get_args(BackboneName), default="resnet34", help="default: %(default)s")
     what.add_argument("--base-width", type=int, default=64, help="filters of the first convolution, default: %(default)s")
     what.add_argument("--profile", choices=sorted(PROFILES), default="paper", help="of preprocessing, default: %(default)s")
+    what.add_argument(
+        "--input-shape",
+        type=int,
+        nargs=3,
+        default=PAPER_INPUT_SHAPE,
+        metavar=("Z", "Y", "X"),
+        help="size of the network's input in voxels, default: the paper's 128 224 288",
+    )
     what.add_argument("--init", type=Path, help="start from the weights of this bundle")
 
     what.add_argument(
@@ -76,7 +84,7 @@ def build_parser() -> OneLineParser:
         help="judge and keep a running average of the weights, of which each step keeps the part X (such as 0.998): steps on "
         "small batches are noisy; default: the weights themselves",
     )
-    how.add_argument("--recipe", choices=sorted(RECIPES), default=PAPER.name, help="default: %(default)s")
+    how.add_argument("--recipe", choices=sorted(RECIPES), default=PAPER_RECIPE.name, help="default: %(default)s")
     how.add_argument(
         "--supervision",
         choices=SUPERVISIONS,
@@ -166,6 +174,7 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         network=network,
         recipe=recipe,
         profile=options.profile,
+        input_shape=tuple(options.input_shape),
         supervision=options.supervision,
         tile=options.tile and tuple(options.tile),
         tiles_per_scan=options.tiles_per_scan,
@@ -209,8 +218,9 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
     if options.tiles_per_scan > 1 and not options.tile:
         parser.error("--tiles-per-scan goes with --tile")
     try:
+        check_input_shape(tuple(options.input_shape))
         if options.tile:
-            check_tile_shape(tuple(options.tile))
+            check_tile_shape(tuple(options.tile), tuple(options.input_shape))
         return options, NetworkConfig(options.backbone, options.strategy, options.base_width), chosen_recipe(options)
     except ValueError as error:
         parser.error(str(error))

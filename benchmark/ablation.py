@@ -27,7 +27,7 @@ from model.cohort.readings import VISUAL, Reading, Readings
 from model.cohort.tables import Extent
 from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
-from model.evaluation.agreement import Resampling
+from model.evaluation.agreement import Bootstrap
 from model.evaluation.report import Report, make_report
 from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdown, with_interval
 from model.imaging.scan import Scan
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
             config = NetworkConfig(backbone, strategy, options.base_width)
             folder = options.output / f"{strategy}-{backbone}"
             bundle = train(config, options.manifest, folder, ["--device", options.device, *passed])
-            report = make_report(truth, score(bundle, cases, options.device), Resampling())
+            report = make_report(truth, score(bundle, cases, options.device), Bootstrap())
             complexity = measure_complexity(config)
             rows.append((complexity, report))
             figures = {"parameters": complexity.parameters, "gmacs": complexity.gmacs}

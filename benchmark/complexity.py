@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model.network import INPUT_SHAPE, BackboneName, HeadName, NetworkConfig, build_network
+from model.network import BackboneName, HeadName, NetworkConfig, build_network
+from model.preprocessing import PAPER_INPUT_SHAPE
 
 TABLE_5 = {
     ("resnet18", "regression"): (34.48, 1147.81),
@@ -77,7 +78,7 @@ def measure(config: NetworkConfig) -> Complexity:
     """Count the parameters and multiply-accumulates of one network at the paper's input size."""
     with torch.device("meta"), torch.no_grad():
         network = build_network(config).eval()
-        image = torch.empty(1, 1, *INPUT_SHAPE)
+        image = torch.empty(1, 1, *PAPER_INPUT_SHAPE)
         with MultiplyAccumulateCounter() as counter:
             network(image)
     parameters = sum(parameter.numel() for parameter in network.parameters())

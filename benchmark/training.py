@@ -25,14 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from model.cohort.manifest import Scores, TrainingCase
 from model.command_line import DeviceName
 from model.fleischner import SUBTYPES
-from model.network import INPUT_SHAPE, MAP_SHAPE, BackboneName, NetworkConfig, build_network
-from model.preprocessing import PAPER as PAPER_PROFILE
+from model.network import BackboneName, NetworkConfig, build_network
+from model.preprocessing import PAPER_PROFILE
 from model.subtyping import choose_device, choose_precision
 from model.training.augmentation import AugmentationRanges
 from model.training.cache import PreparedCase, cache_path, write_case
 from model.training.dataset import Batch, CohortDataset, Draw, stacked
-from model.training.loop import dense_logits
-from model.training.recipes import PAPER
+from model.training.recipes import PAPER_RECIPE
 from model.training.strategies import RegressionStrategy
 
 CASES = 4
@@ -42,7 +41,7 @@ WARM_UP = 2
 def made_up_cases(folder: Path) -> list[TrainingCase]:
     """A few prepared cases in a cache, of noise in two boxes of lung."""
     generator = torch.Generator().manual_seed(0)
-    lung = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
+    lung = torch.zeros(PAPER_PROFILE.input_shape, dtype=torch.bool)
     lung[8:-8, 24:-24, 16:128] = True
     lung[8:-8, 24:-24, 160:-16] = True
     cases = []
@@ -50,8 +49,8 @@ def made_up_cases(folder: Path) -> list[TrainingCase]:
         scan = folder / f"{place}.mha"
         scan.touch()
         case = TrainingCase(str(place), scan, scan, Scores(3, 1), "train", (scan, scan), None)
-        image = torch.randint(0, 256, INPUT_SHAPE, dtype=torch.uint8, generator=generator)
-        truth = torch.randint(0, 256, (len(SUBTYPES), *MAP_SHAPE), dtype=torch.uint8, generator=generator)
+        image = torch.randint(0, 256, lung.shape, dtype=torch.uint8, generator=generator)
+        truth = torch.randint(0, 256, (len(SUBTYPES), *PAPER_PROFILE.map_shape), dtype=torch.uint8, generator=generator)
         prepared = PreparedCase(image, 0.0, 1.0, lung, None, lung & (image < 20), truth, (300.0, 250.0, 350.0), 5.0, None)
         write_case(prepared, cache_path(case, PAPER_PROFILE, folder))
         cases.append(case)
@@ -74,15 +73,15 @@ def step_rate(
 ) -> float:
     """Samples a second of the training step alone, median over steps."""
     network = build_network(config).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    strategy = RegressionStrategy(PAPER, (torch.ones(6), torch.ones(3)), "voxels").to(device)
-    optimiser = torch.optim.Adam(network.parameters(), PAPER.learning_rate)
+    strategy = RegressionStrategy(PAPER_RECIPE, (torch.ones(6), torch.ones(3)), "voxels").to(device)
+    optimiser = torch.optim.Adam(network.parameters(), PAPER_RECIPE.learning_rate)
     columns = (None if part is None else part.to(device) for part in stacked([sample] * batch))
     samples = Batch(*columns)  # type: ignore[arg-type]
     seconds = []
     for _ in range(steps + WARM_UP):
         start = time.perf_counter()
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = dense_logits(network, samples.image)
+            logits = network(samples.image)
             loss = torch.stack(list(strategy.terms(logits, samples).values())).sum(dim=0).mean()
         loss.backward()
         optimiser.step()

@@ -15,8 +15,10 @@ All tensors are B x C x Z x Y x X. With base width 64 and the paper's input of 1
 
 from __future__ import annotations
 
+import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +28,6 @@ from .fleischner import SUBTYPES
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50"]
 HeadName = Literal["regression", "classification"]
-
-INPUT_SHAPE = (128, 224, 288)
-"""Size of the network's input in voxels: z, y, x (Methods, "Pre-processing of CT scans")."""
-
-MAP_SHAPE = (64, 112, 144)
-"""Size of the dense activation maps for an input of `INPUT_SHAPE`: z, y, x."""
 
 WIDEST = 512
 """The largest base width that is built, far beyond the paper's 64: a bundle that asks for more is no bundle."""
@@ -238,9 +234,19 @@ class EmphysemaNetwork(nn.Module):
             image: B x 1 x Z x Y x X, prepared by a profile of `model.preprocessing`; Z, Y and X are multiples of 8.
 
         Returns:
-            Logits at half of the input's resolution; see `DenseLogits`.
+            Logits at half of the input's resolution; see `DenseLogits`. The head computes in the type of its own weights,
+            also under autocast: where backbone and reconstruction network run in half precision, the head stays in float32.
         """
-        return cast(DenseLogits, self.head(self.reconstruction(self.backbone(image))))
+        features = self.reconstruction(self.backbone(image))
+        with _without_autocast(features.device):
+            return cast(DenseLogits, self.head(features.to(self.head.centrilobular.weight.dtype)))
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Suspend autocast; devices that have none, such as `meta`, are left alone."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def build_network(config: NetworkConfig) -> EmphysemaNetwork:
@@ -287,31 +293,48 @@ def class_activation_map(logits: Tensor, lung: Tensor) -> Tensor:
 def fold_batch_normalisation(network: EmphysemaNetwork) -> EmphysemaNetwork:
     """Fold every normalisation into the convolution before it: the same function in evaluation mode, with fewer steps.
 
-    The network is changed in place, put into evaluation mode and returned; it can no longer be trained or stored.
+    Args:
+        network: it is left unchanged, and shares no tensor with the result.
+
+    Returns:
+        A network in evaluation mode without normalisation, for inference alone: it can neither be trained nor stored.
     """
-    network.eval()
-
-    def fused(convolution: nn.Module, normalisation: nn.Module) -> nn.Conv3d:
-        """As torch's `fuse_conv_bn_eval`, but in place: copies of large weights take longer than the rest."""
-        into, norm = cast(nn.Conv3d, convolution), cast(nn.BatchNorm3d, normalisation)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        with torch.no_grad():
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            bias = -norm.running_mean if into.bias is None else into.bias - norm.running_mean
-            into.weight.mul_(scale.view(-1, 1, 1, 1, 1))
-            into.bias = nn.Parameter(bias * scale + norm.bias)
-        return into
-
-    for module in list(network.modules()):
+    # The weights that are replaced below are not copied first: copies of large weights take longer than the rest.
+    uncopied: dict[int, Any] = {
+        id(convolution.weight): convolution.weight for convolution, _ in _normalised_convolutions(network)
+    }
+    folded = copy.deepcopy(network, uncopied).eval()
+    for convolution, normalisation in _normalised_convolutions(folded):
+        _fold(convolution, normalisation)
+    for module in folded.modules():
         if isinstance(module, ResidualBlock):
-            for index, (convolution, normalisation) in enumerate(zip(module.convolutions, module.normalisations, strict=True)):
-                module.convolutions[index] = fused(convolution, normalisation)
-                module.normalisations[index] = nn.Identity()
+            module.normalisations = nn.ModuleList(nn.Identity() for _ in module.normalisations)
         elif isinstance(module, ConvolutionBlock):
-            module.convolution = fused(module.convolution, module.normalisation)
             module.normalisation = cast(nn.BatchNorm3d, nn.Identity())
         elif isinstance(module, ResNetBackbone):
-            module.conv1 = fused(module.conv1, module.norm1)
             module.norm1 = cast(nn.BatchNorm3d, nn.Identity())
-    return network
+    return folded.requires_grad_(False)
+
+
+def _normalised_convolutions(network: EmphysemaNetwork) -> list[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+    """Every convolution that a normalisation follows, with that normalisation."""
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            pairs += zip(module.convolutions, module.normalisations, strict=True)
+        elif isinstance(module, ConvolutionBlock):
+            pairs.append((module.convolution, module.normalisation))
+        elif isinstance(module, ResNetBackbone):
+            pairs.append((module.conv1, module.norm1))
+    return cast(list[tuple[nn.Conv3d, nn.BatchNorm3d]], pairs)
+
+
+def _fold(convolution: nn.Conv3d, normalisation: nn.BatchNorm3d) -> None:
+    """Replace the weights of a convolution by those that include the normalisation, as torch's `fuse_conv_bn_eval` does."""
+    assert normalisation.running_mean is not None
+    assert normalisation.running_var is not None
+    with torch.no_grad():
+        scale = normalisation.weight * torch.rsqrt(normalisation.running_var + normalisation.eps)
+        bias = -normalisation.running_mean if convolution.bias is None else convolution.bias - normalisation.running_mean
+        convolution.weight = nn.Parameter(convolution.weight * scale.view(-1, 1, 1, 1, 1))
+        convolution.bias = nn.Parameter(bias * scale + normalisation.bias)

@@ -1,8 +1,9 @@
 """From a scan to the network's input, and from dense activation maps back onto the scan's grid.
 
 A `Profile` describes one way of doing it; `PROFILES` holds the two that exist. Every number of a profile is a field of it,
-so that no code asks which profile it runs. Resizing aligns corners throughout: the first and last voxel of the crop lie on
-the first and last voxel of the network's grid, as they do in the network's own upsampling.
+the size of the network's input included, so that no code asks which profile it runs. Resizing aligns corners throughout: the
+first and last voxel of the crop lie on the first and last voxel of the network's grid, as they do in the network's own
+upsampling.
 """
 
 from __future__ import annotations
@@ -20,13 +21,24 @@ from .command_line import MapType
 from .errors import InputError
 from .imaging.scan import Box, Scan
 from .lungs.regions import Regions
-from .network import INPUT_SHAPE
 
 WINDOW_HU = (-1150.0, -300.0)
 """Intensities are clamped to this range and rescaled to 0..1 (Methods, "Pre-processing of CT scans")."""
 
 
-class Resampling(Protocol):
+Shape = tuple[int, int, int]
+
+PAPER_INPUT_SHAPE: Shape = (128, 224, 288)
+"""Size of the network's input in voxels: z, y, x (Methods, "Pre-processing of CT scans")."""
+
+INPUT_MULTIPLE = 8
+"""Sizes of the network's input are multiples of this: the backbone reduces them to an eighth."""
+
+LARGEST_INPUT = 512
+"""Voxels along each axis, far beyond the paper's 288: metadata that ask for more are wrong."""
+
+
+class Interpolation(Protocol):
     """How a crop is brought to the network's size; every rule returns positions in the crop for each output position."""
 
     def slices(self, depth: int, count: int) -> npt.NDArray[np.float64]:
@@ -70,10 +82,11 @@ class Profile:
 
     Attributes:
         name: what bundles and results call it.
+        input_shape: size of the network's input in voxels, z, y, x; multiples of 8.
         margin_mm: how far the crop reaches beyond the lung's bounding box, in mm (rounded up to whole voxels).
         halo_voxels: how many voxels around the lung keep their intensity in the crop, the rest becomes air;
             None: all of them.
-        resampling: how the crop is brought to the network's size.
+        interpolation: how the crop is brought to the network's size.
         standardise: whether the mean over the standard deviation (n - 1) of the whole crop replaces the range 0..1.
         blank_outside: whether what lies outside the resized lung mask is set to 0.
         suspect_below_hu: maps count only where the CT lies below this, on the network's input grid; None: everywhere in
@@ -81,37 +94,60 @@ class Profile:
     """
 
     name: str
+    input_shape: Shape
     margin_mm: float
     halo_voxels: int | None
-    resampling: Resampling
+    interpolation: Interpolation
     standardise: bool
     blank_outside: bool
     suspect_below_hu: float | None
 
+    def __post_init__(self) -> None:
+        check_input_shape(self.input_shape)
 
-PAPER = Profile(
+    @property
+    def map_shape(self) -> Shape:
+        """Size of the dense activation maps, z, y, x: half of the input's."""
+        z, y, x = self.input_shape
+        return z // 2, y // 2, x // 2
+
+
+def check_input_shape(shape: Shape) -> None:
+    """Check the size of a network's input.
+
+    Raises:
+        ValueError: it is not three multiples of 8 from 8 to 512.
+    """
+    sizes = shape if isinstance(shape, tuple) else ()
+    if len(sizes) != 3 or not all(type(n) is int and 0 < n <= LARGEST_INPUT and n % INPUT_MULTIPLE == 0 for n in sizes):
+        raise ValueError(f"input_shape is {shape!r}, expected three multiples of {INPUT_MULTIPLE} up to {LARGEST_INPUT}")
+
+
+PAPER_PROFILE = Profile(
     name="paper",
+    input_shape=PAPER_INPUT_SHAPE,
     margin_mm=0.0,
     halo_voxels=None,
-    resampling=Trilinear(),
+    interpolation=Trilinear(),
     standardise=False,
     blank_outside=True,
     suspect_below_hu=None,
 )
 """Methods, "Pre-processing of CT scans" and "regression training"."""
 
-RELEASED = Profile(
+RELEASED_PROFILE = Profile(
     name="released",
+    input_shape=PAPER_INPUT_SHAPE,
     margin_mm=5.0,
     halo_voxels=2,
-    resampling=PickedSlices(),
+    interpolation=PickedSlices(),
     standardise=True,
     blank_outside=False,
     suspect_below_hu=-910.0,
 )
 """What the container that the authors published does, and so what its checkpoints need."""
 
-PROFILES = {profile.name: profile for profile in (PAPER, RELEASED)}
+PROFILES = {profile.name: profile for profile in (PAPER_PROFILE, RELEASED_PROFILE)}
 
 
 @dataclass(frozen=True)
@@ -119,9 +155,9 @@ class NetworkInput:
     """A prepared scan.
 
     Attributes:
-        image: 1 x 1 x 128 x 224 x 288, float32.
-        labels: 128 x 224 x 288, uint8: region labels (see `model.lungs.regions`), 0 outside the lung.
-        suspect: 128 x 224 x 288, bool: where maps count; None where the profile knows no such mask.
+        image: 1 x 1 x Z x Y x X, float32; Z, Y, X are the profile's `input_shape`.
+        labels: Z x Y x X, uint8: region labels (see `model.lungs.regions`), 0 outside the lung.
+        suspect: Z x Y x X, bool: where maps count; None where the profile knows no such mask.
         box: the crop's place in the scan.
     """
 
@@ -160,11 +196,11 @@ def prepare(scan: Scan, regions: Regions, profile: Profile) -> NetworkInput:
     labels = np.pad(regions.labels, margins)
     kept = None if profile.halo_voxels is None else dilated(labels > 0, profile.halo_voxels)
 
-    image = _resized(crop, kept, profile.resampling.slices(crop.shape[0], INPUT_SHAPE[0]))
+    image = _resized(crop, kept, profile)
     if profile.standardise:
         mean, deviation = _moments(crop, kept)
         image = (image - mean) / deviation
-    index = np.ix_(*profile.resampling.nearest(crop.shape, INPUT_SHAPE))
+    index = np.ix_(*profile.interpolation.nearest(crop.shape, profile.input_shape))
     resized_labels = labels[index]
     if not labels_on_map_grid(resized_labels).any():
         raise InputError("lung mask", "nothing of it is left at the network's resolution", "a mask of whole lungs")
@@ -195,8 +231,10 @@ def dilated(mask: npt.NDArray[np.bool_], voxels: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _resized(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, positions: npt.NDArray[np.float64]) -> Tensor:
-    """Window the slices that `positions` needs, interpolate between them, then bilinearly in the plane."""
+def _resized(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, profile: Profile) -> Tensor:
+    """Window the slices that the profile's interpolation needs, interpolate between them, then bilinearly in the plane."""
+    depth, rows, columns = profile.input_shape
+    positions = profile.interpolation.slices(len(crop), depth)
     lower = np.floor(positions).astype(np.intp)
     weight = (positions - lower).astype(np.float32)
     volume = np.empty((len(positions), *crop.shape[1:]), np.float32)
@@ -205,7 +243,7 @@ def _resized(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, positions: np
         if share > 0:
             volume[place] += share * (_windowed_slice(crop, kept, index + 1) - volume[place])
     planes = torch.from_numpy(volume)[:, None]
-    return functional.interpolate(planes, INPUT_SHAPE[1:], mode="bilinear", align_corners=True)[:, 0]
+    return functional.interpolate(planes, (rows, columns), mode="bilinear", align_corners=True)[:, 0]
 
 
 def _windowed_slice(crop: np.ndarray, kept: npt.NDArray[np.bool_] | None, index: int) -> npt.NDArray[np.float32]:
@@ -228,7 +266,7 @@ def finish(centrilobular: Tensor, paraseptal: Tensor, prepared: NetworkInput) ->
     """Apply the suspect mask to activation maps, if the profile has one.
 
     Args:
-        centrilobular: 1 x 1 x 64 x 112 x 144, float32, 0 to 1.
+        centrilobular: 1 x 1 x Z/2 x Y/2 x X/2 of the input's size, float32, 0 to 1.
         paraseptal: likewise.
         prepared: the input that they were computed from.
 
@@ -243,7 +281,7 @@ def finish(centrilobular: Tensor, paraseptal: Tensor, prepared: NetworkInput) ->
         cle, pse = (_continued_outside(activation, lung)[0, 0] for activation in (centrilobular, paraseptal))
         return ActivationMaps(cle, pse, labels, prepared.box)
     maps = torch.cat((centrilobular, paraseptal), dim=1)
-    maps = functional.interpolate(maps, INPUT_SHAPE, mode="trilinear", align_corners=True)[0]
+    maps = functional.interpolate(maps, prepared.suspect.shape, mode="trilinear", align_corners=True)[0]
     maps *= torch.from_numpy(prepared.suspect)
     return ActivationMaps(maps[0], maps[1], prepared.labels, prepared.box)
 

@@ -20,7 +20,6 @@ from .lungs.plausibility import MaskFigures, mask_warnings
 from .lungs.regions import Regions
 from .network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
 from .preprocessing import (
-    PROFILES,
     ActivationMaps,
     NetworkInput,
     finish,
@@ -108,8 +107,8 @@ class EmphysemaSubtyper:
         self.bundle_sha256 = bundle.sha256
         self.device, self.notes = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self._profile = PROFILES[bundle.metadata.profile]
-        self._network = fold_batch_normalisation(bundle.network).requires_grad_(False)
+        self._profile = bundle.metadata.preprocessing
+        self._network = fold_batch_normalisation(bundle.network)
         self._for_cpu: tuple[EmphysemaNetwork, torch.dtype] | None = None
         if device == "auto" and self.device != CPU:
             self._for_cpu = copy.deepcopy(self._network), choose_precision(precision, CPU)
@@ -173,11 +172,11 @@ class EmphysemaSubtyper:
                 paraseptal = both.submit(finding, PARASEPTAL, maps.paraseptal)
             return Subtyping(centrilobular.result(), paraseptal.result(), regions, (*warnings, *notes))
 
-    def dense_logits(self, image: Tensor) -> DenseLogits:
-        """Run the network.
+    def logits(self, image: Tensor) -> DenseLogits:
+        """Run the network on the subtyper's device and in its precision.
 
         Args:
-            image: 1 x 1 x 128 x 224 x 288, float32, prepared by the bundle's profile.
+            image: 1 x 1 x Z x Y x X, float32, prepared by the bundle's profile and of its `input_shape`.
 
         Returns:
             Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision.
@@ -187,8 +186,7 @@ class EmphysemaSubtyper:
         """
         with torch.inference_mode():
             image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
-            features = self._network.reconstruction(self._network.backbone(image))
-            logits = DenseLogits(*(dense.cpu() for dense in self._network.head(features.float())))
+            logits = DenseLogits(*(dense.cpu() for dense in self._network(image)))
         if not all(torch.isfinite(dense).all() for dense in logits):
             raise InputError(
                 f"weights {self.metadata.name}",
@@ -200,13 +198,13 @@ class EmphysemaSubtyper:
     def _logits_or_fall_back(self, image: Tensor) -> tuple[DenseLogits, tuple[str, ...]]:
         """Run the network; where a GPU that `auto` took runs out of memory, once more on the CPU, and say so."""
         try:
-            return self.dense_logits(image), ()
+            return self.logits(image), ()
         except torch.OutOfMemoryError:
             if self._for_cpu is None:
                 raise
             for_cpu = self._for_cpu
         note = self._fall_back(for_cpu)  # behind the handler, where what the failed run held is free
-        return self.dense_logits(image), (note,)
+        return self.logits(image), (note,)
 
     def _activations(
         self, logits: DenseLogits, prepared: NetworkInput

@@ -19,7 +19,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from .command_line import OneLineParser
 from .errors import InputError, printable
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
-from .preprocessing import PROFILES
+from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, Profile, Shape, check_input_shape
 from .whole_files import recover, whole_folder
 
 METADATA_FILE = "bundle.json"
@@ -62,6 +62,7 @@ class BundleMetadata:
         licence: the terms that they are given under.
         source_sha256: of the file that they were converted from, if any.
         performance: measured figures; free form.
+        input_shape: size of the network's input in voxels, z, y, x; `bundle.json` holds it only where it is not the paper's.
     """
 
     name: str
@@ -72,6 +73,7 @@ class BundleMetadata:
     licence: str
     source_sha256: str | None = None
     performance: dict[str, Any] = field(default_factory=dict)
+    input_shape: Shape = PAPER_INPUT_SHAPE
 
     def __post_init__(self) -> None:
         for name in ("name", "origin", "trained_on", "licence", "source_sha256"):
@@ -82,6 +84,12 @@ class BundleMetadata:
             raise ValueError(f"performance is {type(self.performance).__name__}, expected an object")
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
+        check_input_shape(self.input_shape)
+
+    @property
+    def preprocessing(self) -> Profile:
+        """The profile with the network's input size: how scans are prepared for it."""
+        return replace(PROFILES[self.profile], input_shape=self.input_shape)
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,8 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
             path.write_bytes(content)  # safetensors' own save_file would make it readable for its owner alone
             files[path.name] = hashlib.sha256(content).hexdigest()
         document = {"format": FORMAT, **asdict(metadata), "files": files}
+        if metadata.input_shape == PAPER_INPUT_SHAPE:
+            del document["input_shape"]
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -290,7 +300,10 @@ def _metadata_document(folder: Path) -> dict[str, Any]:
 def _parsed_metadata(folder: Path, document: dict[str, Any]) -> BundleMetadata:
     try:
         values = {name: value for name, value in document.items() if name not in ("format", "files")}
-        metadata = BundleMetadata(**values | {"network": NetworkConfig(**values["network"])})
+        values["network"] = NetworkConfig(**values["network"])
+        if "input_shape" in values:
+            values["input_shape"] = tuple(values["input_shape"])
+        metadata = BundleMetadata(**values)
         if not all(isinstance(digest, str) for digest in document["files"].values()):
             raise ValueError("files are not listed with their sha256")
     except (TypeError, ValueError, KeyError, AttributeError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from test.phantom import LESION_HU, Phantom, make_phantom, write_dark_detector
+from test.phantom import COARSE_INPUT, HALF_INPUT, LESION_HU, Phantom, make_phantom, write_dark_detector
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -37,7 +37,19 @@ def lesioned() -> Phantom:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dark detector with the paper's profile."""
+    """The dark detector with the paper's profile, on a coarse input."""
+    return write_dark_detector(tmp_path_factory.mktemp("bundle") / "dark", input_shape=COARSE_INPUT)
+
+
+@pytest.fixture(scope="session")
+def fine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on an input of half of the paper's size in each direction."""
+    return write_dark_detector(tmp_path_factory.mktemp("bundle") / "dark", input_shape=HALF_INPUT)
+
+
+@pytest.fixture(scope="session")
+def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the paper's input, for percentages and maps that are held to the scan's own voxels."""
     return write_dark_detector(tmp_path_factory.mktemp("bundle") / "dark")
 
 

@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from model.network import EmphysemaNetwork, NetworkConfig, build_network
+from model.preprocessing import PAPER_INPUT_SHAPE, Shape
 from model.weights import BundleMetadata, write_bundle
+
+HALF_INPUT = (64, 112, 144)
+COARSE_INPUT = (32, 56, 72)
+"""Sizes of the network's input for tests that do not need the paper's 128 x 224 x 288: an eighth and a 64th of the work."""
 
 LUNG_HU = -860
 LESION_HU = -1000
@@ -103,10 +108,12 @@ def dark_detector(head: str = "regression") -> EmphysemaNetwork:
     return network
 
 
-def write_dark_detector(folder: Path, *, profile: str = "paper", head: str = "regression") -> Path:
+def write_dark_detector(
+    folder: Path, *, profile: str = "paper", head: str = "regression", input_shape: Shape = PAPER_INPUT_SHAPE
+) -> Path:
     """Write `dark_detector` as a bundle, and return its folder."""
     network = dark_detector(head)
     config = NetworkConfig(head=head, base_width=2)  # type: ignore[arg-type]
-    metadata = BundleMetadata("dark-detector", config, profile, "set by hand", "nothing", "Apache-2.0")
+    metadata = BundleMetadata("dark-detector", config, profile, "set by hand", "nothing", "Apache-2.0", input_shape=input_shape)
     write_bundle(folder, network, metadata)
     return folder

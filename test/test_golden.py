@@ -15,7 +15,7 @@ import torch
 import process
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
-from model.preprocessing import RELEASED, labels_on_map_grid, prepare
+from model.preprocessing import RELEASED_PROFILE, labels_on_map_grid, prepare
 from model.subtyping import EmphysemaSubtyper
 from model.weights import convert_checkpoint, write_bundle
 from test.phantom import write_dark_detector
@@ -46,7 +46,7 @@ def smooth(shared: Path) -> Scan:
 
 
 def test_crop_and_network_input_are_the_released_ones(golden: dict[str, np.ndarray], smooth: Scan) -> None:
-    prepared = prepare(smooth, Regions.of(smooth), RELEASED)
+    prepared = prepare(smooth, Regions.of(smooth), RELEASED_PROFILE)
     assert [[side.start, side.stop] for side in prepared.box] == golden["crop"].tolist()
     np.testing.assert_allclose(prepared.image[0, 0, ::8, ::8, ::8], golden["input_half"], atol=1e-4)
 
@@ -58,8 +58,8 @@ def test_maps_and_percentages_are_the_released_ones(
     """float32 reproduces the release; bfloat16 stays within a tenth of a point of it."""
     subtyper = EmphysemaSubtyper.from_bundle(seeded_bundle, "cpu", precision)
     exact = precision == "float32"
-    prepared = prepare(smooth, Regions.of(smooth), RELEASED)
-    maps = [dense.sigmoid()[0, 0].numpy() for dense in subtyper.dense_logits(prepared.image)]
+    prepared = prepare(smooth, Regions.of(smooth), RELEASED_PROFILE)
+    maps = [dense.sigmoid()[0, 0].numpy() for dense in subtyper.logits(prepared.image)]
     lung = labels_on_map_grid(prepared.labels) > 0
     means = [activation[lung].mean(dtype=np.float64) for activation in maps]
     assert means == pytest.approx(golden["mean_in_lung"].tolist(), abs=1e-4 if exact else 1e-3)

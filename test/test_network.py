@@ -64,9 +64,10 @@ def test_a_shortcut_subsamples_and_pads_channels_with_zeros() -> None:
 
 
 @pytest.mark.parametrize("backbone", get_args(BackboneName))
-def test_folding_normalisation_keeps_the_function(backbone: BackboneName) -> None:
+def test_folding_normalisation_keeps_the_function_and_the_network_it_is_given(backbone: BackboneName) -> None:
     torch.manual_seed(0)
     network = build_network(NetworkConfig(backbone, base_width=2)).eval()
+    count = batch_normalisations(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.running_mean = torch.randn_like(module.running_mean)  # type: ignore[arg-type]
@@ -76,10 +77,36 @@ def test_folding_normalisation_keeps_the_function(backbone: BackboneName) -> Non
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         expected: DenseLogits = network(image)
-        folded: DenseLogits = fold_batch_normalisation(network)(image)
-    assert not any(isinstance(module, nn.BatchNorm3d) for module in network.modules())
-    for before, after in zip(expected, folded, strict=True):
+        folded = fold_batch_normalisation(network)
+        found: DenseLogits = folded(image)
+        again: DenseLogits = network(image)
+    assert batch_normalisations(folded) == 0
+    for before, after in zip(expected, found, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+    assert batch_normalisations(network) == count > 20
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    for before, after in zip(expected, again, strict=True):
+        assert torch.equal(after, before)
+    ours, theirs = ({tensor.data_ptr() for tensor in part.state_dict().values()} for part in (folded, network))
+    assert not ours & theirs
+
+
+def batch_normalisations(network: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm3d) for module in network.modules())
+
+
+def test_the_head_computes_in_float32_where_autocast_has_the_rest_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(base_width=2)).eval()
+    nn.init.constant_(network.head.centrilobular.bias, 1000.0)  # type: ignore[arg-type]  # bfloat16 has steps of 4 there
+    seen = []
+    network.reconstruction.register_forward_hook(lambda _, __, features: seen.append(features.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits: DenseLogits = network(torch.rand(1, 1, 16, 16, 16))
+    assert seen == [torch.bfloat16]
+    assert logits.centrilobular.dtype == torch.float32
+    assert len(logits.centrilobular.unique()) > 100
 
 
 def test_lung_mean_counts_the_lung_alone_and_each_case_by_itself() -> None:

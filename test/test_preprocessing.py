@@ -15,10 +15,10 @@ from torch.nn import functional
 from model.errors import InputError
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
-from model.network import INPUT_SHAPE
 from model.preprocessing import (
-    PAPER,
-    RELEASED,
+    PAPER_INPUT_SHAPE,
+    PAPER_PROFILE,
+    RELEASED_PROFILE,
     PickedSlices,
     Trilinear,
     dilated,
@@ -29,7 +29,15 @@ from model.preprocessing import (
     windowed,
 )
 from model.subtyping import EmphysemaSubtyper
-from test.phantom import Phantom, make_phantom
+from test.phantom import Phantom, make_phantom, write_dark_detector
+
+FLAT_INPUT = (128, 112, 144)
+"""Half of the paper's input within slices: between slices, of 5 mm in the phantom, a coarser one would hide an offset."""
+
+
+@pytest.fixture(scope="module")
+def flat_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dark_detector(tmp_path_factory.mktemp("bundle") / "dark", input_shape=FLAT_INPUT)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +82,13 @@ def test_the_paper_profile_step_by_step(scan: Scan) -> None:
     lung = scan.lung[box]
     intensities = (np.clip(scan.hounsfield[box].astype(np.float64), -1150, -300) + 1150) / 850
     resized = functional.interpolate(
-        torch.from_numpy(intensities)[None, None], INPUT_SHAPE, mode="trilinear", align_corners=True
+        torch.from_numpy(intensities)[None, None], PAPER_INPUT_SHAPE, mode="trilinear", align_corners=True
     )[0, 0]
-    places = np.ix_(*(np.rint(np.linspace(0, n - 1, m)).astype(int) for n, m in zip(lung.shape, INPUT_SHAPE, strict=True)))
-    prepared = prepare(scan, Regions.of(scan), PAPER)
-    assert prepared.image.shape == (1, 1, *INPUT_SHAPE)
+    places = np.ix_(
+        *(np.rint(np.linspace(0, n - 1, m)).astype(int) for n, m in zip(lung.shape, PAPER_INPUT_SHAPE, strict=True))
+    )
+    prepared = prepare(scan, Regions.of(scan), PAPER_PROFILE)
+    assert prepared.image.shape == (1, 1, *PAPER_INPUT_SHAPE)
     assert prepared.suspect is None
     assert prepared.box == box
     assert np.array_equal(prepared.labels > 0, lung[places])
@@ -95,13 +105,13 @@ def test_the_released_profile_step_by_step(scan: Scan) -> None:
     standardised = (intensities - intensities.mean()) / intensities.std(ddof=1)
     picked = np.floor(np.linspace(0, len(crop) - 1, 128)).astype(int)
     expected = functional.interpolate(
-        torch.from_numpy(standardised[picked])[:, None], INPUT_SHAPE[1:], mode="bilinear", align_corners=True
+        torch.from_numpy(standardised[picked])[:, None], PAPER_INPUT_SHAPE[1:], mode="bilinear", align_corners=True
     )[:, 0]
     resized_lung, suspect = (
-        functional.interpolate(torch.from_numpy(mask[picked]).float()[:, None], INPUT_SHAPE[1:], mode="nearest")[:, 0] > 0
+        functional.interpolate(torch.from_numpy(mask[picked]).float()[:, None], PAPER_INPUT_SHAPE[1:], mode="nearest")[:, 0] > 0
         for mask in (lung, (crop < -910) & lung)
     )
-    prepared = prepare(scan, Regions.of(scan), RELEASED)
+    prepared = prepare(scan, Regions.of(scan), RELEASED_PROFILE)
     assert prepared.box == box
     np.testing.assert_allclose(prepared.image[0, 0], expected, atol=2e-5)
     assert np.array_equal(prepared.labels > 0, resized_lung)
@@ -111,7 +121,7 @@ def test_the_released_profile_step_by_step(scan: Scan) -> None:
 
 
 def test_what_the_network_says_outside_the_lung_does_not_reach_the_written_map(scan: Scan) -> None:
-    prepared = prepare(scan, Regions.of(scan), PAPER)
+    prepared = prepare(scan, Regions.of(scan), PAPER_PROFILE)
     inside = torch.from_numpy(labels_on_map_grid(prepared.labels) > 0)[None, None]
     maps = finish(torch.where(inside, 0.25, 1.0), torch.where(inside, 0.5, 0.0), prepared)
     for activation, expected in ((maps.centrilobular, 0.25), (maps.paraseptal, 0.5)):
@@ -120,7 +130,7 @@ def test_what_the_network_says_outside_the_lung_does_not_reach_the_written_map(s
 
 
 def test_maps_count_only_where_emphysema_is_suspected(scan: Scan) -> None:
-    prepared = prepare(scan, Regions.of(scan), RELEASED)
+    prepared = prepare(scan, Regions.of(scan), RELEASED_PROFILE)
     maps = finish(torch.ones(1, 1, 64, 112, 144), torch.full((1, 1, 64, 112, 144), 0.5), prepared)
     assert prepared.suspect is not None
     assert np.array_equal(maps.centrilobular, prepared.suspect)
@@ -131,7 +141,7 @@ def test_a_lung_that_vanishes_at_the_networks_resolution_is_refused(scan: Scan) 
     regions = Regions.of(scan)
     nothing = dataclasses.replace(regions, labels=np.zeros_like(regions.labels))
     with pytest.raises(InputError, match="nothing of it is left at the network's resolution"):
-        prepare(scan, nothing, PAPER)
+        prepare(scan, nothing, PAPER_PROFILE)
 
 
 def test_a_map_comes_back_by_trilinear_interpolation_inside_the_lung_alone(scan: Scan) -> None:
@@ -154,7 +164,7 @@ def test_a_map_comes_back_by_trilinear_interpolation_inside_the_lung_alone(scan:
 )
 @pytest.mark.parametrize("spacing", [(5.0, 4.0, 4.0), (2.5, 4.4, 3.1)])
 def test_a_lesion_comes_back_where_it_was(
-    bundle: Path, orientation: str, tilt_degrees: float, spacing: tuple[float, float, float]
+    flat_bundle: Path, orientation: str, tilt_degrees: float, spacing: tuple[float, float, float]
 ) -> None:
     """Within one voxel of the network's grid, measured in space between the lesion's and the map's centre of mass."""
     shape = tuple(round(extent / distance) for extent, distance in zip((250, 256, 320), spacing, strict=True))
@@ -166,7 +176,7 @@ def test_a_lesion_comes_back_where_it_was(
     truth, _ = dataclasses.replace(phantom, hounsfield=lesion.astype(np.int16)).images(orientation, tilt)
 
     scan = Scan.from_images(ct, mask)
-    subtyper = EmphysemaSubtyper.from_bundle(bundle, device="cpu", precision="float32")
+    subtyper = EmphysemaSubtyper.from_bundle(flat_bundle, device="cpu", precision="float32")
     written = scan.to_file_grid(subtyper.predict(scan).centrilobular.activation_map)
     assert (written.GetSize(), written.GetSpacing()) == (ct.GetSize(), ct.GetSpacing())
     assert (written.GetOrigin(), written.GetDirection()) == (ct.GetOrigin(), ct.GetDirection())
@@ -175,7 +185,7 @@ def test_a_lesion_comes_back_where_it_was(
     inner = np.where(depth > 12, sitk.GetArrayFromImage(written), 0)  # outside the lung the input is dark as well
     offset = (_centre(inner > 127, ct) - _centre(sitk.GetArrayFromImage(truth) > 0, ct)) @ tilt
     box_mm = [(side.stop - side.start) * distance for side, distance in zip(scan.lung_box(), scan.spacing, strict=True)]
-    one_voxel = [extent / count for extent, count in zip(box_mm, INPUT_SHAPE, strict=True)][::-1]
+    one_voxel = [extent / count for extent, count in zip(box_mm, FLAT_INPUT, strict=True)][::-1]
     assert (np.abs(offset) <= one_voxel).all(), (offset, one_voxel)
 
 

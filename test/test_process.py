@@ -48,11 +48,11 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def scored(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def scored(lesioned: Phantom, full_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A case stored sideways, and what a run with a picture wrote for it."""
     folder = tmp_path_factory.mktemp("scored")
     write_case(folder / "input", *lesioned.images("PIR"), stem="7d1a")
-    done = run("--input", folder / "input", "--output", folder / "output", "--weights", bundle, "--preview")
+    done = run("--input", folder / "input", "--output", folder / "output", "--weights", full_bundle, "--preview")
     assert (done.returncode, done.stderr) == (0, ""), done
     return folder / "input", folder / "output"
 
@@ -116,11 +116,11 @@ def test_the_platform_can_import_both_maps(scored: tuple[Path, Path], tmp_path: 
 
 
 def test_two_paths_and_the_environment_do_what_a_folder_and_options_do(
-    scored: tuple[Path, Path], bundle: Path, tmp_path: Path
+    scored: tuple[Path, Path], full_bundle: Path, tmp_path: Path
 ) -> None:
     images = scored[0] / "images"
     arguments = ("--ct", images / "ct/7d1a.mha", "--lung-mask", images / "lung-mask/7d1a.mha", "--output", tmp_path)
-    done = run(*arguments, EMPHYSEMA_WEIGHTS=str(bundle), EMPHYSEMA_PRECISION="float32", EMPHYSEMA_MAP_TYPE="float32")
+    done = run(*arguments, EMPHYSEMA_WEIGHTS=str(full_bundle), EMPHYSEMA_PRECISION="float32", EMPHYSEMA_MAP_TYPE="float32")
     assert (done.returncode, done.stderr) == (0, "")
     (result,), (expected,) = results_of(tmp_path), results_of(scored[1])
     assert result["provenance"]["precision"] == "float32"

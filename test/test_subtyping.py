@@ -16,10 +16,10 @@ from model.fleischner import CENTRILOBULAR
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
 from model.network import BackboneFeatures, ResNetBackbone
-from model.preprocessing import PAPER, labels_on_map_grid, prepare
+from model.preprocessing import labels_on_map_grid, prepare
 from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision
-from model.weights import BundleMetadata, untrained_bundle, write_bundle
-from test.phantom import Phantom, write_dark_detector
+from model.weights import BundleMetadata, read_bundle, untrained_bundle, write_bundle
+from test.phantom import COARSE_INPUT, HALF_INPUT, Phantom, write_dark_detector
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def scan(lesioned: Phantom) -> Scan:
     return Scan.from_images(*lesioned.images())
 
 
-def test_percentages_regions_and_map_tell_where_the_dark_part_is(bundle: Path, scan: Scan) -> None:
-    result = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32").predict(scan)
+def test_percentages_regions_and_map_tell_where_the_dark_part_is(full_bundle: Path, scan: Scan) -> None:
+    result = EmphysemaSubtyper.from_bundle(full_bundle, "cpu", "float32").predict(scan)
     dark = 100 * np.count_nonzero(scan.hounsfield[scan.lung] == -1000) / np.count_nonzero(scan.lung)
     cle = result.centrilobular
     assert cle.percentage == pytest.approx(dark, abs=1.5)
@@ -45,7 +45,7 @@ def test_percentages_regions_and_map_tell_where_the_dark_part_is(bundle: Path, s
 @pytest.mark.parametrize("profile", ["paper", "released"])
 def test_the_written_maps_mean_is_the_reported_percentage(tmp_path: Path, scan: Scan, profile: str) -> None:
     network, metadata = untrained_bundle(base_width=2, seed=1)
-    write_bundle(tmp_path / "bundle", network, dataclasses.replace(metadata, profile=profile))
+    write_bundle(tmp_path / "bundle", network, dataclasses.replace(metadata, profile=profile, input_shape=HALF_INPUT))
     result = EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", "float32").predict(scan)
     for finding in (result.centrilobular, result.paraseptal):
         assert finding.percentage is not None
@@ -64,7 +64,7 @@ def test_a_float32_map_is_the_uint8_map_before_rounding(bundle: Path, scan: Scan
 
 
 def test_a_classification_bundle_gives_probabilities_the_likeliest_score_and_no_percentages(tmp_path: Path, scan: Scan) -> None:
-    folder = write_dark_detector(tmp_path / "bundle", head="classification")
+    folder = write_dark_detector(tmp_path / "bundle", head="classification", input_shape=COARSE_INPUT)
     result = EmphysemaSubtyper.from_bundle(folder, "cpu", "float32").predict(scan)
     cle, pse = result.centrilobular, result.paraseptal
     assert cle.percentage is None
@@ -82,18 +82,33 @@ def test_a_classification_bundle_gives_probabilities_the_likeliest_score_and_no_
 
 def test_the_percentage_is_the_mean_inside_the_lung_at_the_maps_resolution(bundle: Path, scan: Scan) -> None:
     subtyper = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32")
-    prepared = prepare(scan, Regions.of(scan), PAPER)
-    activation = subtyper.dense_logits(prepared.image).centrilobular.sigmoid()[0, 0].numpy()
+    prepared = prepare(scan, Regions.of(scan), subtyper.metadata.preprocessing)
+    activation = subtyper.logits(prepared.image).centrilobular.sigmoid()[0, 0].numpy()
     inside = labels_on_map_grid(prepared.labels) > 0
     expected = 100 * activation[inside].mean(dtype=np.float64)
     assert subtyper.predict(scan).centrilobular.percentage == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_subtyper_leaves_the_bundle_it_is_given_as_it_was(bundle: Path, scan: Scan) -> None:
+    """Networks of 38 normalisations, as a ResNet-34 has; in evaluation mode, as they are read."""
+    given = read_bundle(bundle)
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        before = given.network(image)
+        result = EmphysemaSubtyper(given, "cpu", "bfloat16").predict(scan)
+        after = given.network(image)
+    assert sum(isinstance(module, torch.nn.BatchNorm3d) for module in given.network.modules()) == 38
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert {tensor.dtype for tensor in given.network.parameters()} == {torch.float32}
+    again = EmphysemaSubtyper(given, "cpu", "bfloat16").predict(scan)
+    assert np.array_equal(again.centrilobular.activation_map, result.centrilobular.activation_map)
 
 
 def test_output_that_is_not_finite_is_never_reported(tmp_path: Path, scan: Scan) -> None:
     network, metadata = untrained_bundle(base_width=2, seed=0)
     network.reconstruction.us3.normalisation.bias.data.fill_(1e30)
     network.head.paraseptal.weight.data.fill_(1e30)  # finite itself: a bundle may not hold anything else
-    write_bundle(tmp_path / "bundle", network, metadata)
+    write_bundle(tmp_path / "bundle", network, dataclasses.replace(metadata, input_shape=COARSE_INPUT))
     with pytest.raises(InputError, match=r"^weights untrained-width2: the network's output is not finite in torch\.float32"):
         EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", "float32").predict(scan)
 
@@ -187,7 +202,7 @@ def test_half_precision_stays_within_a_tenth_of_a_point(
     tmp_path: Path, scan: Scan, precision: Literal["bfloat16", "float16"]
 ) -> None:
     network, metadata = untrained_bundle(base_width=2, seed=2)
-    write_bundle(tmp_path / "bundle", network, metadata)
+    write_bundle(tmp_path / "bundle", network, dataclasses.replace(metadata, input_shape=HALF_INPUT))
     half, full = (
         EmphysemaSubtyper.from_bundle(tmp_path / "bundle", "cpu", name).predict(scan) for name in (precision, "float32")
     )

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -167,6 +168,19 @@ def test_a_bundle_keeps_every_file_under_60_mb_and_comes_back_whole(tmp_path: Pa
         assert torch.equal(value, network.state_dict()[name]), name
 
 
+def test_metadata_hold_the_inputs_size_where_it_is_not_the_papers(tmp_path: Path) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    write_bundle(tmp_path / "paper", network, metadata)
+    write_bundle(tmp_path / "coarse", network, replace(metadata, profile="released", input_shape=(32, 56, 72)))
+    documents = [json.loads((tmp_path / name / METADATA_FILE).read_text()) for name in ("paper", "coarse")]
+    assert "input_shape" not in documents[0]
+    assert (documents[1]["profile"], documents[1]["input_shape"]) == ("released", [32, 56, 72])
+    paper, coarse = (read_bundle(tmp_path / name).metadata.preprocessing for name in ("paper", "coarse"))
+    assert (paper.name, paper.input_shape, paper.map_shape) == ("paper", (128, 224, 288), (64, 112, 144))
+    assert (coarse.name, coarse.input_shape, coarse.map_shape) == ("released", (32, 56, 72), (16, 28, 36))
+    assert (coarse.margin_mm, coarse.suspect_below_hu) == (5.0, -910.0)
+
+
 def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert main(["untrained", str(tmp_path / name), "--base-width", "4"]) == 0
@@ -219,6 +233,14 @@ def edit_metadata(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_metadata(folder, source_sha256=[]), "source_sha256 is list, expected text"),
         (lambda folder: edit_metadata(folder, performance=[]), "performance is list, expected an object"),
         (lambda folder: edit_metadata(folder, profile=[]), "a field is missing or wrong"),
+        (
+            lambda folder: edit_metadata(folder, input_shape=[128, 224]),
+            r"input_shape is \(128, 224\), expected three multiples of 8",
+        ),
+        (lambda folder: edit_metadata(folder, input_shape=[128, 224, 290]), "expected three multiples of 8 up to 512"),
+        (lambda folder: edit_metadata(folder, input_shape=[8, 8, 8 * 10**9]), "expected three multiples of 8 up to 512"),
+        (lambda folder: edit_metadata(folder, input_shape="128 224 288"), "expected three multiples of 8 up to 512"),
+        (lambda folder: edit_metadata(folder, input_shape=None), "a field is missing or wrong"),
         (lambda folder: edit_metadata(folder, network={"base_width": 10**18}), "expected an even number from 2 to 512"),
         (lambda folder: (folder / METADATA_FILE).write_text("[" * 100000), "not JSON"),
         (lambda folder: (folder / METADATA_FILE).write_bytes(b"\xff"), "not JSON"),

@@ -26,7 +26,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Resampling:
+class Bootstrap:
     """How confidence intervals are drawn: bootstrap of cases, percentile method; the same seed gives the same intervals."""
 
     seed: int = 0
@@ -122,12 +122,12 @@ class Difference:
         return asdict(self)
 
 
-def measure_agreement(pairs: Pairs, resampling: Resampling) -> Agreement:
+def measure_agreement(pairs: Pairs, bootstrap: Bootstrap) -> Agreement:
     """Measure the agreement of one subtype's pairs, of which there must be one at least."""
     reference, predicted, subtype = pairs.reference, pairs.predicted, pairs.subtype
     grades = [grade.score for grade in subtype.grades]
     table = confusion_matrix(reference, predicted, labels=grades).T
-    resampled = resampling.tables(table)
+    resampled = bootstrap.tables(table)
     distance = np.abs(reference - predicted)
     kappa = kappa_ci = kappa_bootstrap_ci = None
     if np.ptp([reference, predicted]) > 0:
@@ -152,7 +152,7 @@ def measure_agreement(pairs: Pairs, resampling: Resampling) -> Agreement:
     )
 
 
-def measure_difference(pairs: Pairs, other: Pairs, resampling: Resampling) -> Difference | None:
+def measure_difference(pairs: Pairs, other: Pairs, bootstrap: Bootstrap) -> Difference | None:
     """Compare two results on the scans that both have (and the reference, which is the same in both); None without any."""
     theirs = dict(zip(other.entities, other.predicted, strict=True))
     shared = [place for place, entity in enumerate(pairs.entities) if entity in theirs]
@@ -166,7 +166,7 @@ def measure_difference(pairs: Pairs, other: Pairs, resampling: Resampling) -> Di
     def difference(figure: Callable[[Counts], npt.NDArray[np.float64]], tables: Counts) -> npt.NDArray[np.float64]:
         return figure(tables.sum(axis=-2)) - figure(tables.sum(axis=-3))
 
-    resampled = resampling.tables(table)
+    resampled = bootstrap.tables(table)
     kappa = float(difference(linear_weighted_kappas, table))
     defined = bool(np.isfinite(kappa))
     return Difference(

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cohort.readings import Readings
 from ..fleischner import SUBTYPES
-from .agreement import Agreement, Difference, Resampling, measure_agreement, measure_difference
+from .agreement import Agreement, Bootstrap, Difference, measure_agreement, measure_difference
 from .pairing import Coverage, Pairs, match, pair
 from .percentages import PercentageAgreement, measure_percentages
 from .voxels import VoxelAgreement
@@ -37,14 +37,14 @@ class Report:
     Attributes:
         name: whose result it is.
         reference: what it is compared with.
-        resampling: of the bootstrap.
+        bootstrap: how the confidence intervals were drawn.
         coverage: which scans were compared.
         subtypes: in the order of `model.fleischner.SUBTYPES`.
     """
 
     name: str
     reference: str
-    resampling: Resampling
+    bootstrap: Bootstrap
     coverage: Coverage
     subtypes: tuple[SubtypeReport, ...]
 
@@ -54,7 +54,7 @@ class Report:
         return {
             "method": self.name,
             "reference": self.reference,
-            "bootstrap": asdict(self.resampling),
+            "bootstrap": asdict(self.bootstrap),
             "cases": self.coverage.as_document(),
             **subtypes,
         }
@@ -87,7 +87,7 @@ class Comparison:
 def make_report(
     reference: Readings,
     predictions: Readings,
-    resampling: Resampling,
+    bootstrap: Bootstrap,
     *,
     allow_missing: bool = False,
 ) -> Report:
@@ -96,7 +96,7 @@ def make_report(
     Args:
         reference: visual scores, or the truth of simulated scans.
         predictions: on the same scans.
-        resampling: of the bootstrap.
+        bootstrap: how the confidence intervals were drawn.
         allow_missing: compare the scans that are on both sides, rather than raise.
 
     Raises:
@@ -106,15 +106,15 @@ def make_report(
     parts = []
     for subtype in SUBTYPES:
         pairs = pair(subtype, reference, predictions)
-        agreement = measure_agreement(pairs, resampling) if pairs.entities else None
+        agreement = measure_agreement(pairs, bootstrap) if pairs.entities else None
         parts.append(SubtypeReport(pairs, agreement, measure_percentages(pairs)))
-    return Report(predictions.name, reference.name, resampling, coverage, tuple(parts))
+    return Report(predictions.name, reference.name, bootstrap, coverage, tuple(parts))
 
 
-def compare(report: Report, other: Report, resampling: Resampling) -> Comparison:
+def compare(report: Report, other: Report, bootstrap: Bootstrap) -> Comparison:
     """Subtract the figures of `other` from those of `report`, on the scans that both have."""
     differences = {
-        ours.pairs.subtype.name: measure_difference(ours.pairs, theirs.pairs, resampling)
+        ours.pairs.subtype.name: measure_difference(ours.pairs, theirs.pairs, bootstrap)
         for ours, theirs in zip(report.subtypes, other.subtypes, strict=True)
     }
     return Comparison(report.name, other.name, differences)

@@ -22,7 +22,7 @@ TITLES = {
     "simple_cnn": "Simple CNN",
 }
 
-PAPER = {
+PAPER_TABLE = {
     "inception_v3": (98.98, 98.88, 98.88),
     "simple_cnn": (85.55, 85.39, 84.44),
     "efficientnet": (14.44, 14.44, 14.44),
@@ -102,7 +102,9 @@ def table(trials: Sequence[Trial]) -> str:
     ]
     for trial in trials:
         result = trial.performance
-        paper = ", ".join(f"{value:.2f}" for value in PAPER[trial.architecture]) if trial.split == "image" else "not reported"
+        paper = (
+            ", ".join(f"{value:.2f}" for value in PAPER_TABLE[trial.architecture]) if trial.split == "image" else "not reported"
+        )
         lines.append(
             f"| {TITLES[trial.architecture]} | {trial.split} | {result.accuracy} "
             f"| {result.precision:.1f} | {result.recall:.1f} | {paper} |"

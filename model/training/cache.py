@@ -30,8 +30,7 @@ from ..errors import InputError
 from ..imaging.scan import ImageGeometry, Scan, read_image
 from ..lungs.densitometry import LOW_ATTENUATION_HU
 from ..lungs.regions import Regions
-from ..network import INPUT_SHAPE, MAP_SHAPE
-from ..preprocessing import WINDOW_HU, Profile, prepare
+from ..preprocessing import WINDOW_HU, Profile, Shape, prepare
 from ..whole_files import whole_file
 
 FORMAT = 1
@@ -46,13 +45,13 @@ class PreparedCase:
     interpolation and smoothing at the pleura must see the chest wall that a real input has there.
 
     Attributes:
-        image: 128 x 224 x 288, uint8: intensities from `darkest` (0) to `brightest` (255), rounded.
+        image: Z x Y x X (the profile's `input_shape`), uint8: intensities from `darkest` (0) to `brightest` (255), rounded.
         darkest: what 0 stands for in the network's input.
         brightest: what 255 stands for.
-        lung: 128 x 224 x 288, bool.
-        suspect: 128 x 224 x 288, bool: where maps count; None where the profile knows no such mask.
-        low_attenuation: 128 x 224 x 288, bool: the CT itself is below -950 HU there, inside the lung; by nearest neighbour.
-        truth: 2 x 64 x 112 x 144, uint8: share of the voxel that is centrilobular and paraseptal emphysema, times 255;
+        lung: Z x Y x X, bool.
+        suspect: Z x Y x X, bool: where maps count; None where the profile knows no such mask.
+        low_attenuation: Z x Y x X, bool: the CT itself is below -950 HU there, inside the lung; by nearest neighbour.
+        truth: 2 x Z/2 x Y/2 x X/2, uint8: share of the voxel that is centrilobular and paraseptal emphysema, times 255;
             None without truth maps.
         extent_mm: z, y, x size of the crop, from the middle of its first voxel to that of its last.
         low_attenuation_percentage: LAA-950 of the scan at its own resolution, 0 to 100.
@@ -87,10 +86,10 @@ def cache_path(case: TrainingCase, profile: Profile, folder: Path) -> Path:
 
 
 def _profile_state(profile: Profile) -> dict[str, Any]:
-    """Every number of a profile, and of the code it calls that may change; a resampling rule is known by its type."""
+    """Every number of a profile, and of the code it calls that may change; an interpolation is known by its type."""
     state = {option.name: getattr(profile, option.name) for option in fields(Profile)}
-    state["resampling"] = type(profile.resampling).__name__
-    return state | {"shape": INPUT_SHAPE, "window": WINDOW_HU, "low_attenuation": LOW_ATTENUATION_HU}
+    state["interpolation"] = type(profile.interpolation).__name__
+    return state | {"window": WINDOW_HU, "low_attenuation": LOW_ATTENUATION_HU}
 
 
 def _file_state(path: Path) -> list[int]:
@@ -112,7 +111,7 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
     darkest, brightest = float(image.min()), float(image.max())
     lung = prepared.labels > 0
     crop = scan.hounsfield[prepared.box]
-    low = crop[np.ix_(*profile.resampling.nearest(crop.shape, INPUT_SHAPE))] < LOW_ATTENUATION_HU
+    low = crop[np.ix_(*profile.interpolation.nearest(crop.shape, profile.input_shape))] < LOW_ATTENUATION_HU
     truth = None if case.truth is None else [_read_truth(path, scan) for path in case.truth]
     percentages = case.percentages
     if truth is not None and percentages is None:
@@ -126,7 +125,7 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
         lung=torch.from_numpy(lung),
         suspect=None if prepared.suspect is None else torch.from_numpy(prepared.suspect),
         low_attenuation=torch.from_numpy(low & lung),
-        truth=None if truth is None else torch.cat([_on_map_grid(part[prepared.box]) for part in truth]),
+        truth=None if truth is None else torch.cat([_on_map_grid(part[prepared.box], profile.map_shape) for part in truth]),
         extent_mm=(z, y, x),
         low_attenuation_percentage=float(100 * (scan.hounsfield[scan.lung] < LOW_ATTENUATION_HU).mean()),
         percentages=percentages,
@@ -142,10 +141,10 @@ def _read_truth(path: Path, scan: Scan) -> npt.NDArray[np.float32]:
     return np.clip(values if values.dtype.kind == "f" else values > 0, 0, 1).astype(np.float32)
 
 
-def _on_map_grid(truth: npt.NDArray[np.float32]) -> Tensor:
-    """Mean of a crop of a truth map over each voxel of the maps' grid: 1 x 64 x 112 x 144, uint8."""
+def _on_map_grid(truth: npt.NDArray[np.float32], shape: Shape) -> Tensor:
+    """Mean of a crop of a truth map over each voxel of the maps' grid: 1 x `shape`, uint8."""
     volume = torch.from_numpy(np.ascontiguousarray(truth))[None, None]
-    return (TRUTH_LEVELS * functional.interpolate(volume, MAP_SHAPE, mode="area")[0]).round().to(torch.uint8)
+    return (TRUTH_LEVELS * functional.interpolate(volume, shape, mode="area")[0]).round().to(torch.uint8)
 
 
 def write_case(prepared: PreparedCase, path: Path) -> None:
@@ -178,13 +177,14 @@ def read_case(path: Path) -> PreparedCase:
     with safe_open(path, "pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors file is no mapping)
+    shape = tensors["image"].shape
     return PreparedCase(
         image=tensors["image"],
         darkest=numbers["darkest"],
         brightest=numbers["brightest"],
-        lung=_unpacked(tensors["lung"], INPUT_SHAPE),
-        suspect=_unpacked(tensors["suspect"], INPUT_SHAPE) if "suspect" in tensors else None,
-        low_attenuation=_unpacked(tensors["low_attenuation"], INPUT_SHAPE),
+        lung=_unpacked(tensors["lung"], shape),
+        suspect=_unpacked(tensors["suspect"], shape) if "suspect" in tensors else None,
+        low_attenuation=_unpacked(tensors["low_attenuation"], shape),
         truth=tensors.get("truth"),
         extent_mm=tuple(numbers["extent_mm"]),
         low_attenuation_percentage=numbers["low_attenuation_percentage"],
@@ -211,7 +211,7 @@ def _packed(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.numpy(), axis=None))
 
 
-def _unpacked(bits: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.numpy()).view(np.bool_)).reshape(shape)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..cohort.manifest import TrainingCase
-from ..network import INPUT_SHAPE
 from ..preprocessing import Profile, labels_on_map_grid
 from .augmentation import (
     AVERAGED_LATTICE,
@@ -35,15 +34,15 @@ WITHOUT_CHANGE = Augmentation()
 class Batch(NamedTuple):
     """What one step of training or validation sees; B cases, or without that axis a single one.
 
-    Sizes are those of a whole scan; where tiles are trained on, they are a tile's.
+    Z, Y, X are the profile's `input_shape`; where tiles are trained on, they are a tile's.
 
     Attributes:
-        image: B x 1 x 128 x 224 x 288, float32: the network's input.
-        lung: B x 1 x 64 x 112 x 144, bool: inside the lung, on the maps' grid.
-        low_attenuation: B x 1 x 64 x 112 x 144, bool: below -950 HU inside the lung.
-        truth: B x 2 x 64 x 112 x 144, float32: share of the voxel that is centrilobular and paraseptal emphysema; None
+        image: B x 1 x Z x Y x X, float32: the network's input.
+        lung: B x 1 x Z/2 x Y/2 x X/2, bool: inside the lung, on the maps' grid.
+        low_attenuation: B x 1 x Z/2 x Y/2 x X/2, bool: below -950 HU inside the lung.
+        truth: B x 2 x Z/2 x Y/2 x X/2, float32: share of the voxel that is centrilobular and paraseptal emphysema; None
             where no voxel maps are asked for.
-        suspect: B x 1 x 128 x 224 x 288, bool: where maps count; None in training and for profiles without such a mask.
+        suspect: B x 1 x Z x Y x X, bool: where maps count; None in training and for profiles without such a mask.
         input_lung: likewise: the lung that `suspect` lies in.
         scores: B x 2, int64: centrilobular and paraseptal.
         place: B, int64: of each case in the dataset.
@@ -157,7 +156,7 @@ class CohortDataset(Dataset[Batch]):
             tile = draw_tile(
                 self._tile,
                 prepared,
-                spatial_map(augmentation, INPUT_SHAPE, prepared.extent_mm),
+                spatial_map(augmentation, self._profile.input_shape, prepared.extent_mm),
                 seed=self._seed,
                 epoch=draw.epoch,
                 entity=case.entity,

@@ -84,6 +84,7 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         name=name,
         network=settings.network,
         profile=settings.profile,
+        input_shape=settings.input_shape,
         origin=origin,
         trained_on=settings.trained_on,
         licence=settings.licence,

@@ -39,21 +39,6 @@ class Reference(NamedTuple):
     low_attenuation: np.ndarray
 
 
-def dense_logits(network: EmphysemaNetwork, image: Tensor) -> DenseLogits:
-    """Run the network; the last convolution in float32 whatever the precision, as inference does it.
-
-    Args:
-        network: in any mode.
-        image: B x 1 x 128 x 224 x 288.
-
-    Returns:
-        Dense logits, float32.
-    """
-    features = network.reconstruction(network.backbone(image))
-    with torch.autocast(image.device.type, enabled=False):
-        return cast(DenseLogits, network.head(features.float()))
-
-
 def freeze_statistics(network: nn.Module) -> None:
     """Let every batch normalisation use its running statistics and leave them be, as in inference; its weights still learn."""
     for module in network.modules():
@@ -142,7 +127,7 @@ class EmphysemaTraining(LightningModule):
         self._tally = EpochTally()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        logits = dense_logits(self.network, batch.image)
+        logits = self.network(batch.image)
         terms = self.strategy.terms(logits, batch)
         loss = torch.stack(list(terms.values())).sum(dim=0).mean()
         if not torch.isfinite(loss):
@@ -154,7 +139,7 @@ class EmphysemaTraining(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        logits = dense_logits(self.network, batch.image)
+        logits = self.network(batch.image)
         terms = self.strategy.validation_terms(logits, batch)
         losses = torch.stack(list(terms.values())).sum(dim=0)
         scores, percentages = self.strategy.predictions(logits, batch)

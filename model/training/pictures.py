@@ -18,7 +18,7 @@ def figure(image: Tensor, activations: Tensor, lung: Tensor) -> npt.NDArray[np.u
     """Draw one case.
 
     Args:
-        image: 128 x 224 x 288, the network's input by any profile; shown from its darkest to its brightest value.
+        image: Z x Y x X, the network's input by any profile; shown from its darkest to its brightest value.
         activations: 2 x 64 x 112 x 144, centrilobular and paraseptal, 0 to 1.
         lung: 64 x 112 x 144, bool.
 

@@ -51,10 +51,10 @@ class Recipe:
             raise ValueError(f"initial_activation is {self.initial_activation}, expected a number between 0 and 1")
 
 
-PAPER = Recipe()
+PAPER_RECIPE = Recipe()
 """The text of the paper."""
 
-RELEASED = Recipe(
+RELEASED_RECIPE = Recipe(
     name="released",
     decay=0.95,
     interval_weight=10.0,
@@ -70,7 +70,7 @@ RELEASED = Recipe(
 )
 """What the code that the authors published does, where it departs from the text."""
 
-RECIPES = {recipe.name: recipe for recipe in (PAPER, RELEASED)}
+RECIPES = {recipe.name: recipe for recipe in (PAPER_RECIPE, RELEASED_RECIPE)}
 
 OPTIONS = tuple(option for option in fields(Recipe) if option.name != "name")
 """The fields that are options of the command line."""

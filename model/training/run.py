@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def train(
         _check_output(settings, output, resume)
     checkpoint = output / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
     network = _initial_network(settings, init)
-    profile = PROFILES[settings.profile]
+    profile = replace(PROFILES[settings.profile], input_shape=settings.input_shape)
     training, validation = manifest.of("train"), manifest.of("validation")
     _fill_cache((*training, *validation), profile, cache, workers, place)
     if place.is_first:

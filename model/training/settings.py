@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..network import NetworkConfig
+from ..preprocessing import PAPER_INPUT_SHAPE
 from ..whole_files import whole_file
 from .recipes import Recipe
 
@@ -34,6 +35,7 @@ class RunSettings:
         network: backbone, head (which is the strategy) and base width.
         recipe: losses, learning rate and the rest, every option in it.
         profile: of preprocessing.
+        input_shape: of the network, z y x voxels.
         supervision: `scores`, or `voxels` where truth maps take the place of equations 1 to 3.
         tile: size of the tiles that are trained on, z y x voxels; None: whole scans.
         tiles_per_scan: that an epoch draws.
@@ -58,6 +60,7 @@ class RunSettings:
     network: NetworkConfig
     recipe: Recipe
     profile: str
+    input_shape: tuple[int, int, int]
     supervision: str
     tile: tuple[int, int, int] | None
     tiles_per_scan: int
@@ -95,6 +98,7 @@ class RunSettings:
                 raise ValueError(f"expected format {FORMAT}")
             document["network"] = NetworkConfig(**document["network"])
             document["recipe"] = Recipe(**document["recipe"])
+            document["input_shape"] = tuple(document.get("input_shape", PAPER_INPUT_SHAPE))  # older runs knew the paper's alone
             document["tile"] = document["tile"] and tuple(document["tile"])
             return cls(**document)
         except OSError as error:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..network import INPUT_SHAPE
 from .augmentation import AffineMap, Tile
 from .cache import PreparedCase
 
@@ -28,14 +27,14 @@ _STRIDE = 4
 _TILE_STREAM = 1
 
 
-def check_tile_shape(shape: Triple) -> None:
-    """Check a size that was asked for.
+def check_tile_shape(shape: Triple, input_shape: Triple) -> None:
+    """Check a size that was asked for, z y x voxels of an input of `input_shape`.
 
     Raises:
         ValueError: it is no multiple of `MULTIPLE`, or larger than the network's input.
     """
-    if any(size <= 0 or size % MULTIPLE or size > whole for size, whole in zip(shape, INPUT_SHAPE, strict=True)):
-        found, most = (" ".join(map(str, sizes)) for sizes in (shape, INPUT_SHAPE))
+    if any(size <= 0 or size % MULTIPLE or size > whole for size, whole in zip(shape, input_shape, strict=True)):
+        found, most = (" ".join(map(str, sizes)) for sizes in (shape, input_shape))
         raise ValueError(f"a tile is {found} voxels, expected multiples of {MULTIPLE} up to {most}")
 
 
@@ -59,13 +58,14 @@ def draw_tile(
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
     kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, _candidates(case), strict=True) if len(found)]
-    voxel = np.array(INPUT_SHAPE) / 2
+    whole_shape = case.image.shape
+    voxel = np.array(whole_shape) / 2
     if kinds:
         weights = np.array([weight for weight, _ in kinds])
         places = kinds[generator.choice(len(kinds), p=weights / weights.sum())][1]
         voxel = np.linalg.solve(affine.matrix, places[generator.integers(len(places))] - affine.translation)
     starts = []
-    for place, size, whole in zip(voxel, shape, INPUT_SHAPE, strict=True):
+    for place, size, whole in zip(voxel, shape, whole_shape, strict=True):
         starts.append(2 * int(np.clip(place - generator.uniform(0, size), 0, whole - size) / 2))
     return Tile((starts[0], starts[1], starts[2]), shape)
 

@@ -8,7 +8,7 @@ import pytest
 from benchmark.ablation import main, table_5
 from benchmark.complexity import TABLE_5, Complexity
 from model.cohort.readings import read_pairs
-from model.evaluation.agreement import Resampling
+from model.evaluation.agreement import Bootstrap
 from model.evaluation.report import make_report
 from test.evaluation.paper import REGRESSION_CLE, REGRESSION_PSE, write_scores
 from test.training.cohort import row, write_manifest, write_phantom
@@ -16,7 +16,7 @@ from test.training.cohort import row, write_manifest, write_phantom
 
 def test_the_table_has_the_rows_and_figures_of_table_5(tmp_path: Path) -> None:
     """The row of ResNet34 in Table 5 b; its kappas are printed as 64.24 (63.14-65.35) and 52.06 (50.40-53.73)."""
-    report = make_report(*read_pairs(write_scores(tmp_path / "s.csv", REGRESSION_CLE, REGRESSION_PSE)), Resampling(0, 10))
+    report = make_report(*read_pairs(write_scores(tmp_path / "s.csv", REGRESSION_CLE, REGRESSION_PSE)), Bootstrap(0, 10))
     parameters, gmacs = TABLE_5["resnet34", "regression"]
     table = table_5("regression", [(Complexity("resnet34", "regression", round(parameters * 1e6), gmacs), report)])
     dash = "\N{EN DASH}"

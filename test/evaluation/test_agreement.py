@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from model.evaluation.agreement import (
-    Resampling,
+    Bootstrap,
     accuracies,
     agreement_word,
     kappa_standard_error,
@@ -20,7 +20,7 @@ from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from test.evaluation.paper import CLASSIFICATION_PSE, HUMPHRIES_CLE, REGRESSION_CLE, REGRESSION_PSE, Matrix
 from test.evaluation.paper import pairs as paper_pairs
 
-FEW = Resampling(seed=1, resamples=400)
+FEW = Bootstrap(seed=1, resamples=400)
 
 
 def pairs_of(subtype: Subtype, reference: list[int], predicted: list[int]) -> Pairs:
@@ -110,7 +110,7 @@ def test_agreement_in_words_is_cut_where_the_paper_cuts_it(kappa: float, word: s
 
 
 def test_the_bootstrap_interval_is_that_of_the_large_sample_formula() -> None:
-    figures = measure_agreement(paper(CENTRILOBULAR, REGRESSION_CLE), Resampling(seed=3, resamples=5000))
+    figures = measure_agreement(paper(CENTRILOBULAR, REGRESSION_CLE), Bootstrap(seed=3, resamples=5000))
     assert figures.linear_weighted_kappa_ci95 is not None
     assert figures.linear_weighted_kappa_bootstrap_ci95 == pytest.approx(figures.linear_weighted_kappa_ci95, abs=0.001)
     half = 1.96 * math.sqrt(figures.accuracy * (1 - figures.accuracy) / 7143)
@@ -119,14 +119,14 @@ def test_the_bootstrap_interval_is_that_of_the_large_sample_formula() -> None:
 
 def test_a_seed_gives_the_same_interval_again_and_another_seed_another() -> None:
     pairs = paper(PARASEPTAL, ((11, 3, 1), (2, 9, 4), (0, 2, 8)))
-    again = [measure_agreement(pairs, Resampling(seed, 300)).linear_weighted_kappa_bootstrap_ci95 for seed in (5, 5, 6)]
+    again = [measure_agreement(pairs, Bootstrap(seed, 300)).linear_weighted_kappa_bootstrap_ci95 for seed in (5, 5, 6)]
     assert again[0] == again[1]
     assert again[0] != again[2]
 
 
 def test_resampled_tables_hold_as_many_cases_and_none_that_was_not_seen() -> None:
     counts = np.array([[3, 0], [1, 6]])
-    tables = Resampling(seed=0, resamples=500).tables(counts)
+    tables = Bootstrap(seed=0, resamples=500).tables(counts)
     assert tables.shape == (500, 2, 2)
     assert set(tables.sum(axis=(1, 2))) == {10}
     assert not tables[:, 0, 1].any()
@@ -146,7 +146,7 @@ def test_the_difference_of_a_result_to_itself_is_zero_without_doubt() -> None:
 def test_the_difference_is_that_of_the_figures_and_its_interval_is_paired() -> None:
     """Classification and regression with equal visual scores case by case; results sorted alike are far from independent."""
     ours, theirs = paper(PARASEPTAL, REGRESSION_PSE), paper(PARASEPTAL, CLASSIFICATION_PSE)
-    difference = measure_difference(ours, theirs, Resampling(seed=0, resamples=2000))
+    difference = measure_difference(ours, theirs, Bootstrap(seed=0, resamples=2000))
     assert difference is not None
     assert difference.n == 7143
     assert difference.accuracy == pytest.approx(0.6462 - 0.5912, abs=0.0002)

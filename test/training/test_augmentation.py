@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from model.preprocessing import PAPER
+from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
@@ -150,6 +151,7 @@ def test_image_masks_and_targets_move_together(number: int) -> None:
     assert 2 * centre(truth[0]) + 0.5 == pytest.approx(place, abs=0.25)
 
 
+@cache
 def prepared_case() -> PreparedCase:
     shape = (128, 224, 288)
     block = torch.zeros(shape, dtype=torch.bool)
@@ -174,7 +176,7 @@ def prepared_case() -> PreparedCase:
 
 def test_a_sample_keeps_its_parts_aligned_and_is_blank_outside_the_moved_lung() -> None:
     augmentation = replace(draw_augmentation(ALWAYS, 0, 1, "a"), contrast=1.0, shift=0.0, noise=0.02)
-    sample = assemble(prepared_case(), (1, 0), 0, PAPER, augmentation, with_truth=True, with_suspect=False)
+    sample = assemble(prepared_case(), (1, 0), 0, PAPER_PROFILE, augmentation, with_truth=True, with_suspect=False)
     assert sample.truth is not None
     dark = (sample.image[0] < 0.4) & (sample.image[0] > 0)
     place = centre(dark)
@@ -188,7 +190,7 @@ def test_smoothing_and_turning_do_not_darken_the_rim_of_the_lung() -> None:
     """What lies outside the lung is blanked after interpolation; before it, a dark rim would look like paraseptal emphysema."""
     bright = replace(prepared_case(), image=torch.full((128, 224, 288), 150, dtype=torch.uint8))
     augmentation = Augmentation(degrees=(7.0, 3.0, 2.0), smoothing=(0.8, 0.8, 0.8))
-    sample = assemble(bright, (1, 0), 0, PAPER, augmentation, with_truth=False, with_suspect=False)
+    sample = assemble(bright, (1, 0), 0, PAPER_PROFILE, augmentation, with_truth=False, with_suspect=False)
     inside = sample.image[sample.image > 0]
     assert inside.numel() > 1_000_000
     torch.testing.assert_close(inside, torch.full_like(inside, 150 / 255))

@@ -14,9 +14,10 @@ from model.errors import InputError
 from model.imaging.scan import Scan
 from model.lungs.densitometry import measure
 from model.lungs.regions import Regions
-from model.preprocessing import PAPER, RELEASED, Profile, prepare
+from model.preprocessing import PAPER_PROFILE, RELEASED_PROFILE, Profile, prepare
 from model.training.cache import cache_path, prepare_case, prepare_cohort, read_case, read_figures, write_case
 from model.training.dataset import WITHOUT_CHANGE, assemble
+from test.phantom import COARSE_INPUT
 from test.training.cohort import write_phantom
 
 
@@ -28,7 +29,7 @@ def case(tmp_path: Path, lesioned: TrainingCase) -> TrainingCase:
     return TrainingCase("c", files[0], files[1], Scores(2, 0), "train", (files[2], files[3]))
 
 
-@pytest.mark.parametrize("profile", [PAPER, RELEASED], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [PAPER_PROFILE, RELEASED_PROFILE], ids=lambda profile: profile.name)
 def test_an_unchanged_sample_is_what_inference_feeds_the_network(
     lesioned: TrainingCase, profile: Profile, tmp_path: Path
 ) -> None:
@@ -46,7 +47,7 @@ def test_an_unchanged_sample_is_what_inference_feeds_the_network(
         assert np.array_equal(sample.suspect[0].numpy(), expected.suspect)
 
 
-@pytest.mark.parametrize("profile", [PAPER, RELEASED], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [PAPER_PROFILE, RELEASED_PROFILE], ids=lambda profile: profile.name)
 def test_targets_agree_with_the_scan_at_its_own_resolution(lesioned: TrainingCase, profile: Profile) -> None:
     scan = Scan.read(lesioned.ct, lesioned.lung_mask)
     density, _ = measure(scan, Regions.of(scan))
@@ -65,7 +66,13 @@ def test_low_attenuation_is_taken_from_hu_also_where_the_input_is_standardised(l
     """The sphere is at -1000 HU with noise of 15: next to all of it and nothing of the rest is below -950; at its rim,
     averaged truth and picked target may differ by half a voxel."""
     sample = assemble(
-        prepare_case(lesioned, RELEASED), (2, 0), 0, RELEASED, WITHOUT_CHANGE, with_truth=True, with_suspect=False
+        prepare_case(lesioned, RELEASED_PROFILE),
+        (2, 0),
+        0,
+        RELEASED_PROFILE,
+        WITHOUT_CHANGE,
+        with_truth=True,
+        with_suspect=False,
     )
     assert sample.truth is not None
     sphere = sample.truth[0] > 0.9
@@ -75,37 +82,38 @@ def test_low_attenuation_is_taken_from_hu_also_where_the_input_is_standardised(l
 
 def test_given_percentages_come_before_those_of_the_maps(lesioned: TrainingCase, tmp_path: Path) -> None:
     path = tmp_path / "c.0123456789abcdef.safetensors"
-    write_case(prepare_case(replace(lesioned, percentages=(7.5, 2.5)), PAPER), path)
+    write_case(prepare_case(replace(lesioned, percentages=(7.5, 2.5)), PAPER_PROFILE), path)
     assert read_figures(path).percentages == (7.5, 2.5)
 
 
 def test_a_file_of_the_cache_is_of_no_use_once_a_file_or_the_profile_changed(case: TrainingCase, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    paths = [cache_path(case, PAPER, cache)]
-    paths.append(cache_path(case, replace(PAPER, margin_mm=5.0), cache))
-    paths.append(cache_path(case, replace(PAPER, resampling=RELEASED.resampling), cache))
-    paths.append(cache_path(replace(case, truth=None), PAPER, cache))
-    assert cache_path(case, PAPER, cache) == paths[0]
+    paths = [cache_path(case, PAPER_PROFILE, cache)]
+    paths.append(cache_path(case, replace(PAPER_PROFILE, margin_mm=5.0), cache))
+    paths.append(cache_path(case, replace(PAPER_PROFILE, interpolation=RELEASED_PROFILE.interpolation), cache))
+    paths.append(cache_path(case, replace(PAPER_PROFILE, input_shape=COARSE_INPUT), cache))
+    paths.append(cache_path(replace(case, truth=None), PAPER_PROFILE, cache))
+    assert cache_path(case, PAPER_PROFILE, cache) == paths[0]
     for file in case.files:
         os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-        paths.append(cache_path(case, PAPER, cache))
+        paths.append(cache_path(case, PAPER_PROFILE, cache))
     assert len(set(paths)) == len(paths)
 
 
 def test_only_what_changed_is_prepared_again_and_the_old_file_goes(case: TrainingCase, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     other = replace(case, entity="c.d")  # its name begins like the other's
-    assert list(prepare_cohort([case, other], PAPER, cache)) == [0, 1, 2]
+    assert list(prepare_cohort([case, other], PAPER_PROFILE, cache)) == [0, 1, 2]
     before = {path: path.stat().st_mtime_ns for path in (cache / "paper").iterdir()}
-    assert list(prepare_cohort([case, other], PAPER, cache)) == [2]
+    assert list(prepare_cohort([case, other], PAPER_PROFILE, cache)) == [2]
     assert {path: path.stat().st_mtime_ns for path in (cache / "paper").iterdir()} == before
 
     write_phantom(tmp_path, "c", radius_mm=20.0)  # the same files with other voxels
     changed = replace(case, ct=tmp_path / "c_ct.mha")
-    assert list(prepare_cohort([changed], PAPER, cache)) == [0, 1]
+    assert list(prepare_cohort([changed], PAPER_PROFILE, cache)) == [0, 1]
     after = set((cache / "paper").iterdir())
-    assert after == {cache_path(changed, PAPER, cache), *(path for path in before if path.name.startswith("c.d."))}
-    assert read_figures(cache_path(changed, PAPER, cache)).low_attenuation_percentage < 3
+    assert after == {cache_path(changed, PAPER_PROFILE, cache), *(path for path in before if path.name.startswith("c.d."))}
+    assert read_figures(cache_path(changed, PAPER_PROFILE, cache)).low_attenuation_percentage < 3
 
 
 def test_every_scan_that_cannot_be_used_is_listed_and_the_others_are_kept(case: TrainingCase, tmp_path: Path) -> None:
@@ -114,7 +122,7 @@ def test_every_scan_that_cannot_be_used_is_listed_and_the_others_are_kept(case: 
     cut.write_bytes(case.ct.read_bytes()[:-2000])
     damaged = replace(case, entity="damaged", ct=cut)
     with pytest.raises(InputError, match=r"2 scans cannot be used: empty: .*the mask is empty.*; damaged: ") as caught:
-        list(prepare_cohort([empty, case, damaged], PAPER, tmp_path / "cache"))
+        list(prepare_cohort([empty, case, damaged], PAPER_PROFILE, tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert [path.name.split(".")[0] for path in (tmp_path / "cache" / "paper").iterdir()] == ["c"]
 
@@ -123,14 +131,14 @@ def test_every_scan_that_cannot_be_used_is_listed_and_the_others_are_kept(case: 
 def test_several_processes_prepare_the_same_bytes_as_one(manifest: Path, tmp_path: Path) -> None:
     cases = read_manifest(manifest).cases[:3]
     alone, together = tmp_path / "alone", tmp_path / "together"
-    assert list(prepare_cohort(cases, PAPER, alone)) == [0, 1, 2, 3]
-    assert list(prepare_cohort(cases, PAPER, together, workers=2)) == [0, 1, 2, 3]
+    assert list(prepare_cohort(cases, PAPER_PROFILE, alone)) == [0, 1, 2, 3]
+    assert list(prepare_cohort(cases, PAPER_PROFILE, together, workers=2)) == [0, 1, 2, 3]
     for path in (alone / "paper").iterdir():
         assert path.read_bytes() == (together / "paper" / path.name).read_bytes()
 
 
 def test_masks_survive_packing(tmp_path: Path, lesioned: TrainingCase) -> None:
-    prepared = prepare_case(lesioned, PAPER)
+    prepared = prepare_case(lesioned, PAPER_PROFILE)
     path = tmp_path / "c.0123456789abcdef.safetensors"
     write_case(prepared, path)
     found = read_case(path)

@@ -11,7 +11,7 @@ from model.cohort.manifest import Scores
 from model.fleischner import SUBTYPES
 from model.network import DenseLogits, NetworkConfig, build_network
 from model.training.dataset import Batch
-from model.training.recipes import PAPER, RECIPES, RELEASED, Recipe
+from model.training.recipes import PAPER_RECIPE, RECIPES, RELEASED_RECIPE, Recipe
 from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
 
 COUNTS = (torch.tensor([2, 2, 2, 2, 2, 2]), torch.tensor([4, 4, 4]))
@@ -38,11 +38,19 @@ def term(recipe: Recipe, name: str, maps: tuple[float, float], batch: Batch, cou
 
 
 def test_the_paper_recipe_is_the_text() -> None:
-    assert (PAPER.epochs, PAPER.patience, PAPER.batch, PAPER.learning_rate, PAPER.decay) == (200, 10, 4, 1e-5, 0.9)
+    assert (PAPER_RECIPE.epochs, PAPER_RECIPE.patience, PAPER_RECIPE.batch, PAPER_RECIPE.learning_rate, PAPER_RECIPE.decay) == (
+        200,
+        10,
+        4,
+        1e-5,
+        0.9,
+    )
 
 
 def test_recipes_differ_in_what_the_blueprint_lists_and_in_nothing_else() -> None:
-    different = {option.name for option in fields(Recipe) if getattr(PAPER, option.name) != getattr(RELEASED, option.name)}
+    different = {
+        option.name for option in fields(Recipe) if getattr(PAPER_RECIPE, option.name) != getattr(RELEASED_RECIPE, option.name)
+    }
     assert different == {
         "name",
         "decay",
@@ -57,18 +65,23 @@ def test_recipes_differ_in_what_the_blueprint_lists_and_in_nothing_else() -> Non
         "empty_target_if_absent",
         "uniform_centrilobular",
     }
-    assert (RELEASED.percentage_scale, RELEASED.percentage_exponent) == (0.7338, 0.2578)
-    assert (RELEASED.decay, RELEASED.smoothness, RELEASED.overlap_weight, RELEASED.interval_weight) == (0.95, 0.85, 2, 10)
+    assert (RELEASED_RECIPE.percentage_scale, RELEASED_RECIPE.percentage_exponent) == (0.7338, 0.2578)
+    assert (
+        RELEASED_RECIPE.decay,
+        RELEASED_RECIPE.smoothness,
+        RELEASED_RECIPE.overlap_weight,
+        RELEASED_RECIPE.interval_weight,
+    ) == (0.95, 0.85, 2, 10)
 
 
 @pytest.mark.parametrize("change", [{"decay": 0.0}, {"epochs": 0}, {"smoothness": -1.0}, {"initial_activation": 1.0}])
 def test_a_recipe_refuses_numbers_that_no_training_can_use(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
-        replace(PAPER, **change)  # type: ignore[arg-type]
+        replace(PAPER_RECIPE, **change)  # type: ignore[arg-type]
 
 
 def test_the_paper_loss_is_the_plain_sum_of_the_three_equations() -> None:
-    terms = RegressionStrategy(PAPER, COUNTS).terms(logits_of(0.3, 0.2), batch_of((3, 0), low_attenuation=1))
+    terms = RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits_of(0.3, 0.2), batch_of((3, 0), low_attenuation=1))
     assert list(terms) == ["interval_centrilobular", "interval_paraseptal", "overlap", "segmentation"]
     # eq. 1: 0.3 against 0.1..0.2 is 0.15^2 - 0.05^2; 0.2 against 0..0.01 is 0.195^2 - 0.005^2
     # eq. 2: 2 * 0.06 / 0.5; eq. 3: -ln 0.5
@@ -94,14 +107,14 @@ def test_the_paper_loss_is_the_plain_sum_of_the_three_equations() -> None:
 def test_each_option_of_the_released_recipe_does_what_it_is_named_after(
     option: dict[str, float], name: str, maps: tuple[float, float], scores: tuple[int, int], expected: float
 ) -> None:
-    recipe = replace(PAPER, **option)  # type: ignore[arg-type]
+    recipe = replace(PAPER_RECIPE, **option)  # type: ignore[arg-type]
     assert term(recipe, name, maps, batch_of(scores, low_attenuation=1)) == pytest.approx(expected, abs=2e-6)
 
 
 def test_class_weighted_intervals_use_the_weight_of_the_case_s_own_score() -> None:
     counts = (torch.tensor([90, 9, 1, 0, 0, 0]), torch.tensor([1, 1, 1]))
-    recipe = replace(PAPER, class_weighted_intervals=True)
-    plain = [term(PAPER, "interval_centrilobular", (0.5, 0.2), batch_of((score, 0)), counts) for score in (0, 2)]
+    recipe = replace(PAPER_RECIPE, class_weighted_intervals=True)
+    plain = [term(PAPER_RECIPE, "interval_centrilobular", (0.5, 0.2), batch_of((score, 0)), counts) for score in (0, 2)]
     weighted = [term(recipe, "interval_centrilobular", (0.5, 0.2), batch_of((score, 0)), counts) for score in (0, 2)]
     # 0.0099 and 0.8911 of the sum of inverse frequencies, clipped to 0.2 and 0.8
     assert [b / a for a, b in zip(plain, weighted, strict=True)] == pytest.approx([0.2, 0.8])
@@ -112,8 +125,8 @@ def test_overlap_in_lung_ignores_what_lies_outside() -> None:
     centrilobular[:, :, 1] = 30.0  # active outside the lung only
     logits = DenseLogits(centrilobular, torch.full((1, 1, *SHAPE), 30.0))
     batch = batch_of((3, 1))
-    whole = RegressionStrategy(PAPER, COUNTS).terms(logits, batch)["overlap"]
-    inside = RegressionStrategy(replace(PAPER, overlap_in_lung=True), COUNTS).terms(logits, batch)["overlap"]
+    whole = RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch)["overlap"]
+    inside = RegressionStrategy(replace(PAPER_RECIPE, overlap_in_lung=True), COUNTS).terms(logits, batch)["overlap"]
     assert float(whole) == pytest.approx(2 * 8 / (8 + 16))
     assert float(inside) == pytest.approx(0.0, abs=1e-6)
 
@@ -122,7 +135,7 @@ def test_percentages_are_means_inside_the_lung() -> None:
     logits = logits_of(0.9, 0.2)
     outside = torch.full((1, 1, *SHAPE), math.log(0.12 / 0.88))
     outside[:, :, 1] = 5.0
-    prediction = RegressionStrategy(PAPER, COUNTS).predictions(DenseLogits(outside, logits.paraseptal), batch_of((0, 0)))
+    prediction = RegressionStrategy(PAPER_RECIPE, COUNTS).predictions(DenseLogits(outside, logits.paraseptal), batch_of((0, 0)))
     assert prediction.percentages.tolist()[0] == pytest.approx([12.0, 20.0], abs=1e-4)
     assert prediction.scores.tolist() == [[3, 2]]
 
@@ -144,14 +157,14 @@ def test_the_loss_reaches_every_parameter_of_the_network() -> None:
     logits = network(torch.rand(1, 1, 16, 16, 16))
     lung = torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)
     batch = Batch(torch.zeros(1), lung, lung, None, None, None, torch.tensor([[3, 1]]), torch.tensor([0]))
-    torch.stack(list(RegressionStrategy(PAPER, COUNTS).terms(logits, batch).values())).sum().backward()
+    torch.stack(list(RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch).values())).sum().backward()
     silent = [name for name, value in network.named_parameters() if value.grad is None]
     assert silent == []
 
 
 def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
     network = build_network(NetworkConfig("resnet18", "regression", 2))
-    RegressionStrategy(replace(PAPER, initial_activation=0.1), COUNTS).initialise(network)
+    RegressionStrategy(replace(PAPER_RECIPE, initial_activation=0.1), COUNTS).initialise(network)
     assert network.head.centrilobular.bias is not None
     assert network.head.centrilobular.bias.sigmoid().item() == pytest.approx(0.1)
 
@@ -159,7 +172,7 @@ def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
 def test_supervision_by_voxels_takes_the_place_of_the_three_losses() -> None:
     truth = torch.zeros(1, 2, *SHAPE)
     truth[:, 0] = 1
-    strategy = RegressionStrategy(replace(PAPER, interval_weight=3.0), COUNTS, "voxels")
+    strategy = RegressionStrategy(replace(PAPER_RECIPE, interval_weight=3.0), COUNTS, "voxels")
     terms = strategy.terms(logits_of(0.5, 0.25), batch_of((5, 0), truth=truth))
     assert {name.rsplit("_", 1)[0] for name in terms} == {"cross_entropy", "dice", "extent"}
     assert float(terms["extent_centrilobular"].detach()) == pytest.approx(3 * 0.5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.network import INPUT_SHAPE
-from model.preprocessing import PAPER
+from model.preprocessing import PAPER_INPUT_SHAPE as INPUT_SHAPE
+from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import Augmentation, Tile, spatial_map
 from model.training.dataset import Batch, assemble
 from model.training.tiles import check_tile_shape, draw_tile
@@ -22,7 +22,7 @@ TURNED = Augmentation(
 
 
 def sample(augmentation: Augmentation, tile: Tile | None) -> Batch:
-    return assemble(prepared_case(), (1, 0), 0, PAPER, augmentation, with_truth=True, with_suspect=False, tile=tile)
+    return assemble(prepared_case(), (1, 0), 0, PAPER_PROFILE, augmentation, with_truth=True, with_suspect=False, tile=tile)
 
 
 def cut(volume: torch.Tensor, tile: Tile, stride: int) -> torch.Tensor:
@@ -86,8 +86,8 @@ def test_a_case_without_lung_gets_a_tile_from_the_middle() -> None:
 @pytest.mark.parametrize("shape", [(0, 16, 16), (64, 100, 96), (144, 96, 96)])
 def test_sizes_that_the_network_cannot_take_are_refused(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected multiples of 16 up to 128 224 288"):
-        check_tile_shape(shape)
+        check_tile_shape(shape, INPUT_SHAPE)
 
 
 def test_the_whole_input_is_a_tile() -> None:
-    check_tile_shape(INPUT_SHAPE)
+    check_tile_shape(INPUT_SHAPE, INPUT_SHAPE)

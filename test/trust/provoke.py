@@ -6,8 +6,7 @@
     clock SECONDS            the wall clock shows this time, and runs backwards
 
 A place is `find` (cases are looked for), a stage of the road (weights, read, regions, ..., write), `flush` (every file of a
-block is written, none has its name yet), or `rename-N` (N files of all blocks have their names). The network's grid is coarse,
-so that a run takes a moment.
+block is written, none has its name yet), or `rename-N` (N files of all blocks have their names).
 """
 
 from __future__ import annotations
@@ -24,12 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model import preprocessing, subtyping, whole_files
+from model import subtyping, whole_files
 from model.container import algorithm, command, grand_challenge, reading
 from model.stages import Stage
-
-COARSE_GRID = (32, 56, 72)
-"""Instead of 128 x 224 x 288: a 64th of the work."""
 
 STAGES = tuple(stage for stage in Stage if stage not in (Stage.LUNGS, Stage.REPORT))
 """Those of process.py with a lung mask."""
@@ -96,8 +92,7 @@ def provoke(kind: str, *arguments: str) -> None:
 
 
 def run_with_fault(fault: tuple[str, ...], arguments: list[str]) -> int:
-    """As process.py's command line runs, on the coarse grid."""
-    setattr(preprocessing, "INPUT_SHAPE", COARSE_GRID)  # noqa: B010  # the name is imported there, not defined
+    """As process.py's command line runs."""
     if fault:
         provoke(*fault)
     command.end_on_signals()

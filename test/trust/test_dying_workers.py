@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from model.cohort.manifest import read_manifest
-from model.preprocessing import PAPER
+from model.preprocessing import PAPER_PROFILE
 from model.training.cache import prepare_cohort
 from test.training.cohort import row, write_manifest, write_phantom
 
@@ -39,8 +39,8 @@ def test_a_worker_that_dies_ends_the_preparation_and_the_next_one_completes_it(t
     killer = threading.Thread(target=kill_the_first_worker, daemon=True)
     killer.start()
     with pytest.raises(BrokenProcessPool):
-        list(prepare_cohort(cases, PAPER, cache, workers=2))
+        list(prepare_cohort(cases, PAPER_PROFILE, cache, workers=2))
     killer.join()
     assert not list(cache.rglob("*.partial-*"))
-    assert list(prepare_cohort(cases, PAPER, cache))[-1] == 3
+    assert list(prepare_cohort(cases, PAPER_PROFILE, cache))[-1] == 3
     assert len(list(cache.rglob("*.safetensors"))) == 3

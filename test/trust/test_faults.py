@@ -26,7 +26,7 @@ ALL_FILES = sorted([*MAPS, *SCORES, "results.json"])
 
 
 def command(case: Path, output: Path, bundle: Path, *fault: str) -> list[str]:
-    """process.py on the coarse grid, with one fault."""
+    """process.py with one fault."""
     return [sys.executable, "-m", "test.trust.provoke", *fault, "--", *options(case, output, bundle)]
 
 

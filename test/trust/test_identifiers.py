@@ -17,7 +17,6 @@ import SimpleITK as sitk
 import process
 from test.phantom import Phantom, make_phantom
 from test.test_scan import write_dicom_series
-from test.trust.provoke import COARSE_GRID
 
 NAME, NUMBER, BIRTH_DATE, HOSPITAL = "Zweistein^Ottilie", "4711-0815", "19551105", "Sankt-Nirgendwo"
 SECRETS = (*NAME.split("^"), NUMBER, BIRTH_DATE, HOSPITAL)
@@ -114,7 +113,6 @@ def test_nothing_that_names_the_patient_comes_out(
     kind: str,
     damage: Callable[[Path], None],
 ) -> None:
-    monkeypatch.setattr("model.preprocessing.INPUT_SHAPE", COARSE_GRID)
     ct, mask = patient.images()
     for place in ("ct", "lung-mask"):
         (tmp_path / "input/images" / place).mkdir(parents=True)

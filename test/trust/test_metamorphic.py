@@ -1,8 +1,8 @@
 """The same patient stored in another way: scores stay, percentages stay or move within stated bounds, maps move along.
 
 Every case goes through files and process.main, as a user's does. Nothing here knows what the right percentage is; each test
-compares two ways of telling the same thing. What must not differ by a digit is tried on a coarse grid of the network; what may
-differ is tried on a finer one, about as fine as the scan.
+compares two ways of storing the same scan. What must not differ by a digit is tried with a coarse input of the network; what
+may differ is tried with a finer one, about as fine as the scan.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ import pytest
 import SimpleITK as sitk
 
 import process
+from model.preprocessing import Shape
 from model.weights import untrained_bundle, write_bundle
-from test.phantom import LESION_HU, Phantom, make_phantom, write_case
+from test.phantom import COARSE_INPUT, HALF_INPUT, LESION_HU, Phantom, make_phantom, write_case, write_dark_detector
 from test.test_scan import write_dicom_series
-from test.trust.provoke import COARSE_GRID
 
 pytestmark = pytest.mark.slow
 
 Images = tuple[sitk.Image, sitk.Image]
 MAP_NAMES = ("centrilobular", "paraseptal")
-FINER_GRID = (64, 112, 144)
-"""Half of the network's own in each direction."""
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +45,27 @@ def patient() -> Phantom:
 
 
 @pytest.fixture(scope="module", params=["paper", "released"])
-def weights(request: pytest.FixtureRequest, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dark detector with the paper's profile; a random network, whose answer hangs on everything, with the other."""
-    if request.param == "paper":
-        return bundle
+def profile(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def weights(profile: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("coarse") / "bundle", profile, COARSE_INPUT)
+
+
+@pytest.fixture(scope="module")
+def fine_weights(profile: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("fine") / "bundle", profile, HALF_INPUT)
+
+
+def write_weights(folder: Path, profile: str, input_shape: Shape) -> Path:
+    """The dark detector with the paper's profile; with the other a random network, whose answer depends on everything."""
+    if profile == "paper":
+        return write_dark_detector(folder, input_shape=input_shape)
     network, metadata = untrained_bundle(base_width=2, seed=1)
-    folder = tmp_path_factory.mktemp("random") / "random"
-    write_bundle(folder, network, dataclasses.replace(metadata, profile="released"))
+    write_bundle(folder, network, dataclasses.replace(metadata, profile=profile, input_shape=input_shape))
     return folder
 
 
@@ -68,20 +80,18 @@ class Reading:
         yield from (sitk.GetArrayFromImage(self.maps[name]) for name in MAP_NAMES)
 
 
-def read(folder: Path, weights: Path, grid: tuple[int, int, int] = COARSE_GRID) -> Reading:
+def read(folder: Path, weights: Path) -> Reading:
     """Score a case that lies in `folder`."""
     output = folder / "output"
     options = ["--input", str(folder), "--output", str(output), "--weights", str(weights), "--precision", "float32"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.preprocessing.INPUT_SHAPE", grid)
-        assert process.main(options) == 0
+    assert process.main(options) == 0
     (result,) = json.loads((output / "results.json").read_text())
     maps = {name: next((output / f"images/{name}-emphysema-heatmap").iterdir()) for name in MAP_NAMES}
     return Reading(result["metrics"], {name: sitk.ReadImage(str(path)) for name, path in maps.items()})
 
 
-def score(images: Images, folder: Path, weights: Path, grid: tuple[int, int, int] = COARSE_GRID) -> Reading:
-    return read(write_case(folder, *images), weights, grid)
+def score(images: Images, folder: Path, weights: Path) -> Reading:
+    return read(write_case(folder, *images), weights)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +104,9 @@ def plain(patient: Phantom, weights: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def finely(patient: Phantom, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Reading:
-    """The same on the finer grid."""
-    return score(patient.images(), tmp_path_factory.mktemp("plain"), weights, FINER_GRID)
+def finely(patient: Phantom, fine_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Reading:
+    """The same on the finer input."""
+    return score(patient.images(), tmp_path_factory.mktemp("plain"), fine_weights)
 
 
 def assert_same(found: Reading, plain: Reading, undo: Callable[[sitk.Image], sitk.Image] = lambda image: image) -> None:
@@ -234,9 +244,9 @@ REPETITION_POINTS = 0.5
 
 @pytest.mark.parametrize("factors", REPETITIONS, ids=str)
 def test_finer_spacing_by_exact_repetition_moves_percentages_by_less_than_half_a_point(
-    patient: Phantom, finely: Reading, weights: Path, tmp_path: Path, factors: tuple[int, int, int]
+    patient: Phantom, finely: Reading, fine_weights: Path, tmp_path: Path, factors: tuple[int, int, int]
 ) -> None:
-    found = score(each(lambda image: repeated(image, factors), patient.images()), tmp_path, weights, FINER_GRID)
+    found = score(each(lambda image: repeated(image, factors), patient.images()), tmp_path, fine_weights)
     for key in ("laa950_percentage", "perc15_hu", "lung_volume_ml"):
         assert found.metrics[key] == finely.metrics[key]
     for subtype in ("cle", "pse"):
@@ -256,12 +266,12 @@ def test_finer_spacing_by_exact_repetition_moves_percentages_by_less_than_half_a
 MIRROR_POINTS = 0.1
 
 
-def test_a_mirrored_patient_has_right_and_left_exchanged(patient: Phantom, bundle: Path, tmp_path: Path) -> None:
+def test_a_mirrored_patient_has_right_and_left_exchanged(patient: Phantom, tmp_path: Path) -> None:
     """With the dark detector alone: other networks may well tell right from left."""
+    bundle = write_dark_detector(tmp_path / "bundle", input_shape=HALF_INPUT)
     mirrored = dataclasses.replace(patient, hounsfield=patient.hounsfield[..., ::-1], lungs=patient.lungs[..., ::-1])
     one, other = (
-        score(phantom.images(), tmp_path / str(number), bundle, FINER_GRID).metrics
-        for number, phantom in enumerate((patient, mirrored))
+        score(phantom.images(), tmp_path / str(number), bundle).metrics for number, phantom in enumerate((patient, mirrored))
     )
     assert other["cle_percentage"] == pytest.approx(one["cle_percentage"], abs=MIRROR_POINTS)
     for side, opposite in (("right", "left"), ("left", "right")):
@@ -282,10 +292,10 @@ def test_a_mask_on_a_finer_grid_of_the_same_body_is_the_same_mask(
 
 
 def test_noise_of_one_unit_moves_percentages_by_less_than_a_tenth_of_a_point(
-    patient: Phantom, finely: Reading, weights: Path, tmp_path: Path
+    patient: Phantom, finely: Reading, fine_weights: Path, tmp_path: Path
 ) -> None:
     noise = np.random.default_rng(1).integers(-1, 2, patient.hounsfield.shape).astype(np.int16)
-    found = score(dataclasses.replace(patient, hounsfield=patient.hounsfield + noise).images(), tmp_path, weights, FINER_GRID)
+    found = score(dataclasses.replace(patient, hounsfield=patient.hounsfield + noise).images(), tmp_path, fine_weights)
     for subtype in ("cle", "pse"):
         key = f"{subtype}_percentage"
         assert found.metrics[key] == pytest.approx(finely.metrics[key], abs=0.1)
@@ -300,9 +310,7 @@ def test_two_patients_in_one_run_do_not_touch_each_other(
         write_case(tmp_path, *phantom.images(), stem=stem)
     output = tmp_path / "output"
     options = ["--input", str(tmp_path), "--output", str(output), "--weights", str(weights), "--precision", "float32"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.preprocessing.INPUT_SHAPE", COARSE_GRID)
-        assert process.main(options) == 0
+    assert process.main(options) == 0
     first, second, third = json.loads((output / "results.json").read_text())
     assert second["metrics"] == plain.metrics
     assert first["metrics"] == third["metrics"]

@@ -16,7 +16,6 @@ import pytest
 
 import process
 from test.phantom import Phantom, make_phantom, write_case
-from test.trust.provoke import COARSE_GRID
 
 AIR_HU = -1000
 
@@ -67,25 +66,21 @@ def test_results_say_what_is_wrong_with_a_mask(
     chest: Phantom,
     bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     change: Callable[[np.ndarray], None],
     expected: str,
 ) -> None:
     lungs = chest.lungs.copy()
     change(lungs)
-    found = warnings_of(dataclasses.replace(chest, lungs=lungs), bundle, tmp_path, monkeypatch)
+    found = warnings_of(dataclasses.replace(chest, lungs=lungs), bundle, tmp_path)
     assert [text for text in found if re.match(expected, text)], found
 
 
-def test_of_the_lungs_own_mask_results_say_nothing(
-    chest: Phantom, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert warnings_of(chest, bundle, tmp_path, monkeypatch) == []
+def test_of_the_lungs_own_mask_results_say_nothing(chest: Phantom, bundle: Path, tmp_path: Path) -> None:
+    assert warnings_of(chest, bundle, tmp_path) == []
 
 
-def warnings_of(patient: Phantom, bundle: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def warnings_of(patient: Phantom, bundle: Path, folder: Path) -> list[str]:
     """What `results.json` warns of, beside scores."""
-    monkeypatch.setattr("model.preprocessing.INPUT_SHAPE", COARSE_GRID)
     write_case(folder, *patient.images())
     assert process.main(["--input", str(folder), "--output", str(folder / "output"), "--weights", str(bundle)]) == 0
     (result,) = json.loads((folder / "output/results.json").read_text())

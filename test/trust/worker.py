@@ -11,10 +11,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import process
-from model import preprocessing, weights
+from model import weights
 from model.cohort.manifest import read_manifest
 from model.errors import InputError
-from test.trust.provoke import COARSE_GRID
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ def _resident(name: str) -> int:
 
 
 def _work(connection: Connection) -> None:
-    preprocessing.__dict__["INPUT_SHAPE"] = COARSE_GRID
     while True:
         command, arguments, folder, logs = connection.recv()
         os.chdir(folder)
