@@ -9,7 +9,6 @@ truth of paraseptal emphysema, too: then its share of the lung is printed, and h
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.container.grand_challenge import find_cases
 from model.errors import InputError
-from model.imaging.scan import read_image
+from model.imaging.readers import read_volume
 from model.lungs.segmentation import segment_lungs
 
 TRUTH = "truth/paraseptal.mha"
@@ -31,19 +30,19 @@ COLUMNS = ("CT", "Dice", "missed, ml", "extra, ml", "paraseptal, % of the lung",
 
 def mask_of(path: Path) -> npt.NDArray[np.bool_]:
     """Where a mask is above 0; z, y, x in the file's order."""
-    return np.asarray(sitk.GetArrayFromImage(read_image(path)) > 0)
+    return np.asarray(sitk.GetArrayFromImage(read_volume(path).image) > 0)
 
 
 def compare(ct: Path, mask: Path, truth: Path) -> tuple[str, ...]:
     """One row of the table."""
-    image = read_image(ct)
+    volume = read_volume(ct)
     start = time.perf_counter()
-    lungs = segment_lungs(image, str(ct))
+    lungs = segment_lungs(volume).image
     seconds = time.perf_counter() - start
     found, given = sitk.GetArrayFromImage(lungs) > 0, mask_of(mask)
     if found.shape != given.shape:
         raise InputError(mask, f"its size is {given.shape} (z, y, x)", f"that of the CT, {found.shape}")
-    voxel_ml = math.prod(image.GetSpacing()) / 1000
+    voxel_ml = volume.geometry.voxel_ml
     both, missed, extra = (np.count_nonzero(part) for part in (found & given, given & ~found, found & ~given))
     cells = [ct.stem, f"{2 * both / (2 * both + missed + extra):.4f}", f"{missed * voxel_ml:.0f}", f"{extra * voxel_ml:.0f}"]
     if truth.is_file():

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from .command_line import MapType
 from .errors import InputError
-from .imaging.scan import Box, Scan
+from .imaging.geometry import Box
+from .imaging.scan import Scan
 from .lungs.regions import Regions
 
 WINDOW_HU = (-1150.0, -300.0)

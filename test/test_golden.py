@@ -18,8 +18,8 @@ from model.lungs.regions import Regions
 from model.preprocessing import RELEASED_PROFILE, labels_on_map_grid, prepare
 from model.subtyping import EmphysemaSubtyper
 from model.weights import convert_checkpoint, write_bundle
+from test.imaging.series import write_dicom_series
 from test.phantom import write_dark_detector
-from test.test_scan import write_dicom_series
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.container.command import granted_threads
-from model.imaging.scan import ImageGeometry
+from model.imaging.geometry import ImageGeometry
 from test.conftest import ROOT
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
 

@@ -6,11 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 from model.container import reading
 from model.container.grand_challenge import Case
-from model.container.reading import ReadAhead
+from model.container.reading import CaseVolumes, ReadAhead
 from model.errors import InputError
+from model.imaging.readers import Volume
 
 CASES = [Case.of(Path(f"{name}.mha"), Path("lungs.mha")) for name in "abc"]
 
@@ -25,7 +27,7 @@ class Reader:
         self.beside: list[bool] = []
         self.changed = threading.Condition()
 
-    def __call__(self, case: Case) -> str:
+    def __call__(self, case: Case) -> CaseVolumes:
         with self.changed:
             self.begun.append(case.entity)
             self.beside.append(threading.current_thread() is not threading.main_thread())
@@ -33,7 +35,7 @@ class Reader:
         if self.failures.get(case.entity, 0):
             self.failures[case.entity] -= 1
             raise InputError(case.ct, "no room", "room") if self.error is InputError else self.error()
-        return case.entity
+        return CaseVolumes(Volume(sitk.Image(), case.entity), None)
 
     def wait_for(self, *begun: str) -> None:
         with self.changed:
@@ -48,13 +50,18 @@ def with_reader(
     return reader
 
 
+def taken(scans: ReadAhead, *places: int) -> list[str]:
+    """The entities of the cases that were handed over."""
+    return [scans.take(place).ct.name for place in places]
+
+
 def test_the_first_case_is_read_at_once_and_each_next_one_when_the_one_before_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = with_reader(monkeypatch)
     with ReadAhead(CASES) as scans:
         reader.wait_for("a")
-        assert scans.take(0) == "a"
+        assert taken(scans, 0) == ["a"]
         reader.wait_for("a", "b")
-        assert [scans.take(1), scans.take(2)] == ["b", "c"]
+        assert taken(scans, 1, 2) == ["b", "c"]
     assert reader.begun == ["a", "b", "c"]
     assert all(reader.beside)
 
@@ -62,7 +69,7 @@ def test_the_first_case_is_read_at_once_and_each_next_one_when_the_one_before_is
 def test_a_case_that_is_skipped_does_not_come_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     with_reader(monkeypatch)
     with ReadAhead(CASES) as scans:
-        assert [scans.take(0), scans.take(2)] == ["a", "c"]
+        assert taken(scans, 0, 2) == ["a", "c"]
 
 
 @pytest.mark.parametrize("error", [InputError, MemoryError])
@@ -71,7 +78,7 @@ def test_what_could_not_be_read_beside_another_case_is_read_once_more(
 ) -> None:
     reader = with_reader(monkeypatch, {"b": 1, "c": 2}, error)
     with ReadAhead(CASES) as scans:
-        assert [scans.take(0), scans.take(1)] == ["a", "b"]
+        assert taken(scans, 0, 1) == ["a", "b"]
         with pytest.raises(error):
             scans.take(2)
     assert reader.begun == ["a", "b", "b", "c", "c"]

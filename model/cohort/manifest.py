@@ -27,7 +27,8 @@ import SimpleITK as sitk
 
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
-from ..imaging.scan import ImageGeometry, read_header
+from ..imaging.geometry import ImageGeometry
+from ..imaging.readers import read_header
 from ..whole_files import whole_file
 from .layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_paths
 from .tables import ENTITY, PERCENTAGE_COLUMNS, SCORE_COLUMNS, read_table

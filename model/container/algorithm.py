@@ -19,8 +19,9 @@ from pandas import DataFrame, Series
 from ..command_line import MapType
 from ..errors import InputError, printable, unexpected
 from ..imaging.native import print_error
-from ..imaging.scan import Scan, read_header
-from ..lungs.segmentation import scan_without_mask
+from ..imaging.readers import read_header
+from ..imaging.scan import Scan
+from ..lungs.segmentation import segment_lungs
 from ..rendering import preview
 from ..stages import Stage, stage_line, timed
 from ..subtyping import EmphysemaSubtyper, Subtyping
@@ -150,8 +151,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
 
     def _scan(self, case: Case, index: int) -> Scan:
         with timed(Stage.READ):
-            images = self._scans.take(index)
-        if isinstance(images, Scan):
-            return images
+            volumes = self._scans.take(index)
+            if volumes.lung_mask is not None:
+                return Scan.of(volumes.ct, volumes.lung_mask, lobes=case.lobes)
         with timed(Stage.LUNGS):
-            return scan_without_mask(images, str(case.ct), self._lungmask_weights)
+            return Scan.of(volumes.ct, segment_lungs(volumes.ct, self._lungmask_weights))

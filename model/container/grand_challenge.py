@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from ..errors import InputError
 from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..imaging.native import captured_stderr
-from ..imaging.scan import FILE_SUFFIXES, FORMATS
+from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
 
 INPUT_FOLDER = Path("/input")

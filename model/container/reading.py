@@ -1,39 +1,46 @@
-"""Reading cases ahead: while one scan is scored, or the network is being loaded, the next is read beside it."""
+"""Reading cases ahead: the next case is read while the network is being loaded or the case before it is scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import SimpleITK as sitk
-
 from ..errors import InputError
-from ..imaging.scan import Scan, read_image
+from ..imaging.readers import Volume, read_volume
 from .grand_challenge import Case
 
 
-def read_case(case: Case) -> Scan | sitk.Image:
-    """Read a case: its CT and lung mask as a scan, or the CT alone if its lungs are yet to be found.
+@dataclass(frozen=True)
+class CaseVolumes:
+    """What was read of a case; `lung_mask` is None where the lungs are to be segmented."""
+
+    ct: Volume
+    lung_mask: Volume | None
+
+
+def read_case(case: Case) -> CaseVolumes:
+    """Read the files of a case.
 
     Raises:
-        InputError: a file cannot be read, or what it holds cannot be a chest CT with its lungs.
+        InputError: a file cannot be read.
     """
-    ct, *lung_mask = case.files
-    return Scan.read(ct, lung_mask[0], lobes=case.lobes) if lung_mask else read_image(ct)
+    ct, *lung_mask = (read_volume(path) for path in case.files)
+    return CaseVolumes(ct, lung_mask[0] if lung_mask else None)
 
 
 class ReadAhead:
-    """Reads the cases of a run, one ahead of the one that was asked for last; the first as soon as the `with` block begins.
+    """Reads the cases of a run in a thread, one ahead of the case taken last; the first when the `with` block begins.
 
-    Two scans are in memory at most.
+    At most two cases are in memory.
     """
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self._cases = cases
         self._thread = ThreadPoolExecutor(1, "reading")
-        self._ahead: tuple[int, Future[Scan | sitk.Image]] | None = None
+        self._ahead: tuple[int, Future[CaseVolumes]] | None = None
 
     def __enter__(self) -> Self:
         self._begin(0)
@@ -42,17 +49,17 @@ class ReadAhead:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def take(self, index: int) -> Scan | sitk.Image:
-        """Wait for a case and hand it over; the next begins to be read.
+    def take(self, index: int) -> CaseVolumes:
+        """Wait for a case and return it; start to read the next.
 
         Raises:
             InputError: as `read_case`.
         """
-        images = self._read(index)
+        volumes = self._read(index)
         self._begin(index + 1)
-        return images
+        return volumes
 
-    def _read(self, index: int) -> Scan | sitk.Image:
+    def _read(self, index: int) -> CaseVolumes:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == index:
             try:
@@ -60,7 +67,7 @@ class ReadAhead:
             except (InputError, MemoryError):
                 if index == 0:
                     raise
-        # Beside the case before there may not have been the memory that there is now.
+        # There may not have been enough memory while the case before was being scored.
         return read_case(self._cases[index])
 
     def _begin(self, index: int) -> None:

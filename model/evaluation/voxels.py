@@ -16,7 +16,7 @@ from ..cohort.layout import TRUTH_FOLDER, truth_paths
 from ..cohort.readings import Readings
 from ..errors import InputError
 from ..fleischner import SUBTYPES
-from ..imaging.scan import ImageGeometry, read_image
+from ..imaging.readers import read_volume
 from .workers import map_isolated
 
 ACTIVE = 0.5
@@ -118,13 +118,13 @@ def count_voxels(files: tuple[tuple[Path, ...], tuple[Path, ...]]) -> Counts:
         InputError: an image cannot be read, or the grids differ.
     """
     truth, maps = files
-    images = [read_image(path) for path in (*truth, *maps)]
-    grid = ImageGeometry.of(images[0])
-    for path, image in zip((*truth, *maps), images, strict=True):
-        if not ImageGeometry.of(image).same_grid(grid):
-            raise InputError(path, "it lies on another grid", f"the grid of {truth[0]}")
-    true = [sitk.GetArrayViewFromImage(image) > 0 for image in images[: len(truth)]]
-    active = [_active(image) for image in images[len(truth) :]]
+    volumes = [read_volume(path) for path in (*truth, *maps)]
+    grid = volumes[0].geometry
+    for volume in volumes:
+        if not volume.geometry.same_grid(grid):
+            raise InputError(volume.name, "it lies on another grid", f"the grid of {truth[0]}")
+    true = [sitk.GetArrayViewFromImage(volume.image) > 0 for volume in volumes[: len(truth)]]
+    active = [_active(volume.image) for volume in volumes[len(truth) :]]
     return np.array(
         [
             [calculate_confusion_matrix(inside, claimed, [False, True]) for claimed in (own, other)]

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..imaging.scan import Box, Scan
+from ..imaging.geometry import Box
+from ..imaging.scan import Scan
 
 RIGHT, LEFT = 1, 2
 

@@ -19,13 +19,14 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import InputError
-from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML, ImageGeometry, Orientation, Scan
+from ..imaging.geometry import ImageGeometry, Orientation, Spacing
+from ..imaging.readers import Volume
+from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML
 from .regions import LEFT, RIGHT, tell_sides
 
 Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
 Hounsfield = npt.NDArray[np.int16]
-Spacing = tuple[float, float, float]
 
 COARSE_MM = 2.0
 
@@ -67,12 +68,11 @@ EXPECTED = "a chest CT in HU that shows both lungs whole, or a lung mask"
 EXPECTED_LUNGMASK = "weights of a lungmask network (such as unet_r231-d5d2fc3d.pth)"
 
 
-def segment_lungs(ct: sitk.Image, name: str = "CT", lungmask_weights: Path | None = None) -> sitk.Image:
+def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
     """Segment the lungs of a chest CT.
 
     Args:
-        ct: a 3D scalar image in HU, of any orientation.
-        name: of the CT, for messages.
+        ct: in HU, of any orientation.
         lungmask_weights: a state dict of a lungmask network; without it, thresholds are used.
 
     Returns:
@@ -82,20 +82,13 @@ def segment_lungs(ct: sitk.Image, name: str = "CT", lungmask_weights: Path | Non
     Raises:
         InputError: no lungs were found, or the network cannot be used.
     """
-    ct = _finite(ct)
+    image = _finite(ct.image)
     if lungmask_weights is not None:
-        return _by_lungmask(ct, name, lungmask_weights)
-    coarse = _CoarseScan.of(ct)
-    return _on_grid_of(ct, coarse.image_of(_coarse_lungs(coarse.hounsfield, coarse.spacing, name)))
-
-
-def scan_without_mask(ct: sitk.Image, name: str, lungmask_weights: Path | None = None) -> Scan:
-    """Make a scan of a CT alone: its mask is of the lungs that `segment_lungs`, which says what the arguments are, finds in it.
-
-    Raises:
-        InputError: as `segment_lungs` and `Scan.from_images` do.
-    """
-    return Scan.from_images(ct, segment_lungs(ct, name, lungmask_weights), names=(name, f"{name} (the lungs found in it)"))
+        labels = _by_lungmask(image, ct.name, lungmask_weights)
+    else:
+        coarse = _CoarseScan.of(image)
+        labels = _on_grid_of(image, coarse.image_of(_coarse_lungs(coarse.hounsfield, coarse.spacing, ct.name)))
+    return Volume(labels, f"{ct.name} (the lungs found in it)")
 
 
 def _finite(ct: sitk.Image) -> sitk.Image:
@@ -126,9 +119,9 @@ class _CoarseScan:
     def of(cls, ct: sitk.Image) -> _CoarseScan:
         factors = [max(round(COARSE_MM / distance), 1) for distance in ct.GetSpacing()]
         grid = sitk.BinShrink(sitk.Clamp(ct, sitk.sitkInt16, AIR_HU, BRIGHTEST_HU), factors)
-        orientation = Orientation.of(ImageGeometry.of(grid))
-        z, y, x = (grid.GetSpacing()[2 - axis] for axis in orientation.axes)
-        return cls(orientation.to_patient(sitk.GetArrayFromImage(grid)), (z, y, x), grid, orientation)
+        geometry = ImageGeometry.of(grid)
+        orientation = Orientation.of(geometry)
+        return cls(orientation.to_patient(sitk.GetArrayFromImage(grid)), orientation.spacing(geometry), grid, orientation)
 
     def image_of(self, array: np.ndarray) -> sitk.Image:
         """Make an image of an array in the patient's frame."""

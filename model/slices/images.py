@@ -13,8 +13,10 @@ from PIL import Image
 
 from ..errors import InputError
 from ..imaging import dicom
+from ..imaging.geometry import ImageGeometry, Orientation
+from ..imaging.memory import available_memory
 from ..imaging.native import captured_stderr
-from ..imaging.scan import DICOM_READER, FILE_SUFFIXES, ImageGeometry, Orientation, available_memory, read_image
+from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, read_volume
 
 Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
@@ -93,7 +95,7 @@ def read_levels(path: Path | str) -> np.ndarray:
         if image.GetDepth() == 1:
             return sitk.GetArrayFromImage(image)  # as a radiologist sees it, whatever its plane
     elif path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES):
-        image = read_image(path)
+        image = read_volume(path).image
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
     return Orientation.of(ImageGeometry.of(image)).to_patient(sitk.GetArrayFromImage(image))

@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from ..cohort.manifest import TrainingCase
 from ..errors import InputError
-from ..imaging.scan import ImageGeometry, Scan, read_image
+from ..imaging.readers import read_volume
+from ..imaging.scan import Scan
 from ..lungs.densitometry import LOW_ATTENUATION_HU
 from ..lungs.regions import Regions
 from ..preprocessing import WINDOW_HU, Profile, Shape, prepare
@@ -134,10 +135,10 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
 
 def _read_truth(path: Path, scan: Scan) -> npt.NDArray[np.float32]:
     """A truth map in the patient's frame: 0 to 1; whole numbers above 0 count as 1."""
-    image = read_image(path)
-    if not ImageGeometry.of(image).same_grid(scan.geometry):
+    volume = read_volume(path)
+    if not volume.geometry.same_grid(scan.geometry):
         raise InputError(path, "the truth map lies on another grid than the CT", "a map on the CT's grid")
-    values = scan.orientation.to_patient(sitk.GetArrayFromImage(image))
+    values = scan.orientation.to_patient(sitk.GetArrayFromImage(volume.image))
     return np.clip(values if values.dtype.kind == "f" else values > 0, 0, 1).astype(np.float32)
 
 

@@ -15,12 +15,14 @@ from .. import fleischner
 from ..container.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
 from ..container.results import case_result
 from ..errors import InputError
-from ..imaging.scan import ImageGeometry, Orientation, Scan, read_image
-from ..lungs.segmentation import scan_without_mask
+from ..imaging.geometry import ImageGeometry, Orientation
+from ..imaging.readers import read_volume
+from ..imaging.scan import Scan
+from ..lungs.segmentation import segment_lungs
 from ..rendering import preview
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
-from .uploads import Upload, private_folder, read_volume
+from .uploads import Upload, private_folder, read_upload
 
 ENTITY = "scan"
 """What an uploaded scan is called in results: never by its file's name."""
@@ -67,11 +69,11 @@ def score_uploads(
         InputError: an upload cannot be used; its text names no file of the user's.
     """
     with timed(Stage.READ):
-        ct = read_volume(ct_files, "CT")
-        scan = Scan.from_images(ct, read_volume(mask_files, "lung-mask")) if mask_files else None
+        ct = read_upload(ct_files, "CT")
+        scan = Scan.of(ct, read_upload(mask_files, "lung-mask")) if mask_files else None
     if scan is None:
         with timed(Stage.LUNGS):
-            scan = scan_without_mask(ct, "CT", lungmask_weights)
+            scan = Scan.of(ct, segment_lungs(ct, lungmask_weights))
     subtyping = subtyper.predict(scan)
     with timed(Stage.REPORT):
         result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
@@ -117,23 +119,21 @@ def open_finished(output: Path, result: dict[str, Any], inputs: Path | None) -> 
     maps, files = {}, {}
     for subtype in SUBTYPES:
         path = map_path(output, subtype, entity)
-        image = read_image(path)
-        maps[subtype], files[subtype] = image, path.read_bytes()
-    grid = maps[SUBTYPES[0]]
-    hounsfield = _ct_of(entity, inputs, grid)
-    orientation = Orientation.of(ImageGeometry.of(grid))
-    z, y, x = (grid.GetSpacing()[2 - axis] for axis in orientation.axes)
+        maps[subtype], files[subtype] = read_volume(path).image, path.read_bytes()
+    geometry = ImageGeometry.of(maps[SUBTYPES[0]])
+    hounsfield = _ct_of(entity, inputs, geometry)
+    orientation = Orientation.of(geometry)
     arrays = {subtype: orientation.to_patient(sitk.GetArrayFromImage(image)) for subtype, image in maps.items()}
-    return ViewedCase(result, hounsfield, arrays, (z, y, x), files, None)
+    return ViewedCase(result, hounsfield, arrays, orientation.spacing(geometry), files, None)
 
 
-def _ct_of(entity: str, inputs: Path | None, grid: sitk.Image) -> np.ndarray | None:
+def _ct_of(entity: str, inputs: Path | None, geometry: ImageGeometry) -> np.ndarray | None:
     if inputs is None or not inputs.is_dir():
         return None
     case: Case | None = next((case for case in find_cases(inputs, segment_lungs=True) if case.entity == entity), None)
     if case is None:
         return None
-    ct = read_image(case.ct)
-    if not ImageGeometry.of(ct).same_grid(ImageGeometry.of(grid)):
+    ct = read_volume(case.ct)
+    if not ct.geometry.same_grid(geometry):
         raise InputError(case.ct, "it lies on another grid than the maps of its name", "the CT that was scored")
-    return Orientation.of(ImageGeometry.of(ct)).to_patient(sitk.GetArrayFromImage(ct))
+    return Orientation.of(ct.geometry).to_patient(sitk.GetArrayFromImage(ct.image))

@@ -12,13 +12,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import SimpleITK as sitk
-
 from ..errors import InputError
-from ..imaging.scan import FILE_SUFFIXES, available_memory, read_image
+from ..imaging.memory import available_memory
+from ..imaging.readers import FILE_SUFFIXES, Volume, read_volume
 
 SINGLE_FILES = tuple(suffix for suffix in FILE_SUFFIXES if suffix != ".mhd")  # .mhd names a second file
 FORMATS = f"one {', '.join(SINGLE_FILES)} file, or the DICOM files of one series (as they are, or in one .zip)"
@@ -56,14 +55,14 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_volume(uploads: Sequence[Upload], role: str) -> sitk.Image:
-    """Read an uploaded CT or lung mask, called `role` in messages.
+def read_upload(uploads: Sequence[Upload], role: str) -> Volume:
+    """Read an uploaded CT or lung mask; `role` is its name in messages.
 
     Raises:
-        InputError: it is none that can be read.
+        InputError: it cannot be read.
     """
     with private_folder() as folder:
-        return read_image(_lay_out(uploads, role, folder))
+        return replace(read_volume(_lay_out(uploads, role, folder)), name=role)
 
 
 def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:

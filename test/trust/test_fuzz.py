@@ -21,8 +21,8 @@ import SimpleITK as sitk
 import torch
 
 from model.weights import METADATA_FILE
+from test.imaging.series import write_dicom_series
 from test.phantom import Phantom, make_phantom
-from test.test_scan import write_dicom_series
 from test.test_weights import released_state
 from test.trust import mutations
 from test.trust.mutations import PATIENT, one_of

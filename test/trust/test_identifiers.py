@@ -15,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 
 import process
+from test.imaging.series import write_dicom_series
 from test.phantom import Phantom, make_phantom
-from test.test_scan import write_dicom_series
 
 NAME, NUMBER, BIRTH_DATE, HOSPITAL = "Zweistein^Ottilie", "4711-0815", "19551105", "Sankt-Nirgendwo"
 SECRETS = (*NAME.split("^"), NUMBER, BIRTH_DATE, HOSPITAL)

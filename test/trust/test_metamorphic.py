@@ -21,8 +21,8 @@ import SimpleITK as sitk
 import process
 from model.preprocessing import Shape
 from model.weights import untrained_bundle, write_bundle
+from test.imaging.series import write_dicom_series
 from test.phantom import COARSE_INPUT, HALF_INPUT, LESION_HU, Phantom, make_phantom, write_case, write_dark_detector
-from test.test_scan import write_dicom_series
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """A mask that cannot be the lungs' is scored, and `results.json` says what is wrong with it, with the numbers that tell.
 
-`test/test_plausibility.py` holds what each warning measures; here they go through the whole road.
+`test/lungs/test_plausibility.py` holds what each warning measures; here they go through the whole road.
 """
 
 from __future__ import annotations

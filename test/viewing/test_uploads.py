@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from model.errors import InputError
 from model.viewing import uploads
-from model.viewing.uploads import Upload, private_folder, read_volume
+from model.viewing.uploads import Upload, private_folder, read_upload
 from test.phantom import Phantom
 
 NAME = "DOE^JANE_1960"
@@ -65,16 +65,16 @@ def zipped(files: list[Upload]) -> Upload:
 def test_a_volume_is_read_from_one_file(phantom: Phantom, tmp_path: Path, temporary: Path, suffix: str) -> None:
     ct = phantom.images()[0]
     upload = upload_of(ct, tmp_path, suffix.lower())
-    image = read_volume([Upload(f"{NAME}{suffix}", upload.content)], "CT")
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), phantom.hounsfield)
+    volume = read_upload([Upload(f"{NAME}{suffix}", upload.content)], "CT")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(volume.image), phantom.hounsfield)
     assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("how", ["files", "zip"])
 def test_a_dicom_series_is_read_from_its_files_or_a_zip(phantom: Phantom, tmp_path: Path, temporary: Path, how: str) -> None:
     files = dicom_series(phantom.images()[0][:, :, :5], tmp_path)
-    image = read_volume([zipped(files)] if how == "zip" else files[::-1], "CT")
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), phantom.hounsfield[:5])
+    volume = read_upload([zipped(files)] if how == "zip" else files[::-1], "CT")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(volume.image), phantom.hounsfield[:5])
     assert not list(temporary.iterdir())
     assert not any((folder / NAME).exists() for folder in (temporary, tmp_path, tmp_path.parent)), "it was unpacked elsewhere"
 
@@ -106,14 +106,14 @@ def test_what_cannot_be_read_is_refused_without_a_name_of_the_users(
         ([Upload(NAME, b"nonsense")], "CT"),
     ):
         with pytest.raises(InputError) as refusal:
-            read_volume(files, "CT")
+            read_upload(files, "CT")
         assert str(refusal.value).startswith(message)
         assert "DOE" not in str(refusal.value)
         assert str(temporary) not in str(refusal.value)
         assert not list(temporary.iterdir())
     monkeypatch.setattr(uploads, "available_memory", lambda: 1000)
     with pytest.raises(InputError, match=r"CT: the \.zip unpacks to"):
-        read_volume([zipped(series)], "CT")
+        read_upload([zipped(series)], "CT")
 
 
 def test_an_upload_shows_neither_name_nor_content() -> None:

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from model.errors import InputError, printable
 from model.imaging.integrity import has_checksum, matches_checksum
-from model.imaging.scan import read_header, read_image
+from model.imaging.readers import read_header, read_volume
 
 PATIENT = "DOE^JANE"
 
@@ -47,7 +47,7 @@ def test_a_header_that_asks_for_other_slices_than_there_are_is_refused(
     """Fewer would be dropped in silence, and more were seen to be filled up with whatever is in memory."""
     path = edited(image, tmp_path / f"ct{suffix}", (size.format(20), size.format(slices)), compressed=compressed)
     with pytest.raises(InputError, match=r"its voxels (are damaged or cut off|cannot be read)"):
-        read_image(path)
+        read_volume(path)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -58,22 +58,22 @@ def test_a_nifti_file_with_more_slices_than_its_header_says_is_refused(image: si
     path = tmp_path / f"ct{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     with pytest.raises(InputError, match=r"24000 bytes more than the 24352 that its header speaks of"):
-        read_image(path)
+        read_volume(path)
 
 
 def test_an_element_type_of_another_size_is_refused(image: sitk.Image, tmp_path: Path) -> None:
     path = edited(image, tmp_path / "ct.mha", ("MET_SHORT", "MET_CHAR"), compressed=True)
     with pytest.raises(InputError, match="24000 bytes more"):
-        read_image(path)
+        read_volume(path)
 
 
 @pytest.mark.parametrize("field", ["ElementToIntensityFunctionSlope = 2", "ElementToIntensityFunctionOffset = -1024"])
 def test_an_intensity_function_that_would_be_ignored_is_refused(image: sitk.Image, tmp_path: Path, field: str) -> None:
     path = edited(image, tmp_path / "ct.mha", ("ElementType", f"{field}\nElementType"))
     with pytest.raises(InputError, match="scales the values by an intensity function"):
-        read_image(path)
+        read_volume(path)
     unity = edited(image, tmp_path / "ct.mha", ("ElementType", "ElementToIntensityFunctionSlope = 1\nElementType"))
-    assert read_image(unity).GetSize() == (40, 30, 20)
+    assert read_volume(unity).image.GetSize() == (40, 30, 20)
 
 
 OTHER_FILES = (
@@ -112,7 +112,7 @@ def test_voxels_are_read_only_from_a_file_beside_the_header(image: sitk.Image, t
 def test_no_spelling_of_the_field_leads_elsewhere(image: sitk.Image, tmp_path: Path, spelling: str) -> None:
     path = edited(image, tmp_path / "ct.mhd", ("ElementDataFile = ct.raw", spelling.format("/etc/passwd")))
     with pytest.raises(InputError, match="names voxels that lie elsewhere"):
-        read_image(path)
+        read_volume(path)
 
 
 def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(image: sitk.Image, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(image: sitk.Image, tmp_
 def test_voxels_beside_the_header_are_read_whatever_their_name(image: sitk.Image, tmp_path: Path, name: str) -> None:
     path = edited(image, tmp_path / "ct.mhd", ("ct.raw", name))
     (tmp_path / "ct.raw").rename(tmp_path / name)
-    assert np.array_equal(sitk.GetArrayFromImage(read_image(path)), sitk.GetArrayFromImage(image))
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(path).image), sitk.GetArrayFromImage(image))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_an_overlong_field_that_crashes_the_reader_is_refused(image: sitk.Image,
 @pytest.mark.parametrize("line", ["# {}", "Key:={}", "Key:=a: {}"])
 def test_a_long_comment_or_pair_is_read(image: sitk.Image, tmp_path: Path, line: str) -> None:
     path = edited(image, tmp_path / "ct.nrrd", ("encoding", f"{line.format('A' * 1100)}\nencoding"))
-    assert read_image(path).GetSize() == (40, 30, 20)
+    assert read_volume(path).image.GetSize() == (40, 30, 20)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -187,7 +187,7 @@ def test_a_place_that_is_no_number_is_refused_before_the_reader_sees_it(
 def test_a_nifti_file_is_read_whether_or_not_its_compression_agrees_with_its_name(image: sitk.Image, tmp_path: Path) -> None:
     sitk.WriteImage(image, str(tmp_path / "ct.nii"))
     (tmp_path / "plain.nii.gz").write_bytes((tmp_path / "ct.nii").read_bytes())
-    assert np.array_equal(sitk.GetArrayFromImage(read_image(tmp_path / "plain.nii.gz")), sitk.GetArrayFromImage(image))
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(tmp_path / "plain.nii.gz").image), sitk.GetArrayFromImage(image))
 
 
 def test_a_file_is_read_as_what_its_name_says_and_nothing_else(image: sitk.Image, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_name_that_is_not_utf_8_is_refused_before_it_reaches_the_reader(image:
     sitk.WriteImage(image, str(tmp_path / "ct.mha"))
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/scan\xff.mha"))
     (tmp_path / "ct.mha").rename(path)
-    for read in (read_header, read_image):
+    for read in (read_header, read_volume):
         with pytest.raises(InputError, match=r"scan\\udcff\.mha: the name is not valid UTF-8"):
             read(path)
 
@@ -250,7 +250,7 @@ def test_every_flipped_byte_of_a_compressed_metaimage_is_found(image: sitk.Image
         damaged[place] ^= 1 << (int(place) % 8)
         (tmp_path / "ct.mha").write_bytes(damaged)
         with pytest.raises(InputError, match=r"ct\.mha: its voxels (are damaged|cannot be read)"):
-            read_image(tmp_path / "ct.mha")
+            read_volume(tmp_path / "ct.mha")
 
 
 def test_what_follows_a_checksum_or_another_order_of_bytes_does_not_make_a_whole_file_damaged(
@@ -260,9 +260,9 @@ def test_what_follows_a_checksum_or_another_order_of_bytes_does_not_make_a_whole
     sitk.WriteImage(image, str(path), useCompression=True)
     with path.open("ab") as stream:
         stream.write(b"\n")
-    assert (sitk.GetArrayFromImage(read_image(path)) == sitk.GetArrayFromImage(image)).all()
+    assert (sitk.GetArrayFromImage(read_volume(path).image) == sitk.GetArrayFromImage(image)).all()
     swapped = zlib.compress(sitk.GetArrayFromImage(image).astype(">i2").tobytes())
     header = path.read_bytes().partition(b"ElementDataFile")[0].replace(b"ByteOrderMSB = False", b"ByteOrderMSB = True")
     header = re.sub(rb"CompressedDataSize = \d+", b"CompressedDataSize = %d" % len(swapped), header)
     path.write_bytes(header + b"ElementDataFile = LOCAL\n" + swapped)
-    assert (sitk.GetArrayFromImage(read_image(path)) == sitk.GetArrayFromImage(image)).all()
+    assert (sitk.GetArrayFromImage(read_volume(path).image) == sitk.GetArrayFromImage(image)).all()

@@ -14,7 +14,9 @@ import torch
 from lungmask.resunet import UNet
 
 from model.errors import InputError
-from model.imaging.scan import ImageGeometry, Scan
+from model.imaging.geometry import ImageGeometry
+from model.imaging.readers import Volume
+from model.imaging.scan import Scan
 from model.lungs.segmentation import segment_lungs
 from model.simulation import LungShape, SimulatedCase, draw_parameters, simulate
 from test.phantom import BODY_HU, LUNG_HU, Phantom, make_phantom
@@ -48,8 +50,12 @@ def with_hounsfield(phantom: Phantom, *places: tuple[Bools, int]) -> Phantom:
     return Phantom(hounsfield, phantom.lungs, phantom.spacing)
 
 
+def labels_of(ct: sitk.Image, **options: Path) -> sitk.Image:
+    return segment_lungs(Volume(ct, "CT"), **options).image
+
+
 def segmented(phantom: Phantom) -> npt.NDArray[np.uint8]:
-    return sitk.GetArrayFromImage(segment_lungs(phantom.images()[0]))
+    return sitk.GetArrayFromImage(labels_of(phantom.images()[0]))
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
@@ -59,7 +65,7 @@ def dice(found: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
 def test_right_and_left_lung_are_found_and_named_in_any_orientation(chest: Phantom, orientation: str) -> None:
     ct, lungs = chest.images(orientation)
-    found = segment_lungs(ct)
+    found = labels_of(ct)
     assert ImageGeometry.of(found) == ImageGeometry.of(ct)
     assert found.GetPixelID() == sitk.sitkUInt8
     for side in (1, 2):
@@ -125,7 +131,7 @@ def test_voxels_that_are_not_a_number_do_no_harm(chest: Phantom) -> None:
     hounsfield[0, :5] = np.nan
     ct = sitk.GetImageFromArray(hounsfield)
     ct.CopyInformation(chest.images()[0])
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(segment_lungs(ct)), segmented(chest))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(labels_of(ct)), segmented(chest))
 
 
 @pytest.mark.parametrize("filled", ["lungs", "everything"])
@@ -133,19 +139,19 @@ def test_a_ct_without_lungs_is_refused_by_name(chest: Phantom, filled: str) -> N
     tissue, air = (chest.lungs > 0, BODY_HU), (chest.lungs >= 0, AIR_HU)
     ct = with_hounsfield(chest, tissue if filled == "lungs" else air).images()[0]
     with pytest.raises(InputError, match=r"abdomen\.mha: no lungs were found.*expected a chest CT in HU"):
-        segment_lungs(ct, "abdomen.mha")
+        segment_lungs(Volume(ct, "abdomen.mha"))
 
 
 def test_what_is_found_can_be_scored(chest: Phantom) -> None:
     ct = chest.images("RAS")[0]
-    scan = Scan.from_images(ct, segment_lungs(ct))
+    scan = Scan.from_images(ct, labels_of(ct))
     assert dice(scan.lung, chest.lungs) > 0.99
 
 
 @pytest.mark.parametrize("name", ["a0001-sharp", "a0001-smooth"])
 def test_dice_with_the_masks_of_a_real_scan_is_at_least_095(shared: Path, name: str) -> None:
     folder = shared / "data" / name / "images"
-    found = segment_lungs(sitk.ReadImage(str(folder / "ct" / f"{name}.mha")))
+    found = labels_of(sitk.ReadImage(str(folder / "ct" / f"{name}.mha")))
     truth = sitk.ReadImage(str(folder / "lung-mask" / f"{name}.mha"))
     assert dice(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(truth)) >= 0.95
 
@@ -154,7 +160,7 @@ def check_simulated(case: SimulatedCase) -> None:
     """Dice of at least 0.95 with the paraseptal cells and bullae inside, and the two sides apart."""
     ct = sitk.GetImageFromArray(case.hounsfield)
     ct.SetSpacing(case.spacing[::-1])
-    found = sitk.GetArrayFromImage(segment_lungs(ct))
+    found = sitk.GetArrayFromImage(labels_of(ct))
     assert dice(found, case.lungs) >= 0.95
     assert np.count_nonzero(found[case.paraseptal]) >= 0.99 * np.count_nonzero(case.paraseptal)
     for side in (1, 2):
@@ -189,7 +195,7 @@ def lungmask_state(label: int) -> OrderedDict[str, torch.Tensor]:
 def test_the_lungmask_network_is_used_where_its_weights_are_given(chest: Phantom, tmp_path: Path, label: int) -> None:
     torch.save(lungmask_state(label), tmp_path / "unet.pth")
     ct = chest.images("RAS")[0][:, :, 48:52]  # the network is a large one, and goes slice by slice
-    found = segment_lungs(ct, lungmask_weights=tmp_path / "unet.pth")
+    found = labels_of(ct, lungmask_weights=tmp_path / "unet.pth")
     assert ImageGeometry.of(found) == ImageGeometry.of(ct)
     inside = sitk.GetArrayFromImage(found)[sitk.GetArrayFromImage(ct) == LUNG_HU]
     assert (inside == label).mean() > 0.99
@@ -200,5 +206,5 @@ def test_weights_that_are_none_are_refused_by_name(chest: Phantom, tmp_path: Pat
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     for name, found in (("absent.pth", "no such file"), ("text.pth", "not such weights"), ("other.pth", "not such weights")):
         with pytest.raises(InputError, match=f"{re.escape(name)}: {found}") as refusal:
-            segment_lungs(chest.images()[0], lungmask_weights=tmp_path / name)
+            labels_of(chest.images()[0], lungmask_weights=tmp_path / name)
         assert "\n" not in str(refusal.value)

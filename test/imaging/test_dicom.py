@@ -13,9 +13,9 @@ import SimpleITK as sitk
 
 from model.errors import InputError
 from model.imaging.dicom import check_slices, read_series, read_tags
-from model.imaging.scan import Scan, read_header, read_image
+from model.imaging.readers import read_header, read_volume
+from test.imaging.series import write_dicom_series
 from test.phantom import Phantom
-from test.test_scan import write_dicom_series
 
 POSITION, ORIENTATION, PIXEL_SPACING, INTERCEPT, SLOPE = "0020|0032", "0020|0037", "0028|0030", "0028|1052", "0028|1053"
 
@@ -90,16 +90,6 @@ def test_gantry_tilt_is_reported_with_its_angle() -> None:
     assert check_slices(Path("series"), slices(aside_mm=2 * np.tan(np.deg2rad(0.4)))) == []
 
 
-def test_gantry_tilt_of_a_series_is_a_warning_of_the_scan(phantom: Phantom, tmp_path: Path) -> None:
-    ct, mask = phantom.images()
-    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
-    folder = write_dicom_series(
-        ct, tmp_path / "series", tags=lambda index: {POSITION: f"-150\\{-120 + index}\\{700 + 5 * index}"}
-    )
-    scan = Scan.read(folder, tmp_path / "mask.mha")
-    assert "tilted by 11.3 degrees" in scan.warnings[0]
-
-
 @pytest.mark.parametrize("place", [0, 10, -1])
 @pytest.mark.parametrize("share", [0, 0.02, 0.5])
 def test_a_series_of_which_one_file_was_copied_in_part_is_refused(
@@ -137,7 +127,7 @@ def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: 
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     for path in sorted(folder.iterdir()):
         path.rename(folder / f"1.2.840.113619.2.55.{int(path.stem)}")
-    assert np.array_equal(sitk.GetArrayFromImage(read_image(folder)), phantom.hounsfield)
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(folder).image), phantom.hounsfield)
 
 
 def with_sequences(data_set: pydicom.Dataset, *, undefined: bool) -> None:
@@ -176,7 +166,7 @@ def test_every_encoding_is_walked_through_and_read(phantom: Phantom, tmp_path: P
     assert tags is not None
     assert tags["0010|0020"] == "4711"
     assert [float(part) for part in tags[POSITION].split("\\")] == [-150, -120, 715]
-    assert np.array_equal(sitk.GetArrayFromImage(read_image(folder)), phantom.hounsfield)
+    assert np.array_equal(sitk.GetArrayFromImage(read_volume(folder).image), phantom.hounsfield)
 
 
 @pytest.mark.parametrize("length", [2**31, 2**32 - 2, 10**6])

@@ -1,0 +1,229 @@
+"""Image files and DICOM series, checked before and after the library reads them, as volumes with their warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..errors import InputError, printable
+from . import dicom
+from .geometry import ImageGeometry
+from .integrity import check_header, check_payload, has_checksum, matches_checksum
+from .memory import check_memory
+from .native import captured_stderr
+
+logger = logging.getLogger(__name__)
+
+FILE_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+FORMATS = f"{', '.join(FILE_SUFFIXES)} or a folder that holds one DICOM series"
+
+DICOM_READER = "GDCMImageIO"
+_READERS = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nii": "NiftiImageIO",
+    ".gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+"""SimpleITK's reader for each suffix; a file with any other suffix goes to the reader of DICOM."""
+
+SPACING_MM = (0.01, 100.0)
+"""The smallest and the largest voxel spacing that is accepted."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3D image as it was read, on its file's grid.
+
+    Attributes:
+        image: one number per voxel. It belongs to the volume: a `Scan` keeps a view of its voxels, so nothing may write to it.
+        name: file or folder, for messages.
+        warnings: what is unusual about the file and does not prevent its use, one sentence each.
+    """
+
+    image: sitk.Image
+    name: str
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def copy_of(cls, image: sitk.Image, name: str) -> Volume:
+        """A volume of an image in memory, which the caller may change afterwards."""
+        return cls(sitk.Image(image), name)
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        return ImageGeometry.of(self.image)
+
+
+def read_header(path: Path | str) -> tuple[int, int, int]:
+    """Read and check the header of a file or of a folder's DICOM series, without its voxels; return the size in x, y, z.
+
+    Raises:
+        InputError: it is missing, empty, no image, not a 3D image with one number per voxel, or too large for the memory.
+    """
+    path = Path(path)
+    with _readable(path):
+        return _checked_header(path, _files_of(path).files)[0]
+
+
+def _checked_header(path: Path, files: tuple[Path, ...]) -> tuple[tuple[int, int, int], int]:
+    """The size in x, y, z, and the size of all voxels in bytes."""
+    reader = _file_information(path, files[0])
+    if reader.GetNumberOfComponents() != 1:
+        raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
+    size = reader.GetSize()
+    if len(files) > 1 and size[2:] in ((), (1,)):
+        size = (*size[:2], len(files))
+    if len(size) != 3 or min(size) < 2:
+        raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
+    voxel_bytes = _voxel_bytes(reader, path)
+    check_memory(path, math.prod(size), voxel_bytes)
+    _check_geometry(path, ImageGeometry.of(reader))
+    return size, math.prod(size) * voxel_bytes
+
+
+def _check_geometry(path: Path, geometry: ImageGeometry) -> None:
+    low, high = SPACING_MM
+    if not all(low <= distance <= high for distance in geometry.spacing):
+        raise InputError(path, f"a voxel spacing of {geometry.spacing}", f"spacings of {low} to {high:.0f} mm")
+    if not np.isfinite(geometry.origin).all():
+        raise InputError(path, f"an origin of {geometry.origin}", "finite numbers")
+    axes = np.reshape(geometry.direction, (3, 3))
+    if not np.abs(axes.T @ axes - np.eye(3)).max() < 0.01:
+        raise InputError(path, "axes that are not at right angles", "a direction matrix of three unit vectors at right angles")
+
+
+def read_volume(path: Path | str) -> Volume:
+    """Read a 3D image with one number per voxel from a file, or from a folder that holds one DICOM series.
+
+    Raises:
+        InputError: as `read_header`, or the voxels are cut off or damaged.
+    """
+    path = Path(path)
+    with _readable(path):
+        series = _files_of(path)
+        files = series.files
+        _, needed = _checked_header(path, files)
+        with_checksum = has_checksum(path)
+    with ThreadPoolExecutor(1) as beside:  # a check that decompresses the file runs beside the reader, to save time
+        check = partial(check_payload, path, needed) if with_checksum else beside.submit(check_payload, path, needed).result
+        try:
+            with captured_stderr() as messages:
+                image = _series(files) if len(files) > 1 else _file_reader(path, files[0]).Execute()
+        except RuntimeError as error:
+            check()
+            raise InputError(path, f"its voxels cannot be read{_reason(path, error, messages)}", "a whole file") from error
+        with _readable(path):
+            whole = with_checksum and matches_checksum(path, sitk.GetArrayViewFromImage(image))
+        if not whole:
+            check()
+    complaint = " ".join(messages)
+    if "Uncompress failed" in complaint or "not read completely" in complaint:
+        raise InputError(path, "its voxels are damaged", "a whole file")
+    if complaint:
+        logger.info("%s: the reader complained%s", printable(str(path)), _reason(path, None, messages))
+    return Volume(image, str(path), series.warnings)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into an `InputError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(path, f"it cannot be read ({error.strerror})", "a file or folder that can be read") from error
+
+
+def _file_reader(path: Path, file: Path) -> sitk.ImageFileReader:
+    """A reader for one file, which is `path` itself or a slice in that folder."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.SetImageIO(DICOM_READER if path.is_dir() else _reader_name(path))
+    return reader
+
+
+def _series(files: tuple[Path, ...]) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(file) for file in files])
+    reader.SetImageIO(DICOM_READER)
+    return reader.Execute()
+
+
+def _reader_name(path: Path) -> str:
+    return _READERS.get(path.suffix.lower(), DICOM_READER)
+
+
+def _file_information(path: Path, file: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header of one file, which is `path` itself or a slice in that folder."""
+    if path == file:
+        if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
+            raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
+        if not path.is_file():
+            raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)
+        if path.stat().st_size == 0:
+            raise InputError(path, "the file is empty", FORMATS)
+        check_header(path)
+        if _reader_name(path) == DICOM_READER and dicom.read_tags(path) is None:
+            raise InputError(path, "not an image that can be read", FORMATS)
+    reader = _file_reader(path, file)
+    try:
+        with captured_stderr() as messages:
+            reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(path, f"not an image that can be read{_reason(path, error, messages)}", FORMATS) from error
+    return reader
+
+
+def _reason(path: Path, error: RuntimeError | None, messages: list[str]) -> str:
+    """What the library printed, or else the last line of its exception: the lines before name source files.
+
+    Quotations from the file are left out, because they may name the patient. The reader of DICOM quotes without quotation
+    marks, so nothing of it is repeated.
+    """
+    if path.is_dir() or _reader_name(path) == DICOM_READER:
+        return ""
+    text = messages[0] if messages else str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]
+    return " ({})".format(re.sub(r'".*"', '"..."', text))
+
+
+def _voxel_bytes(reader: sitk.ImageFileReader, path: Path) -> int:
+    try:
+        return int(np.dtype(_NUMPY_TYPES[reader.GetPixelID()]).itemsize)
+    except KeyError:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise InputError(path, f"voxels of type {kind}", "integers or floating-point numbers") from None
+
+
+_NUMPY_TYPES = {
+    sitk.sitkInt8: np.int8,
+    sitk.sitkUInt8: np.uint8,
+    sitk.sitkInt16: np.int16,
+    sitk.sitkUInt16: np.uint16,
+    sitk.sitkInt32: np.int32,
+    sitk.sitkUInt32: np.uint32,
+    sitk.sitkInt64: np.int64,
+    sitk.sitkUInt64: np.uint64,
+    sitk.sitkFloat32: np.float32,
+    sitk.sitkFloat64: np.float64,
+}
+
+
+def _files_of(path: Path) -> dicom.Series:
+    """A file itself, or the files of the one DICOM series in a folder, in the order of their slices."""
+    series = dicom.read_series(path) if path.is_dir() else dicom.Series((path,), ())
+    for file in series.files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:  # the library would crash
+            raise InputError(file, "the name is not valid UTF-8", "a name in UTF-8") from None
+    return series
