@@ -27,7 +27,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cohort = Path(folder) / "cohort"
         scores = ["--cle-score", str(CENTRILOBULAR_SCORE), "--pse-score", str(PARASEPTAL_SCORE)]
-        simulate(["--cases", "1", "--seed", str(SEED), "--output", str(cohort), "--grid", "example", *scores])
+        simulate(
+            ["--cases", "1", "--seed", str(SEED), "--output", str(cohort), "--grid", "example", "--look", "first", *scores]
+        )
         (case,) = (path for path in cohort.iterdir() if path.is_dir())
         shutil.rmtree(EXAMPLE, ignore_errors=True)
         inputs = []

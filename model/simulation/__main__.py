@@ -15,6 +15,7 @@ from ..cohort.layout import REFERENCE_FILE
 from ..command_line import OneLineParser
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from .case import Look
 from .cohort import CohortParameters, make_cohort
 from .scanner import GridName
 
@@ -87,6 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--disease", choices=ranges, default="trained", help=("shifted: lobules, cells and zones beyond the trained range")
     )
+    parser.add_argument(
+        "--look",
+        choices=get_args(Look),
+        default="measured",
+        help="measured: held to real patches (default); first: the scans that figures before that were measured on",
+    )
     return parser
 
 
@@ -102,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         panlobular=options.panlobular,
         shifted_scanner=options.scanner == "shifted",
         shifted_disease=options.disease == "shifted",
+        look=options.look,
     )
     try:
         rows = make_cohort(cohort, options.cases, options.output, options.workers)

@@ -61,6 +61,7 @@ class ParenchymaParameters:
         mottle, mottle_length: HU and mm of the slow variation between regions.
         grain: HU of the fine texture of lobules and vessels too small to be drawn.
         dependent: HU added in the last centimetre at the back, where the lung is compressed.
+        floor: HU below which nothing healthy is drawn; None: `attenuation.HEALTHY_FLOOR_HU`.
     """
 
     density: float
@@ -69,6 +70,7 @@ class ParenchymaParameters:
     mottle_length: float
     grain: float
     dependent: float
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class AnatomyParameters:
         mask_margin: mm by which the lung mask stays inside the pleura (or goes beyond it, if negative).
         vessel_scale: radius of the vessels relative to the usual one.
         vessel_hu: attenuation of blood.
+        murray: how slowly vessels narrow (exponent of Murray's law; higher: thinner trunks); None: `trees.MURRAY`.
     """
 
     thorax: ThoraxParameters
@@ -87,10 +90,17 @@ class AnatomyParameters:
     mask_margin: float
     vessel_scale: float
     vessel_hu: float
+    murray: float | None = None
 
 
 def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
-    """Draw a chest."""
+    """Draw a chest.
+
+    Healthy lung at full inspiration has a median of -895 HU in COPDGene's patches; about one in six is hyperinflated and
+    darker still, so that no threshold parts it from emphysema.
+    """
+    density = rng.normal(-895, 20)
+    hyperinflated = rng.normal(-928, 10)
     return AnatomyParameters(
         thorax=draw_thorax(rng),
         fissures=FissureParameters(
@@ -98,20 +108,22 @@ def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
             slope=(rng.uniform(0.85, 1.25), rng.uniform(0.9, 1.3)),
             horizontal=rng.uniform(0.48, 0.56),
             waviness=rng.uniform(2, 6),
-            thickness=rng.uniform(0.5, 1.0),
+            thickness=rng.uniform(0.4, 0.8),
             completeness=rng.uniform(0.5, 1.0),
         ),
         parenchyma=ParenchymaParameters(
-            density=float(np.clip(rng.normal(-852, 17), -892, -805)),
-            gradient=rng.uniform(30, 60),
-            mottle=rng.uniform(4, 12),
+            density=float(np.clip(hyperinflated if rng.random() < 0.16 else density, -950, -835)),
+            gradient=rng.uniform(15, 45),
+            mottle=rng.uniform(3, 9),
             mottle_length=rng.uniform(18, 45),
-            grain=rng.uniform(4, 12),
+            grain=rng.uniform(3, 9),
             dependent=float(rng.choice([0.0, 1.0]) * rng.uniform(10, 90)),
+            floor=-985.0,
         ),
         mask_margin=rng.uniform(-0.4, 0.9),
         vessel_scale=rng.uniform(0.85, 1.15),
         vessel_hu=rng.uniform(30, 70),
+        murray=rng.uniform(4.0, 5.0),
     )
 
 

@@ -17,7 +17,7 @@ AIR_HU, BRONCHIAL_WALL_HU, SEPTUM_HU, FISSURE_HU = -1000.0, -250.0, -700.0, -620
 BRONCHIAL_WALL_MM = 0.4
 
 HEALTHY_FLOOR_HU = -942.0
-"""Before artefacts and noise, nothing but emphysema and airways is darker than this."""
+"""In the first look, before artefacts and noise, nothing but emphysema and airways is darker than this."""
 
 TRACHEAL_WALL_MM, TRACHEAL_WALL_HU = 1.6, 40.0
 
@@ -139,7 +139,8 @@ def attenuation(
     mottle += tissue.dependent * pleural * smoothstep((y - anatomy.low[1]) / depth * 3 - 2)
     trapped = confounder_parameters.trapping_hu + 0.35 * (mottle - tissue.density)
     mottle += confounders.trapping * np.minimum(trapped - mottle, 0) - confounders.speckle
-    mottle = np.maximum(mottle, HEALTHY_FLOOR_HU).astype(np.float32)
+    floor = HEALTHY_FLOOR_HU if tissue.floor is None else tissue.floor
+    mottle = np.maximum(mottle, floor).astype(np.float32)
     destroyed = disease.attenuation + LUNG_VALUES_HU * smooth_field(lattice, 8.0, rng)
     destroyed = np.clip(destroyed, LESION_HU[0] + 2, LESION_HU[1] - 2).astype(np.float32)
 

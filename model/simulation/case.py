@@ -6,26 +6,32 @@ lungs, vessels and noise whatever the disease or the confounders are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, ndtri
 
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from . import first_look
 from .anatomy import LOBES, AnatomyParameters, build_anatomy, draw_anatomy
 from .attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
 from .confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
 from .disease import DiseaseParameters, draw_disease, spread
 from .grid import Bools, Labels
-from .scanner import GridName, ScannerParameters, draw_scanner, plan, scan
+from .scanner import GridName, ScannerParameters, Slab, draw_scanner, plan, scan
 from .shapes import LungShape
 from .trees import grow_trees
 
 CENTRILOBULAR_CASES = (782, 431, 478, 430, 275, 111)
 PARASEPTAL_CASES = (1145, 739, 623)
 """Cases of each score in the development set (Table 1 b and c)."""
+
+SCORE_CORRELATION = 0.45
+"""Of the severities of CLE and PSE in a patient (of the normal variables behind the scores)."""
 
 NO_DISEASE_SHARE = 0.6
 """Share of the cases that score 0 which have none at all; the others have less than the first grade takes."""
@@ -42,6 +48,23 @@ ROOM = 84.0
 
 SIDE_OF_LOBE = np.array([0, *(1 if name.startswith("right") else 2 for name in sorted(LOBES, key=LOBES.__getitem__))], np.uint8)
 """Label of the lung (1 right, 2 left) by lobe label, 0 outside."""
+
+
+Look = Literal["measured", "first"]
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """How the four parts of a case are drawn."""
+
+    anatomy: Callable[[np.random.Generator], AnatomyParameters]
+    disease: Callable[[np.random.Generator, float, float, float, bool], DiseaseParameters]
+    confounders: Callable[[np.random.Generator], ConfounderParameters]
+    scanner: Callable[[np.random.Generator, float, bool], ScannerParameters]
+
+
+MEASURED = _Draws(draw_anatomy, draw_disease, draw_confounders, draw_scanner)
+FIRST = _Draws(first_look.draw_anatomy, first_look.draw_disease, first_look.draw_confounders, first_look.draw_scanner)
 
 
 @dataclass(frozen=True)
@@ -119,6 +142,35 @@ def draw_percentage(subtype: Subtype, score: int, rng: np.random.Generator) -> f
     return float(rng.uniform(grade.lower + margin, grade.upper - margin))
 
 
+def _percentages(rng: np.random.Generator, centrilobular: int | None, paraseptal: int | None, look: Look) -> list[float]:
+    """Percentages of CLE and PSE inside the intervals of the scores, which are drawn where they are None."""
+    tables = ((CENTRILOBULAR, centrilobular, CENTRILOBULAR_CASES), (PARASEPTAL, paraseptal, PARASEPTAL_CASES))
+    for subtype, given, _ in tables:
+        if given is not None and not 0 <= given < len(subtype.grades):
+            raise ValueError(f"{subtype.name} score is {given}, expected 0 to {len(subtype.grades) - 1}")
+    percentages = []
+    if look == "first":
+        for subtype, given, cases in tables:
+            drawn = int(rng.choice(len(cases), p=np.array(cases) / sum(cases)))
+            percentages.append(draw_percentage(subtype, drawn if given is None else given, rng))
+        return percentages
+    # A given score says as much of the other as a drawn one: its place on the severity that both share lies in its share.
+    severity = None
+    for subtype, given, cases in tables if centrilobular is not None or paraseptal is None else tables[::-1]:
+        share = np.cumsum(cases) / sum(cases)
+        if given is not None:
+            rank = rng.uniform(share[given - 1] if given else 0.0, share[given])
+            mine = float(ndtri(np.clip(rank, 1e-6, 1 - 1e-6)))
+        elif severity is None:
+            mine = float(rng.standard_normal())
+        else:
+            mine = SCORE_CORRELATION * severity + float(np.sqrt(1 - SCORE_CORRELATION**2) * rng.standard_normal())
+        severity = mine if severity is None else severity
+        score = min(int(np.searchsorted(share, ndtr(mine), side="right")), len(cases) - 1) if given is None else given
+        percentages.append(draw_percentage(subtype, score, rng))
+    return percentages if centrilobular is not None or paraseptal is None else percentages[::-1]
+
+
 def draw_parameters(
     seed: np.random.SeedSequence,
     centrilobular_score: int | None = None,
@@ -128,48 +180,44 @@ def draw_parameters(
     shifted_scanner: bool = False,
     shifted_disease: bool = False,
     lungs: LungShape | None = None,
+    look: Look = "measured",
 ) -> CaseParameters:
     """Draw a case.
 
-    Scores that are not given follow Table 1's development set, each subtype by itself, so that one says nothing about
-    the other. Anatomy, disease, confounders and scanner come from streams of their own: none can tell of another.
+    Scores that are not given follow Table 1's development set. Patients with more of one subtype have more of the other;
+    in the first look, one says nothing about the other. Anatomy, disease, confounders and scanner come from streams of
+    their own: none can tell of another.
 
     Args:
         panlobular: percentage of the lung with panlobular emphysema; less where the other subtypes leave less room.
         shifted_scanner, shifted_disease: draw those parameters from beyond the usual range.
         lungs: lungs that the case will be built on, whose width the field of view then follows.
+        look: what the numbers are drawn from: `measured`, held to real patches, or `first`, as before that.
     """
     # Children are made here rather than spawned: spawning would change the caller's seed, and the next draw with it.
     children = [np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, k)) for k in range(6)]
     streams = [np.random.default_rng(child) for child in children]
-    percentages = []
-    for subtype, given, cases in (
-        (CENTRILOBULAR, centrilobular_score, CENTRILOBULAR_CASES),
-        (PARASEPTAL, paraseptal_score, PARASEPTAL_CASES),
-    ):
-        drawn = int(streams[0].choice(len(cases), p=np.array(cases) / sum(cases)))
-        score = drawn if given is None else given
-        if not 0 <= score < len(subtype.grades):
-            raise ValueError(f"{subtype.name} score is {score}, expected 0 to {len(subtype.grades) - 1}")
-        percentages.append(draw_percentage(subtype, score, streams[0]))
+    percentages = _percentages(streams[0], centrilobular_score, paraseptal_score, look)
     panlobular = min(panlobular, ROOM - sum(percentages))
-    anatomy = draw_anatomy(streams[1])
+    draw = MEASURED if look == "measured" else FIRST
+    anatomy = draw.anatomy(streams[1])
     thorax = anatomy.thorax
     half_width = thorax.half_width if lungs is None else lungs.half_width * thorax.mask_scale[2]
     return CaseParameters(
         seed=int(streams[5].integers(2**63)),
         anatomy=anatomy,
-        disease=draw_disease(streams[2], percentages[0], percentages[1], panlobular, shifted_disease),
-        confounders=draw_confounders(streams[3]),
-        scanner=draw_scanner(streams[4], 2 * half_width, shifted_scanner),
+        disease=draw.disease(streams[2], percentages[0], percentages[1], panlobular, shifted_disease),
+        confounders=draw.confounders(streams[3]),
+        scanner=draw.scanner(streams[4], 2 * half_width, shifted_scanner),
     )
 
 
-def simulate(parameters: CaseParameters, grid: GridName = "network", lungs: LungShape | None = None) -> SimulatedCase:
+def simulate(parameters: CaseParameters, grid: GridName | Slab = "network", lungs: LungShape | None = None) -> SimulatedCase:
     """Make the case that `parameters` describe; the same parameters give the same voxels.
 
     Args:
-        grid: `network` for the resolution that the network sees, `scan` for full size, `example` for a small file.
+        grid: `network` for the resolution that the network sees, `scan` for full size, `example` for a small file, or a
+            `Slab` of a scan.
         lungs: the lungs to build it on; without them their shape follows from the parameters.
     """
 

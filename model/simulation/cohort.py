@@ -22,7 +22,7 @@ from ..cohort.layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_path
 from ..cohort.tables import GRID_COLUMN, Extent, reference_row
 from ..errors import InputError
 from ..whole_files import whole_file, whole_folder
-from .case import SimulatedCase, draw_parameters, simulate
+from .case import Look, SimulatedCase, draw_parameters, simulate
 from .scanner import GridName
 from .shapes import LungShape
 
@@ -39,6 +39,7 @@ class CohortParameters:
         centrilobular_score, paraseptal_score: of every case; None: as in the development set of Table 1.
         panlobular: percentage of the lung with panlobular emphysema, in every case.
         shifted_scanner, shifted_disease: draw from beyond the trained range.
+        look: as of `draw_parameters`.
     """
 
     seed: int
@@ -49,6 +50,7 @@ class CohortParameters:
     panlobular: float = 0.0
     shifted_scanner: bool = False
     shifted_disease: bool = False
+    look: Look = "measured"
 
     def entity(self, number: int) -> str:
         """Name of case `number`, from 0."""
@@ -73,6 +75,7 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
         shifted_scanner=cohort.shifted_scanner,
         shifted_disease=cohort.shifted_disease,
         lungs=lungs,
+        look=cohort.look,
     )
     case = simulate(parameters, cohort.grid, lungs)
     extents = [
@@ -91,7 +94,9 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
 
 
 def _flat(name: str, value: Any) -> Row:
-    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter."""
+    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter; None is left out."""
+    if value is None:
+        return {}
     if is_dataclass(value):
         nested: Row = {}
         for part in fields(value):

@@ -47,9 +47,9 @@ def draw_confounders(rng: np.random.Generator) -> ConfounderParameters:
     present = rng.random(5) < (0.5, 0.6, 0.4, 0.6, 0.5)
     return ConfounderParameters(
         trapping=float(present[0] * rng.uniform(2, 30)),
-        trapping_hu=rng.uniform(-930, -880),
+        trapping_hu=rng.uniform(-945, -900),
         trapping_length=rng.uniform(9, 22),
-        speckle=float(present[1] * rng.uniform(15, 55)),
+        speckle=float(present[1] * rng.uniform(8, 35)),
         airway_dilation=float(np.clip(rng.lognormal(0, 0.2), 0.7, 1.8)),
         motion=float(present[2] * rng.uniform(1, 4.5)),
         hardening=float(present[3] * rng.uniform(5, 35)),

@@ -150,46 +150,46 @@ def draw_disease(
     """Draw the look of a disease whose extents, in percent of the lung, are given.
 
     Args:
-        shifted: draw from beyond the usual range: larger or smaller lobules, basal or even spread, other cells.
+        shifted: draw from beyond the usual range: closer or wider holes, basal or even spread, other cells.
     """
     outside = rng.random() < 0.5
-    # Mild cells stay within 1 cm; substantial disease has larger ones and bullae.
+    # Mild cells are small; substantial disease has larger ones and bullae.
     substantial = np.clip((paraseptal - 3) / 4, 0, 1)
     if shifted:
-        spacing = rng.uniform(8, 10) if outside else rng.uniform(20, 25)
+        spacing = rng.uniform(5.0, 5.8) if outside else rng.uniform(12, 16)
         upper, apical = rng.uniform(-1.5, 0.2), rng.uniform(-0.5, 0.5)
-        cell = rng.uniform(2.5, 3.5) if outside else rng.uniform(6, 8)
+        cell = rng.uniform(2.5, 3.5) if outside else rng.uniform(10, 12)
     else:
-        spacing = rng.triangular(10, 12, 20)
+        spacing = rng.uniform(6.0, 10.0)
         upper, apical = rng.uniform(0.3, 3.0), rng.uniform(0.5, 3.0)
-        cell = rng.uniform(3.2, 4.6) + substantial * rng.uniform(0.3, 2.8)
-    bullae = int(rng.binomial(10, substantial * rng.uniform(0.1, 0.9)))
+        cell = rng.uniform(3.4, 6.5) + substantial * rng.uniform(0.3, 3.0)
+    bullae = int(rng.binomial(6, substantial * rng.uniform(0.1, 0.9)))
     return DiseaseParameters(
         centrilobular=CentrilobularParameters(
             percentage=centrilobular,
-            lobule_spacing=spacing,
+            lobule_spacing=float(spacing),
             upper_predominance=upper,
-            patchiness=rng.uniform(0.2, 1.0),
-            onset_spread=rng.uniform(2.0, 5.0),
-            onset_radius=rng.uniform(1.0, 1.6),
-            satellites=rng.uniform(0.0, 0.6),
-            lobularity=rng.uniform(0.12, 0.30),
+            patchiness=rng.uniform(0.4, 1.4),
+            onset_spread=rng.uniform(1.5, 4.0),
+            onset_radius=rng.uniform(0.8, 1.6),
+            satellites=rng.uniform(0.0, 0.4),
+            lobularity=rng.uniform(0.15, 0.35),
         ),
         paraseptal=ParaseptalParameters(
             percentage=paraseptal,
             cell_radius=float(cell),
-            cell_variation=rng.uniform(0.15, 0.35),
+            cell_variation=rng.uniform(0.2, 0.5),
             apical_predominance=apical,
-            patchiness=rng.uniform(0.8, 2.0),
+            patchiness=rng.uniform(1.0, 2.5),
             fissural=rng.uniform(0.2, 1.0),
-            wall=rng.uniform(0.35, 0.75),
+            wall=rng.uniform(0.3, 0.6),
             bullae=bullae,
             bulla_radius=rng.uniform(12, 34),
         ),
         panlobular=PanlobularParameters(panlobular, rng.uniform(2, 6), rng.uniform(15, 40)),
-        attenuation=rng.uniform(-982, -964),
-        edge=rng.uniform(0.8, 2.0),
-        vessel_loss=rng.uniform(0.2, 0.8),
+        attenuation=rng.uniform(-995, -970),
+        edge=rng.uniform(0.3, 0.8),
+        vessel_loss=rng.uniform(0.5, 0.95),
         distortion=float((centrilobular >= CENTRILOBULAR.grades[-1].lower) * rng.uniform(2, 7)),
     )
 

@@ -6,7 +6,7 @@ times the MTF. Signal and noise pass through the same kernel, whatever the disea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -82,10 +82,12 @@ def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = Fa
     Args:
         shifted: draw from beyond the trained range, in one of the ways of `SHIFTS`.
     """
-    sharpness = rng.uniform(0, 1)
+    # Most scans that are read for emphysema have a smooth kernel; sharp ones come beside them.
+    sharpness = rng.uniform(0, 0.35) if rng.random() < 0.6 else rng.uniform(0.35, 1)
     # Thin slices are the rule, as in the paper's data; thick ones must not be new to a network either.
     thickness = float(np.exp(rng.uniform(np.log(0.6), np.log(5.0))))
-    noise = float(np.exp(rng.uniform(np.log(8), np.log(26))))
+    # What the slices show, whatever kernel and thickness they have: dose and filters make up for both.
+    seen = rng.uniform(8, 20) if rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(20), np.log(26 + 40 * sharpness))))
     if shifted:
         thicker, sharper, noisier = SHIFTS[rng.integers(len(SHIFTS))]
         if thicker:
@@ -93,18 +95,30 @@ def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = Fa
         if sharper:
             sharpness = rng.uniform(1.1, 1.6)
         if noisier:
-            noise = rng.uniform(29, 42)
+            seen = rng.uniform(70, 90)
     smallest = float(np.clip((lung_width + 2 * SCAN_MARGIN_MM) / SCAN_MATRIX, *SPACING_MM))
-    return ScannerParameters(
+    protocol = ScannerParameters(
         sharpness=sharpness,
-        mtf50=(0.28 + 0.27 * sharpness) * rng.uniform(0.94, 1.06),
+        mtf50=(0.28 + 0.27 * sharpness) * rng.uniform(0.94, 1.2),
         enhancement=max(0.0, 0.55 * (sharpness - 0.35)) * rng.uniform(0.7, 1.3),
-        noise=noise,
+        noise=1.0,
         noise_centre=rng.uniform(0.1, 0.6),
         slice_thickness=thickness,
         slice_increment=thickness * rng.uniform(0.7, 1.0),
         spacing=smallest + (SPACING_MM[1] - smallest) * rng.beta(1.2, 3),
     )
+    return replace(protocol, noise=seen / protocol.noise_hu)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A part of a scan, at full resolution: `slices` slices, `increment` mm apart, whose middle lies at `level`, a share of
+    the lungs' height; pixels of `spacing` mm over all of their width and depth. Percentages are then of the slab."""
+
+    level: float
+    slices: int
+    increment: float
+    spacing: float
 
 
 @dataclass(frozen=True)
@@ -129,16 +143,26 @@ class Sampling:
         return self.rendered.every(self.every)
 
 
-def plan(scanner: ScannerParameters, name: GridName, low: npt.ArrayLike, high: npt.ArrayLike) -> Sampling:
+def plan(scanner: ScannerParameters, name: GridName | Slab, low: npt.ArrayLike, high: npt.ArrayLike) -> Sampling:
     """Lay the grids for a scan of lungs whose bounding box runs from `low` to `high` (mm, z y x).
 
     - `network`: the lungs' box has the network's 128 x 224 x 288 voxels; slices are those of the protocol, resampled.
     - `scan`: a matrix of 512 x 512 with the protocol's spacing and increment.
     - `example`: 192 x 192 x 80 voxels around the lungs, slices as thick as they are apart; of the protocol it has the
       kernel and the noise.
+    - a `Slab`: that part of a scan, with the protocol's slice thickness.
     """
     start, stop = np.asarray(low, float), np.asarray(high, float)
     extent = stop - start
+    if isinstance(name, Slab):
+        matrix = np.ceil((extent[1:] + 2 * SCAN_MARGIN_MM) / name.spacing / 8).astype(int) * 8
+        shape = (name.slices, int(matrix[0]), int(matrix[1]))
+        middle = np.array([start[0] + name.level * extent[0], *((start + stop) / 2)[1:]])
+        steps = np.array([name.increment, name.spacing, name.spacing])
+        corner = middle - (np.array(shape) - 1) / 2 * steps
+        grid = Grid(shape, (name.increment, name.spacing, name.spacing), (corner[0], corner[1], corner[2]))
+        profile = _profile(grid.axis(0), grid.axis(0), scanner.slice_thickness)
+        return Sampling(grid, 1, profile, np.eye(name.slices, dtype=np.float32))
     if name == "network":
         spacing = extent / NETWORK_BOX
         origin = start + spacing / 2 - np.array(NETWORK_MARGIN) * spacing

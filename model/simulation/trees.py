@@ -112,6 +112,7 @@ class Trees:
 def grow_trees(anatomy: Anatomy, parameters: AnatomyParameters, airway_dilation: float, rng: np.random.Generator) -> Trees:
     """Grow arteries with their bronchi, and veins, into each lobe."""
     vessels, airways = [], []
+    murray = MURRAY if parameters.murray is None else parameters.murray
     volume = LATTICE_MM**3
     inner = np.asarray(anatomy.distance() > VESSEL_DEPTH_MM)
     for name, label in LOBES.items():
@@ -121,12 +122,12 @@ def grow_trees(anatomy: Anatomy, parameters: AnatomyParameters, airway_dilation:
         hilum = anatomy.hila[0 if name.startswith("right") else 1]
         # One end for about 0.8 ml: the arteries of the lobules, and what still shows beyond them.
         levels = int(np.clip(np.rint(np.log2(len(places) * volume / 800)), 5, 11))
-        trunk_radius = END_RADIUS_MM * 2 ** (levels / MURRAY) * parameters.vessel_scale
+        trunk_radius = END_RADIUS_MM * 2 ** (levels / murray) * parameters.vessel_scale
         for kind in ("artery", "vein"):
             chosen = rng.choice(len(places), 2**levels, replace=len(places) < 2**levels)
             ends = anatomy.lattice.points(places[chosen]) + rng.uniform(-1.5, 1.5, (2**levels, 3))
             root = hilum + (0.0 if kind == "artery" else np.array([-14.0, -6.0, 0.0])) + rng.normal(0, 2, 3)
-            tree = _grow(root, ends, trunk_radius, rng)
+            tree = _grow(root, ends, trunk_radius, murray, rng)
             vessels.extend(tree)
             if kind == "artery":
                 # The bronchus runs beside its artery; both are of about one width.
@@ -146,7 +147,7 @@ def grow_trees(anatomy: Anatomy, parameters: AnatomyParameters, airway_dilation:
     return Trees(Tubes.join(vessels), Tubes.join(airways), _trunk(anatomy, rng))
 
 
-def _grow(root: Points, ends: Points, radius: float, rng: np.random.Generator) -> list[Tubes]:
+def _grow(root: Points, ends: Points, radius: float, murray: float, rng: np.random.Generator) -> list[Tubes]:
     """A binary tree from `root` (3) to all of `ends` (2^n x 3): one `Tubes` for each generation."""
     levels = int(np.log2(len(ends)))
     groups = ends[None]
@@ -163,7 +164,7 @@ def _grow(root: Points, ends: Points, radius: float, rng: np.random.Generator) -
         share = np.repeat(rng.uniform(0.35, 0.65, (len(nodes) + 1) // 2), 2)[: len(nodes)]
         share[1::2] = 1 - share[1::2]
         if level > 0:
-            radii = np.maximum(np.repeat(radii, 2) * share ** (1 / MURRAY), 0.9 * END_RADIUS_MM)
+            radii = np.maximum(np.repeat(radii, 2) * share ** (1 / murray), 0.9 * END_RADIUS_MM)
         taper = 0.92 if level < levels else 0.7
         generations.append(Tubes(nodes, (nodes + targets) / 2 + bend, targets, radii, radii * taper))
         nodes = np.repeat(targets, 2, axis=0)

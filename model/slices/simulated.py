@@ -129,6 +129,7 @@ def _parameters(sequence: np.random.SeedSequence, label: str, rng: np.random.Gen
         int(rng.choice(CENTRILOBULAR_SCORES)) if label == "CLE" else 0,
         PARASEPTAL_SCORE if label == "PSE" else 0,
         panlobular=float(rng.uniform(*PANLOBULAR_PERCENT)) if label == "PLE" else 0.0,
+        look="first",
     )
     disease = drawn.disease  # a score of 0 may still be a trace of disease
     if label != "CLE":

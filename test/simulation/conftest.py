@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
+from model.simulation.case import Look
 from model.simulation.confounders import NO_CONFOUNDERS
 
 CaseMaker = Callable[..., SimulatedCase]
 
 
-def draw(seed: int, cle: int | None = None, pse: int | None = None, panlobular: float = 0.0) -> CaseParameters:
-    return draw_parameters(np.random.SeedSequence(seed), cle, pse, panlobular=panlobular)
+def draw(
+    seed: int, cle: int | None = None, pse: int | None = None, panlobular: float = 0.0, look: Look = "measured"
+) -> CaseParameters:
+    return draw_parameters(np.random.SeedSequence(seed), cle, pse, panlobular=panlobular, look=look)
 
 
 def ideal(parameters: CaseParameters) -> CaseParameters:

@@ -155,3 +155,13 @@ def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypa
     with pytest.raises(RuntimeError, match="disk full"):
         main(command(tmp_path / "output", cases=1))
     assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_the_first_look_still_makes_the_example_case_voxel_by_voxel(tmp_path: Path) -> None:
+    # test/input was written by test/make_example.py before there was another look.
+    arguments = ["--cases", "1", "--seed", "4", "--output", str(tmp_path / "made"), "--grid", "example", "--look", "first"]
+    assert main([*arguments, "--cle-score", "3", "--pse-score", "1"]) == 0
+    example = Path(__file__).resolve().parent.parent / "input" / "images"
+    for folder in ("ct", "lung-mask"):
+        (made,) = (tmp_path / "made").glob(f"*/images/{folder}/*.mha")
+        np.testing.assert_array_equal(read(made), read(example / folder / "example.mha"))

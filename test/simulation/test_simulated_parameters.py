@@ -10,13 +10,23 @@ from scipy import stats
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.simulation import CaseParameters, draw_parameters
+from model.simulation.case import Look
 
 CASES = 3000
 
 
+def draw_many(look: Look) -> list[CaseParameters]:
+    return [draw_parameters(np.random.SeedSequence(8, spawn_key=(k,)), look=look) for k in range(CASES)]
+
+
 @pytest.fixture(scope="module")
 def drawn() -> list[CaseParameters]:
-    return [draw_parameters(np.random.SeedSequence(8, spawn_key=(k,))) for k in range(CASES)]
+    return draw_many("measured")
+
+
+@pytest.fixture(scope="module")
+def drawn_first() -> list[CaseParameters]:
+    return draw_many("first")
 
 
 def scores(drawn: list[CaseParameters]) -> tuple[list[int], list[int]]:
@@ -32,11 +42,24 @@ def test_scores_of_a_cohort_follow_the_development_set(drawn: list[CaseParameter
         assert stats.chisquare(np.bincount(made, minlength=len(cases)), expected).pvalue > 0.001
 
 
-def test_subtypes_occur_together_as_often_as_chance_has_it(drawn: list[CaseParameters]) -> None:
+def test_subtypes_occur_together_in_patients_and_by_chance_alone_in_the_first_look(
+    drawn: list[CaseParameters], drawn_first: list[CaseParameters]
+) -> None:
+    for made, correlated in ((drawn, True), (drawn_first, False)):
+        cle, pse = (np.array(one) for one in scores(made))
+        table = np.array([[np.sum((cle == a) & (pse == b)) for b in range(3)] for a in range(6)])
+        assert (table > 0).all()
+        assert bool(stats.spearmanr(cle, pse).statistic > 0.3) == correlated
+        assert bool(stats.chi2_contingency(table).pvalue > 0.001) != correlated
+
+
+@pytest.mark.parametrize("given", [0, 2])
+def test_a_given_score_says_as_much_of_the_other_as_a_drawn_one(drawn: list[CaseParameters], given: int) -> None:
     cle, pse = (np.array(made) for made in scores(drawn))
-    table = np.array([[np.sum((cle == a) & (pse == b)) for b in range(3)] for a in range(6)])
-    assert (table > 0).all()
-    assert stats.chi2_contingency(table).pvalue > 0.001
+    asked = [draw_parameters(np.random.SeedSequence(9, spawn_key=(k,)), paraseptal_score=given) for k in range(1000)]
+    found = np.bincount(scores(asked)[0], minlength=6)
+    expected = np.bincount(cle[pse == given], minlength=6)
+    assert stats.chi2_contingency(np.array([found, expected])).pvalue > 0.001
 
 
 def test_a_given_score_draws_percentages_all_over_its_interval() -> None:
@@ -75,22 +98,43 @@ def test_parameters_stay_in_the_ranges_that_they_are_meant_for(drawn: list[CaseP
     assert all(512 * p.scanner.spacing > 2 * p.anatomy.thorax.half_width for p in drawn)
     thickness = np.array([p.scanner.slice_thickness for p in drawn])
     assert (thickness.min() >= 0.6) & (thickness.max() <= 5.0) & (np.ptp(thickness) > 4)
-    assert all(30 <= p.anatomy.parenchyma.gradient <= 60 for p in drawn)
-    assert np.mean([p.anatomy.parenchyma.density for p in drawn]) == pytest.approx(-850, abs=5)
-    assert all(-930 <= p.confounders.trapping_hu <= -880 for p in drawn)
-    assert all(10 <= p.disease.centrilobular.lobule_spacing <= 25 for p in drawn)
+    density = np.array([p.anatomy.parenchyma.density for p in drawn])
+    # COPDGene's normal patches have a median of -895 HU; some healthy lungs are as dark as what a threshold calls emphysema.
+    assert np.median(density) == pytest.approx(-897, abs=4)
+    assert np.mean(density < -925) > 0.08
+    seen = np.array([p.scanner.noise_hu for p in drawn])
+    assert np.mean((seen >= 8) & (seen <= 20)) > 0.6
+    assert (
+        abs(stats.spearmanr(seen[seen < 20], [p.scanner.sharpness for p in drawn if p.scanner.noise_hu < 20]).statistic) < 0.1
+    )
+    assert all(p.confounders.trapping_hu <= -900 for p in drawn)
+    assert all(6 <= p.disease.centrilobular.lobule_spacing <= 10 for p in drawn)
+    assert all(p.disease.edge <= 0.8 and -995 <= p.disease.attenuation <= -970 for p in drawn)
     mild = [p.disease.paraseptal for p in drawn if p.disease.paraseptal.percentage < 3]
-    assert all(2 * p.cell_radius <= 10 and p.bullae == 0 for p in mild)
+    assert all(p.cell_radius < 7 and p.bullae == 0 for p in mild)
     assert all(p.disease.paraseptal.wall < 1 for p in drawn)
 
 
-def test_shifted_cases_lie_outside_the_trained_range(drawn: list[CaseParameters]) -> None:
-    shifted = [draw_parameters(np.random.SeedSequence(k), shifted_scanner=True, shifted_disease=True) for k in range(200)]
-    trained = {name: max(getattr(p.scanner, name) for p in drawn) for name in ("sharpness", "slice_thickness", "noise")}
+def test_the_first_look_stays_in_its_ranges(drawn_first: list[CaseParameters]) -> None:
+    assert all(30 <= p.anatomy.parenchyma.gradient <= 60 for p in drawn_first)
+    assert np.mean([p.anatomy.parenchyma.density for p in drawn_first]) == pytest.approx(-850, abs=5)
+    assert all(-930 <= p.confounders.trapping_hu <= -880 for p in drawn_first)
+    assert all(10 <= p.disease.centrilobular.lobule_spacing <= 25 for p in drawn_first)
+    mild = [p.disease.paraseptal for p in drawn_first if p.disease.paraseptal.percentage < 3]
+    assert all(2 * p.cell_radius <= 10 and p.bullae == 0 for p in mild)
+
+
+@pytest.mark.parametrize(("look", "spacings"), [("measured", (6, 10)), ("first", (10, 20))])
+def test_shifted_cases_lie_outside_the_trained_range(look: Look, spacings: tuple[float, float]) -> None:
+    sequences = [np.random.SeedSequence(k) for k in range(200)]
+    shifted = [draw_parameters(s, shifted_scanner=True, shifted_disease=True, look=look) for s in sequences]
+    drawn = draw_many(look)
+    noise = "noise" if look == "first" else "noise_hu"
+    trained = {name: max(getattr(p.scanner, name) for p in drawn) for name in ("sharpness", "slice_thickness", noise)}
     for parameters in shifted:
         assert any(getattr(parameters.scanner, name) > limit for name, limit in trained.items())
         spacing = parameters.disease.centrilobular.lobule_spacing
-        assert spacing < 10 or spacing >= 20
+        assert spacing < spacings[0] or spacing >= spacings[1]
         assert parameters.disease.centrilobular.upper_predominance < 0.3
     for name, limit in trained.items():
         assert any(getattr(p.scanner, name) > limit for p in shifted), name
