@@ -13,15 +13,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from model import DISCLAIMER
+from model import DISCLAIMER, SHIPPED_WEIGHTS
 from model.command_line import DeviceName, OneLineParser, PrecisionName
 from model.container.grand_challenge import MODEL_FOLDER
 from model.errors import InputError
 from model.viewing.access import Access
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_VIEWER_"
-WEIGHTS_BESIDE_CODE = Path(__file__).resolve().parent / "weights"
-SLICES_BUNDLE_BESIDE_CODE = WEIGHTS_BESIDE_CODE / "slices"
 LARGEST_UPLOAD_MB = 4096
 
 
@@ -39,9 +37,12 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--port", type=int, default=8501, help="default: %(default)s")
     parser.add_argument("--password-file", type=Path, metavar="FILE", help="ask for the password in its first line")
     parser.add_argument("--behind-proxy", action="store_true", help="a reverse proxy of yours asks for a password already")
-    parser.add_argument("--bundle", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else weights/ beside the code")
+    parser.add_argument("--bundle", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else the included one")
     parser.add_argument(
-        "--slices-bundle", type=Path, default=SLICES_BUNDLE_BESIDE_CODE, help="of the slice network; default: weights/slices"
+        "--slices-bundle",
+        type=Path,
+        default=SHIPPED_WEIGHTS / "slices",
+        help="of the slice network; default: the included one",
     )
     parser.add_argument("--input", type=Path, help="a folder that process.py scored, for the CT of a finished output")
     parser.add_argument("--output", type=Path, help="what process.py wrote for it, to be opened on the page")
@@ -75,7 +76,7 @@ def run_page() -> None:
     options = build_parser().parse_args(sys.argv[1:])
     show(
         PageOptions(
-            bundle=(options.bundle,) if options.bundle else (MODEL_FOLDER, WEIGHTS_BESIDE_CODE),
+            bundle=(options.bundle,) if options.bundle else (MODEL_FOLDER, SHIPPED_WEIGHTS),
             slices_bundle=options.slices_bundle,
             input=options.input,
             output=options.output,

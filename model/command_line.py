@@ -13,6 +13,11 @@ PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 MapType = Literal["uint8", "float32"]
 
 
+def module_command(name: str) -> str:
+    """How to call a command of this package: `python -m model.weights` here, by the installed name where it is installed."""
+    return f"python -m {__package__}.{name}"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line on stderr and exit code 2, without the usage before it."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import SHIPPED_WEIGHTS
 from .command_line import DeviceName, MapType, PrecisionName
 from .errors import InputError
 from .fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
@@ -90,7 +91,7 @@ class EmphysemaSubtyper:
     """Scores emphysema subtypes on chest CT with the network of one weight bundle.
 
     Example:
-        >>> subtyper = EmphysemaSubtyper.from_bundle("weights/untrained")
+        >>> subtyper = EmphysemaSubtyper.from_bundle()
         >>> result = subtyper.predict(Scan.read("ct.mha", "lung.mha"))
         >>> print(result.centrilobular.score, result.centrilobular.percentage, result.paraseptal.severity)
 
@@ -132,11 +133,13 @@ class EmphysemaSubtyper:
         return f"the GPU ran out of memory; the network was computed on the CPU in {self.precision}"
 
     @classmethod
-    def from_bundle(cls, path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> EmphysemaSubtyper:
+    def from_bundle(
+        cls, path: Path | str = SHIPPED_WEIGHTS, device: DeviceName = "auto", precision: PrecisionName = "auto"
+    ) -> EmphysemaSubtyper:
         """Load a verified bundle.
 
         Args:
-            path: a bundle's folder, or a folder that holds exactly one.
+            path: a bundle's folder, or a folder that holds exactly one; by default the bundle that comes with the code.
             device: `auto` takes a GPU if CUDA works and else the CPU.
             precision: `auto` takes bfloat16 where the hardware computes it natively, else float16 on a GPU and float32 on
                 a CPU.

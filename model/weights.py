@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .command_line import OneLineParser
+from .command_line import OneLineParser, module_command
 from .errors import InputError, printable
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, Profile, Shape, check_input_shape
@@ -399,7 +399,7 @@ def _released_config(checkpoint: Path, state: Mapping[str, Tensor]) -> NetworkCo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m model.weights", description="Weight bundles.")
+    parser = OneLineParser(prog=module_command("weights"), description="Weight bundles.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="make a bundle of a released checkpoint")
     convert.add_argument("checkpoint", type=Path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args
 import SimpleITK as sitk
 
 # Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
-from .. import DISCLAIMER, __version__
+from .. import DISCLAIMER, SHIPPED_WEIGHTS, __version__
 from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
 from ..errors import InputError, printable, unexpected
 from ..imaging.native import print_error, stderr_descriptor
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("process")
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_"
-WEIGHTS_BESIDE_CODE = Path(__file__).resolve().parents[2] / "weights"
+CONSOLE_COMMAND = "emphysema-subtyping"
+"""The name that pyproject.toml installs this command under."""
 
 
 def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
@@ -67,7 +68,7 @@ def _summary_cell(metrics: dict[str, Any], prefix: str) -> str:
 def parsed_options(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line; what it leaves out may be set by the environment (EMPHYSEMA_DEVICE for --device, and so on)."""
     parser = OneLineParser(
-        prog="process.py",
+        prog=CONSOLE_COMMAND if Path(sys.argv[0]).stem == CONSOLE_COMMAND else "process.py",
         description=f"Score emphysema subtypes on chest CT. {DISCLAIMER}",
         epilog=f"Each option can be set by an environment variable too: {ENVIRONMENT_PREFIX}DEVICE, "
         f"{ENVIRONMENT_PREFIX}MAP_TYPE, {ENVIRONMENT_PREFIX}PREVIEW=1, and so on.",
@@ -83,7 +84,7 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(
             "--weights",
             type=Path,
-            help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else weights/ beside the code",
+            help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else the included one",
         ),
         parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
         parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
@@ -170,7 +171,7 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
     torch.set_num_threads(granted_threads())
     with timed(Stage.WEIGHTS):
-        places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, WEIGHTS_BESIDE_CODE]
+        places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, SHIPPED_WEIGHTS]
         subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
     for note in subtyper.notes:
         logger.info("%s", note)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from .. import __version__
-from ..command_line import OneLineParser
+from ..command_line import OneLineParser, module_command
 from ..container.grand_challenge import Case, OutputFolder, find_cases
 from ..errors import InputError, printable
 from ..fleischner import SUBTYPES
@@ -139,11 +139,11 @@ def list_cases(folder: Path) -> list[Case]:
 def build_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(
-        prog="python -m model.evaluation.baselines",
+        prog=module_command("evaluation.baselines"),
         description="Score cases by rules instead of a network: LAA-950 as centrilobular emphysema (laa950), and LAA-950 with "
         f"the lung's outer {RIM_MM:g} mm as paraseptal (laa950-rim).",
     )
-    parser.add_argument("cases", type=Path, help="folder with one case a folder, as python -m model.simulation writes it")
+    parser.add_argument("cases", type=Path, help=f"folder with one case a folder, as {module_command('simulation')} writes it")
     parser.add_argument("--output", type=Path, required=True, help="gets a folder a rule, with one output folder a case in it")
     parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
     return parser

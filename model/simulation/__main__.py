@@ -12,7 +12,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from ..cohort.layout import REFERENCE_FILE
-from ..command_line import OneLineParser
+from ..command_line import OneLineParser, module_command
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .case import Look
@@ -45,7 +45,7 @@ def _scores(subtype: Subtype) -> range:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="python -m model.simulation",
+        prog=module_command("simulation"),
         description=(
             "Make simulated chest CT with emphysema of known type and extent: one folder a case, as process.py --input "
             f"takes it, with the truth as voxel maps, and {REFERENCE_FILE} with scores, percentages and all that was drawn."

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
-from ..command_line import OneLineParser
+from .. import SHIPPED_WEIGHTS
+from ..command_line import OneLineParser, module_command
 from ..errors import InputError
 from . import ARCHITECTURES, CLASS_NAMES, CLASSES
 from .dataset import PATIENTS_FILE, SplitName
@@ -23,7 +24,7 @@ from .images import FORMATS, LUNG_WINDOW, Window
 if TYPE_CHECKING:
     from .training import Settings
 
-SHIPPED_BUNDLE = Path(__file__).resolve().parents[2] / "weights" / "slices"
+SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
 
 
 def _whole(lowest: int) -> Callable[[str], int]:
@@ -46,7 +47,7 @@ def _hounsfield(text: str) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog="python -m model.slices", description="Classify single HRCT slices as CLE, PLE, PSE or NT.")
+    parser = OneLineParser(prog=module_command("slices"), description="Classify single HRCT slices as CLE, PLE, PSE or NT.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     simulate = commands.add_parser("simulate", help="make labelled slices of simulated patients")
@@ -80,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="classify slices")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=FORMATS)
-    predict.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: weights/slices beside the code")
+    predict.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: the included one")
     predict.add_argument("--slice", type=_whole(1), metavar="N", help="of volumes, the axial slice, from 1 at the base")
     predict.add_argument("--json", action="store_true", help="print a list of objects")
     _add_window(predict)

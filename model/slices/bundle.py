@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..command_line import module_command
 from ..errors import InputError
 from ..whole_files import recover, whole_folder
 from . import ARCHITECTURES, CLASSES, ArchitectureName
@@ -27,7 +28,7 @@ METADATA_FILE = "slices.json"
 WEIGHTS_FILE = "network.weights.h5"
 FORMAT = 1
 
-EXPECTED = f"a folder with {METADATA_FILE} and {WEIGHTS_FILE}, as `python -m model.slices train` writes it"
+EXPECTED = f"a folder with {METADATA_FILE} and {WEIGHTS_FILE}, as `{module_command('slices')} train` writes it"
 
 
 @dataclass(frozen=True)

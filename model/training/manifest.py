@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from ..cohort.manifest import MANIFEST_FILE, Split, read_manifest, write_simulated_manifest
-from ..command_line import OneLineParser
+from ..command_line import OneLineParser, module_command
 from ..errors import InputError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m model.training.manifest", description="Manifest of a simulated cohort.")
-    parser.add_argument("cohort", type=Path, help="what python -m model.simulation wrote")
+    parser = OneLineParser(prog=module_command("training.manifest"), description="Manifest of a simulated cohort.")
+    parser.add_argument("cohort", type=Path, help=f"what {module_command('simulation')} wrote")
     parser.add_argument("manifest", type=Path, nargs="?", help=f"default: {MANIFEST_FILE} in the cohort's folder")
     parser.add_argument("--validation", type=float, default=0.1, help="share to validate on, default: %(default)s")
     parser.add_argument("--test", type=float, default=0.0, help="share to test on, default: %(default)s")
