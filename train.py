@@ -30,7 +30,7 @@ from model.preprocessing import PAPER_INPUT_SHAPE, PROFILES, check_input_shape
 from model.subtyping import choose_device, choose_precision
 from model.training.recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
 from model.training.settings import MONITORS, RunSettings
-from model.training.tiles import check_tile_shape
+from model.training.tiles import MULTIPLE, check_tile_shape
 from model.weights import locate_bundle, read_bundle
 
 SUPERVISIONS = ("scores", "voxels")
@@ -106,6 +106,42 @@ def build_parser() -> OneLineParser:
         help="tiles that an epoch draws of each scan, default: %(default)s",
     )
     how.add_argument(
+        "--slab",
+        type=int,
+        metavar="N",
+        help="train on N neighbouring slices, whole, of scans without truth maps whose slices are all the same (column "
+        "uniform_slices of the manifest)",
+    )
+    how.add_argument(
+        "--weak-batch",
+        type=int,
+        metavar="N",
+        help="cases in a batch where samples have another shape than the first kind's (tiles before whole scans before slabs); "
+        "default: --batch",
+    )
+    how.add_argument(
+        "--weak-every",
+        type=int,
+        default=1,
+        metavar="K",
+        help="after K batches of the first kind comes one of another; with --accumulate K+1, a step sees both; "
+        "default: %(default)s",
+    )
+    how.add_argument(
+        "--simulate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train on simulated cases too, N of them new in each epoch, made by --workers processes meanwhile; needs "
+        "--supervision voxels",
+    )
+    how.add_argument(
+        "--simulated-pool",
+        type=int,
+        metavar="P",
+        help="simulated cases that an epoch is trained on; the N new ones take the place of the oldest; default: N",
+    )
+    how.add_argument(
         "--monitor",
         choices=sorted(MONITORS),
         default="kappa",
@@ -168,6 +204,8 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
     if (device.type, precision) == ("cpu", "float16"):
         raise InputError("--precision float16", "it needs a GPU", "bfloat16 or float32 on a CPU")
     cases = ", ".join(f"{len(manifest.of(split))} {split}" for split in ("train", "validation"))
+    if options.simulate:
+        cases += f", and {options.simulate} new simulated ones an epoch"
     return RunSettings(
         manifest=str(options.manifest),
         manifest_sha256=manifest.sha256,
@@ -178,6 +216,11 @@ def chosen_settings(options: argparse.Namespace, manifest: Manifest, network: Ne
         supervision=options.supervision,
         tile=options.tile and tuple(options.tile),
         tiles_per_scan=options.tiles_per_scan,
+        slab=options.slab,
+        weak_batch=options.weak_batch or recipe.batch,
+        weak_every=options.weak_every,
+        simulate=options.simulate,
+        simulated_pool=options.simulated_pool or options.simulate,
         monitor=options.monitor,
         init_sha256=None if options.init is None else read_bundle(locate_bundle(options.init)).sha256,
         frozen_statistics=options.freeze_statistics,
@@ -200,11 +243,17 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
     options = parser.parse_args(arguments)
     if not options.export_only and options.manifest is None:
         parser.error("--manifest is needed")
-    for name in ("devices", "nodes", "accumulate", "tiles_per_scan"):
-        if getattr(options, name) < 1:
+    for name in ("devices", "nodes", "accumulate", "tiles_per_scan", "weak_batch", "weak_every"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}, expected 1 or more")
     if options.workers < 0 or options.seed < 0:
         parser.error("--workers and --seed are 0 or more")
+    if options.simulate < 0 or (options.simulate and options.supervision != "voxels"):
+        parser.error("--simulate N is 0 or more, and goes with --supervision voxels")
+    if options.simulated_pool is not None and options.simulated_pool < max(options.simulate, 1):
+        parser.error("--simulated-pool goes with --simulate N, and is N or more")
+    if options.slab is not None and (options.slab < 1 or options.slab % MULTIPLE):
+        parser.error(f"--slab is {options.slab}, expected a multiple of {MULTIPLE}")
     if options.supervision == "voxels" and options.strategy != "regression":
         parser.error("--supervision voxels goes with --strategy regression")
     if not 0 <= options.average < 1:
@@ -241,7 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             bundle = export_run(options.output, options.name)
         else:
-            manifest = read_manifest(options.manifest, with_truth=options.supervision == "voxels")
+            manifest = read_manifest(
+                options.manifest, with_truth=options.supervision == "voxels", needs_training=not options.simulate
+            )
             settings = chosen_settings(options, manifest, network, recipe)
             # Lightning takes seconds to import; a bad manifest shall not have to wait for it.
             from model.training.run import train

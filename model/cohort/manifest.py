@@ -2,7 +2,15 @@
 
 Columns: `entity, ct, lung_mask, centrilobular, paraseptal, split`; paths are relative to the CSV. COPDGene's own names are
 understood too (`sid`, `CT_Visual_Emph_Severity_P1`, `CT_Visual_Emph_Paraseptal_P1`), and tabs instead of commas. Optional:
-`centrilobular_truth, paraseptal_truth` (voxel maps on the CT's grid) and `centrilobular_percentage, paraseptal_percentage`.
+
+- `centrilobular_truth, paraseptal_truth`: voxel maps on the CT's grid;
+- `centrilobular_percentage, paraseptal_percentage`: percent of the lung;
+- `centrilobular_lower, centrilobular_upper, paraseptal_lower, paraseptal_upper`: what is known of the percentage where there is
+  no score, in percent of the lung. One empty cell of a pair leaves that side open (0 or 100); two say that nothing is known.
+  A score counts before them. With both columns of a subtype, its column of scores may be missing;
+- `uniform_slices`: `yes` where all slices of the scan are the same, so that a slab of it stands for the whole.
+
+A score cell may be empty. Something must be known of every scan: a score, a bound, or truth maps.
 
     python -m model.training.manifest SIMULATED_COHORT [MANIFEST] [--validation 0.1] [--test 0] [--seed 0]
 
@@ -43,17 +51,24 @@ COLUMN_ALIASES = {
 }
 """Names of COPDGene, and what they are called here."""
 
+BOUND_COLUMNS = {subtype.name: (f"{subtype.name}_lower", f"{subtype.name}_upper") for subtype in SUBTYPES}
+UNIFORM_COLUMN = "uniform_slices"
+UNIFORM_VALUES = {"": False, "no": False, "yes": True}
 TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
 
 EXPECTED = f"a CSV with the columns {', '.join(COLUMNS)}"
 MANIFEST_FILE = "manifest.csv"
 
 
-class Scores(NamedTuple):
-    """Visual scores of one scan."""
+Interval = tuple[float, float]
+"""The least and the largest percentage of the lung that a scan may have, 0 to 100."""
 
-    centrilobular: int
-    paraseptal: int
+
+class Scores(NamedTuple):
+    """Visual scores of one scan; None where a score is not known."""
+
+    centrilobular: int | None
+    paraseptal: int | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,8 @@ class TrainingCase:
         split: what the scan is for.
         truth: voxel maps of centrilobular and paraseptal emphysema on the CT's grid, or None.
         percentages: of the lung, centrilobular and paraseptal, 0 to 100, or None where they are not known.
+        intervals: bounds of the percentage for each subtype, where the manifest gives any; a score counts before them.
+        uniform_slices: whether all slices are the same.
     """
 
     entity: str
@@ -77,6 +94,8 @@ class TrainingCase:
     split: Split
     truth: tuple[Path, Path] | None = None
     percentages: tuple[float, float] | None = None
+    intervals: tuple[Interval | None, Interval | None] = (None, None)
+    uniform_slices: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -97,12 +116,13 @@ class Manifest:
         return tuple(case for case in self.cases if case.split == split)
 
 
-def read_manifest(path: Path | str, *, with_truth: bool = False) -> Manifest:
-    """Read a manifest and check every row: scores, split, names, files, and that the grids of each scan are equal.
+def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training: bool = True) -> Manifest:
+    """Read a manifest and check every row: scores, bounds, split, names, files, and that the grids of each scan are equal.
 
     Args:
         path: the CSV.
-        with_truth: whether every scan that is not for testing must have voxel maps.
+        with_truth: whether at least one of the scans to train on, if there are any, must have voxel maps.
+        needs_training: whether there must be scans to train on, with voxel maps if they are asked for.
 
     Raises:
         InputError: the file is no manifest, or rows are bad: one error that lists every one of them.
@@ -114,7 +134,8 @@ def read_manifest(path: Path | str, *, with_truth: bool = False) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(path, f"it cannot be read ({error})", EXPECTED) from error
     header, rows = _table(path, text)
-    missing = [column for column in COLUMNS if column not in header]
+    bounded = {name for name, columns in BOUND_COLUMNS.items() if header.issuperset(columns)}
+    missing = [column for column in COLUMNS if column not in header | bounded]
     if missing:
         raise InputError(path, f"missing columns: {', '.join(missing)}", EXPECTED)
     if not rows:
@@ -124,7 +145,7 @@ def read_manifest(path: Path | str, *, with_truth: bool = False) -> Manifest:
     problems: list[str] = []
     times = Counter(row["entity"] for _, row in rows)
     for line, row in rows:
-        found = list(_row_problems(row, path.parent, times, with_truth))
+        found = list(_row_problems(row, path.parent, times))
         if found:
             problems.append(f"row {line} ({row['entity'] or 'no entity'}): {', '.join(found)}")
         else:
@@ -133,13 +154,16 @@ def read_manifest(path: Path | str, *, with_truth: bool = False) -> Manifest:
         raise InputError(
             path,
             f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}: {'; '.join(problems)}",
-            "files that exist on equal grids, scores of the Fleischner system, each entity once, "
+            "files that exist on equal grids, scores of the Fleischner system or bounds in percent, each entity once, "
             f"split {' or '.join(get_args(Split))}",
         )
     manifest = Manifest(path, tuple(cases), hashlib.sha256(content).hexdigest())
-    for split in ("train", "validation"):
+    splits: tuple[Split, ...] = ("train", "validation") if needs_training else ("validation",)
+    for split in splits:
         if not manifest.of(split):
             raise InputError(path, f"no row has the split {split}", "at least one scan to train on and one to validate on")
+    if with_truth and needs_training and not any(case.truth for case in manifest.of("train")):
+        raise InputError(path, f"no scan to train on has {' and '.join(TRUTH_COLUMNS)}", "at least one that has both")
     return manifest
 
 
@@ -160,15 +184,22 @@ def _table(path: Path, text: str) -> tuple[set[str], list[tuple[int, dict[str, s
     return set(names.values()), rows
 
 
-def _row_problems(row: dict[str, str], folder: Path, times: Counter[str], with_truth: bool) -> Iterator[str]:
+def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Iterator[str]:
     entity = row["entity"]
     if not entity or Path(entity).name != entity or entity.startswith("."):
         yield f"entity {entity!r} cannot be a file name"
     elif times[entity] > 1:
         yield f"duplicate entity {entity}"
     for subtype in SUBTYPES:
-        if _score(row[subtype.name], subtype) is None:
-            yield f"{subtype.name} score {row[subtype.name]!r} is not one of 0 to {len(subtype.grades) - 1}"
+        score = row.get(subtype.name, "")
+        if score and _score(score, subtype) is None:
+            yield f"{subtype.name} score {score!r} is not one of 0 to {len(subtype.grades) - 1}"
+        yield from _bound_problems(row, subtype)
+    known = (*(subtype.name for subtype in SUBTYPES), *(column for pair in BOUND_COLUMNS.values() for column in pair))
+    if not any(row.get(column) for column in (*known, *TRUTH_COLUMNS)):
+        yield "no score, bound or truth map"
+    if row.get(UNIFORM_COLUMN, "") not in UNIFORM_VALUES:
+        yield f"{UNIFORM_COLUMN} {row[UNIFORM_COLUMN]!r} is not yes, no or empty"
     if row["split"] not in get_args(Split):
         yield f"unknown split {row['split']!r}"
     if any(_percentage(row.get(column, "")) is None for column in PERCENTAGE_COLUMNS) and any(
@@ -176,7 +207,7 @@ def _row_problems(row: dict[str, str], folder: Path, times: Counter[str], with_t
     ):
         yield f"{' and '.join(PERCENTAGE_COLUMNS)} are not both numbers from 0 to 100"
     truth = [column for column in TRUTH_COLUMNS if row.get(column)]
-    if len(truth) == 1 or (with_truth and not truth and row["split"] != "test"):
+    if len(truth) == 1:
         yield f"no {' and '.join(column for column in TRUTH_COLUMNS if column not in truth)}"
     yield from _file_problems({column: row[column] for column in ("ct", "lung_mask", *truth)}, folder)
 
@@ -223,6 +254,23 @@ def _score(text: str, subtype: Subtype) -> int | None:
     return int(value) if value in {float(grade.score) for grade in subtype.grades} else None
 
 
+def _bound_problems(row: dict[str, str], subtype: Subtype) -> Iterator[str]:
+    bounds = [(column, row.get(column, "")) for column in BOUND_COLUMNS[subtype.name]]
+    wrong = [
+        f"{column} {text!r} is not a number from 0 to 100" for column, text in bounds if text and _percentage(text) is None
+    ]
+    yield from wrong
+    interval = None if wrong else _interval(row, subtype)
+    if interval is not None and interval[0] > interval[1]:
+        yield f"{bounds[0][0]} {bounds[0][1]} is above {bounds[1][0]} {bounds[1][1]}"
+
+
+def _interval(row: dict[str, str], subtype: Subtype) -> Interval | None:
+    """The bounds of one subtype, checked to be numbers; None where nothing is known."""
+    lower, upper = (row.get(column, "") for column in BOUND_COLUMNS[subtype.name])
+    return (float(lower or 0), float(upper or 100)) if lower or upper else None
+
+
 def _percentage(text: str) -> float | None:
     try:
         value = float(text)
@@ -232,11 +280,9 @@ def _percentage(text: str) -> float | None:
 
 
 def _case(row: dict[str, str], folder: Path) -> TrainingCase:
-    centrilobular, paraseptal = (_score(row[subtype.name], subtype) for subtype in SUBTYPES)
+    centrilobular, paraseptal = (_score(row.get(subtype.name, ""), subtype) for subtype in SUBTYPES)
     percentages = tuple(_percentage(row.get(column, "")) for column in PERCENTAGE_COLUMNS)
     truth = tuple(folder / row[column] for column in TRUTH_COLUMNS if row.get(column))
-    assert centrilobular is not None, "checked before"
-    assert paraseptal is not None, "checked before"
     return TrainingCase(
         entity=row["entity"],
         ct=folder / row["ct"],
@@ -245,6 +291,8 @@ def _case(row: dict[str, str], folder: Path) -> TrainingCase:
         split=row["split"],  # type: ignore[arg-type]  # checked before
         truth=truth or None,  # type: ignore[arg-type]
         percentages=None if None in percentages else percentages,  # type: ignore[arg-type]
+        intervals=(_interval(row, SUBTYPES[0]), _interval(row, SUBTYPES[1])),
+        uniform_slices=UNIFORM_VALUES[row.get(UNIFORM_COLUMN, "")],
     )
 
 

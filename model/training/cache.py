@@ -105,6 +105,27 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
         InputError: the scan, its mask or a truth map cannot be used.
     """
     scan = Scan.read(case.ct, case.lung_mask)
+    truth = None if case.truth is None else [_read_truth(path, scan) for path in case.truth]
+    return prepare_scan(scan, profile, truth, case.percentages)
+
+
+def prepare_scan(
+    scan: Scan,
+    profile: Profile,
+    truth: Sequence[npt.NDArray[np.float32]] | None,
+    percentages: tuple[float, float] | None = None,
+) -> PreparedCase:
+    """Prepare a scan as inference does, with what training needs beside.
+
+    Args:
+        scan: CT and lung.
+        profile: how the network's input is prepared.
+        truth: centrilobular and paraseptal emphysema on the scan's grid, 0 to 1; None where it is not known.
+        percentages: of the lung, 0 to 100; None: those of `truth`, if it is known.
+
+    Raises:
+        InputError: nothing of the lung mask is left at the network's resolution.
+    """
     box = scan.lung_box()
     regions = Regions(scan.lung[box].astype(np.uint8), {"both": (1,)}, box)
     prepared = prepare(scan, regions, replace(profile, blank_outside=False))
@@ -113,8 +134,6 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
     lung = prepared.labels > 0
     crop = scan.hounsfield[prepared.box]
     low = crop[np.ix_(*profile.interpolation.nearest(crop.shape, profile.input_shape))] < LOW_ATTENUATION_HU
-    truth = None if case.truth is None else [_read_truth(path, scan) for path in case.truth]
-    percentages = case.percentages
     if truth is not None and percentages is None:
         centrilobular, paraseptal = (float(100 * part[scan.lung].mean(dtype=np.float64)) for part in truth)
         percentages = centrilobular, paraseptal

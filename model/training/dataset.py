@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..cohort.manifest import TrainingCase
+from ..cohort.manifest import Interval, Scores, TrainingCase
 from ..preprocessing import Profile, labels_on_map_grid
 from .augmentation import (
     AVERAGED_LATTICE,
@@ -26,9 +27,13 @@ from .augmentation import (
     with_changed_intensities,
 )
 from .cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
-from .tiles import draw_tile
+from .fresh import CasePool
+from .tiles import draw_slab, draw_tile
 
 WITHOUT_CHANGE = Augmentation()
+
+UNKNOWN = -1
+"""What stands for a score that is not known in tensors."""
 
 
 class Batch(NamedTuple):
@@ -41,10 +46,13 @@ class Batch(NamedTuple):
         lung: B x 1 x Z/2 x Y/2 x X/2, bool: inside the lung, on the maps' grid.
         low_attenuation: B x 1 x Z/2 x Y/2 x X/2, bool: below -950 HU inside the lung.
         truth: B x 2 x Z/2 x Y/2 x X/2, float32: share of the voxel that is centrilobular and paraseptal emphysema; None
-            where no voxel maps are asked for.
+            where no voxel maps are asked for. 0 in cases that have none.
+        has_truth: B, bool: whether the case has truth maps, and they are asked for.
         suspect: B x 1 x Z x Y x X, bool: where maps count; None in training and for profiles without such a mask.
         input_lung: likewise: the lung that `suspect` lies in.
-        scores: B x 2, int64: centrilobular and paraseptal.
+        scores: B x 2, int64: centrilobular and paraseptal; `UNKNOWN` where there is none.
+        bounds: B x 2 x 2, float32: least and largest fraction of the lung for each subtype, where the manifest gives any in
+            place of a score; nan elsewhere.
         place: B, int64: of each case in the dataset.
     """
 
@@ -52,9 +60,11 @@ class Batch(NamedTuple):
     lung: Tensor
     low_attenuation: Tensor
     truth: Tensor | None
+    has_truth: Tensor
     suspect: Tensor | None
     input_lung: Tensor | None
     scores: Tensor
+    bounds: Tensor
     place: Tensor
 
 
@@ -66,9 +76,18 @@ class Draw(NamedTuple):
     occurrence: int
 
 
+class Knowledge(NamedTuple):
+    """What is known of a case without its voxels: name, scores, bounds in percent, and whether all its slices are the same."""
+
+    entity: str
+    scores: Scores = Scores(None, None)
+    intervals: tuple[Interval | None, Interval | None] = (None, None)
+    uniform_slices: bool = False
+
+
 def assemble(
     prepared: PreparedCase,
-    scores: tuple[int, int],
+    scores: tuple[int | None, int | None],
     place: int,
     profile: Profile,
     augmentation: Augmentation,
@@ -76,6 +95,7 @@ def assemble(
     with_truth: bool,
     with_suspect: bool,
     tile: Tile | None = None,
+    intervals: tuple[Interval | None, Interval | None] = (None, None),
 ) -> Batch:
     """Turn a prepared case, or one tile of it, into one sample of a `Batch`: augment, blank outside the lung, bring targets
     to the maps' grid."""
@@ -89,17 +109,21 @@ def assemble(
     low_attenuation = moved(prepared.low_attenuation[None], augmentation, extent, target=PICKED_LATTICE, tile=tile)
     truth = None
     if with_truth:
-        assert prepared.truth is not None, "the manifest was checked for truth maps"
-        truth = moved(prepared.truth, augmentation, extent, AVERAGED_LATTICE, AVERAGED_LATTICE, tile) / TRUTH_LEVELS
+        maps = prepared.truth
+        if maps is None:  # they cannot be left out: a batch may hold cases of both kinds
+            maps = torch.zeros(2, *(size // 2 for size in prepared.image.shape), dtype=torch.uint8)
+        truth = moved(maps, augmentation, extent, AVERAGED_LATTICE, AVERAGED_LATTICE, tile) / TRUTH_LEVELS
     suspect = prepared.suspect if with_suspect else None
     return Batch(
         image=image[None],
         lung=torch.from_numpy(labels_on_map_grid(lung.numpy())),
         low_attenuation=low_attenuation,
         truth=truth,
+        has_truth=torch.tensor(with_truth and prepared.truth is not None),
         suspect=None if suspect is None else suspect[None],
         input_lung=None if suspect is None else lung,
-        scores=torch.tensor(scores),
+        scores=torch.tensor([UNKNOWN if score is None else score for score in scores]),
+        bounds=torch.tensor([(math.nan, math.nan) if bounds is None else bounds for bounds in intervals]) / 100,
         place=torch.tensor(place),
     )
 
@@ -119,8 +143,11 @@ class CohortDataset(Dataset[Batch]):
         folder: the cache.
         seed: of the run.
         ranges: of the augmentation; None: no augmentation, and the mask of places where maps count is handed over.
-        with_truth: whether truth maps are.
-        tile: size of the tiles that are handed over in place of whole scans, z y x; needs truth maps. None: whole scans.
+        with_truth: whether truth maps are handed over, of the cases that have them.
+        tile: size of the tiles that are handed over in place of whole scans that have truth maps, z y x. None: whole scans.
+        slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same;
+            None: whole scans.
+        simulated: further cases, which change with the epoch; their places follow those of `cases`.
     """
 
     def __init__(
@@ -133,6 +160,8 @@ class CohortDataset(Dataset[Batch]):
         ranges: AugmentationRanges | None = None,
         with_truth: bool = False,
         tile: tuple[int, int, int] | None = None,
+        slab: int | None = None,
+        simulated: CasePool | None = None,
     ) -> None:
         self.cases = tuple(cases)
         self._profile = profile
@@ -141,37 +170,79 @@ class CohortDataset(Dataset[Batch]):
         self._ranges = ranges
         self._with_truth = with_truth
         self._tile = tile
+        self._slab = slab
+        self._simulated = simulated
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.cases) + (self._simulated.size if self._simulated else 0)
+
+    def groups(self) -> list[list[int]]:
+        """The places by the shape of their samples, as only equal shapes can be stacked: tiles, whole scans, slabs."""
+        shapes: list[list[int]] = [[], [], []]
+        for place in range(len(self)):
+            uniform = place < len(self.cases) and self.cases[place].uniform_slices
+            tiled, slabbed = self._is_cut(self._has_truth(place), uniform)
+            shapes[0 if tiled else 2 if slabbed else 1].append(place)
+        return [places for places in shapes if places]
+
+    def _has_truth(self, place: int) -> bool:
+        return self._with_truth and (place >= len(self.cases) or self.cases[place].truth is not None)
+
+    def _is_cut(self, has_truth: bool, uniform_slices: bool) -> tuple[bool, bool]:
+        """Whether a sample is a tile, and whether it is a slab."""
+        return self._tile is not None and has_truth, self._slab is not None and uniform_slices and not has_truth
 
     def __getitem__(self, draw: Draw) -> Batch:
-        case = self.cases[draw.place]
+        known, path = self._case(draw)
         augmentation = WITHOUT_CHANGE
         if self._ranges is not None:
-            augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, case.entity, draw.occurrence)
-        prepared = read_case(self._paths[draw.place])
-        tile = None
-        if self._tile is not None:
-            tile = draw_tile(
-                self._tile,
-                prepared,
-                spatial_map(augmentation, self._profile.input_shape, prepared.extent_mm),
-                seed=self._seed,
-                epoch=draw.epoch,
-                entity=case.entity,
-                occurrence=draw.occurrence,
-            )
+            augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, known.entity, draw.occurrence)
+        prepared = read_case(path)
+        tile = self._drawn_tile(prepared, known, augmentation, draw)
         return assemble(
             prepared,
-            case.scores,
+            known.scores,
             draw.place,
             self._profile,
             augmentation,
             with_truth=self._with_truth,
             with_suspect=self._ranges is None and tile is None,
             tile=tile,
+            intervals=known.intervals,
         )
+
+    def _case(self, draw: Draw) -> tuple[Knowledge, Path]:
+        if draw.place < len(self.cases):
+            case = self.cases[draw.place]
+            return Knowledge(case.entity, case.scores, case.intervals, case.uniform_slices), self._paths[draw.place]
+        assert self._simulated is not None
+        number = self._simulated.number(draw.place - len(self.cases), draw.epoch)
+        return Knowledge(self._simulated.entity(number)), self._simulated.path(number)
+
+    def _drawn_tile(self, prepared: PreparedCase, known: Knowledge, augmentation: Augmentation, draw: Draw) -> Tile | None:
+        tiled, slabbed = self._is_cut(self._has_truth(draw.place), known.uniform_slices)
+        if tiled:
+            assert self._tile is not None
+            return draw_tile(
+                self._tile,
+                prepared,
+                spatial_map(augmentation, self._profile.input_shape, prepared.extent_mm),
+                seed=self._seed,
+                epoch=draw.epoch,
+                entity=known.entity,
+                occurrence=draw.occurrence,
+            )
+        if slabbed:
+            assert self._slab is not None
+            return draw_slab(
+                self._slab,
+                self._profile.input_shape,
+                seed=self._seed,
+                epoch=draw.epoch,
+                entity=known.entity,
+                occurrence=draw.occurrence,
+            )
+        return None
 
     def prepared(self, place: int) -> PreparedCase:
         """A case as the cache holds it."""
@@ -185,11 +256,11 @@ class EpochSampler(Sampler[Draw]):
     until all processes have as many turns.
 
     Args:
-        count: cases in the dataset.
+        places: of the cases in the dataset; a number stands for that many from 0.
         turns: how often each case comes up in an epoch (where there are no strata), each time with another draw.
         seed: of the run.
         shuffled: whether the order changes from epoch to epoch.
-        strata: a stratum for each case: turns are drawn so that every stratum is as likely, with cases coming up again;
+        strata: a stratum for each of `places`: turns are drawn so that every stratum is as likely, with cases coming up again;
             None: every case comes up equally often.
         rank: of this process.
         processes: that share the epoch.
@@ -197,7 +268,7 @@ class EpochSampler(Sampler[Draw]):
 
     def __init__(
         self,
-        count: int,
+        places: int | Sequence[int],
         *,
         turns: int = 1,
         seed: int = 0,
@@ -206,7 +277,8 @@ class EpochSampler(Sampler[Draw]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self._count = count
+        self._places = np.arange(places) if isinstance(places, int) else np.asarray(places)
+        self._count = len(self._places)
         self._turns = turns
         self._seed = seed
         self._shuffled = shuffled
@@ -221,6 +293,9 @@ class EpochSampler(Sampler[Draw]):
 
     def order(self) -> list[int]:
         """The epoch's order for all processes together, before it is filled up."""
+        return [int(self._places[index]) for index in self._indices()]
+
+    def _indices(self) -> list[int]:
         if not self._shuffled:
             return self._turns * list(range(self._count))
         generator = np.random.default_rng((self._seed, self._epoch))
@@ -244,3 +319,56 @@ class EpochSampler(Sampler[Draw]):
 
     def __len__(self) -> int:
         return -(-self._turns * self._count // self._processes)
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """The batches of one epoch, each of one group of cases: all of the first group, and batches of the others in between.
+
+    Args:
+        main: the order of the first group.
+        batch: cases in its batches.
+        others: the orders of the other groups, which take turns; each holds enough for an epoch.
+        other_batch: cases in their batches.
+        every: after so many batches of the first group comes one of the others.
+    """
+
+    def __init__(
+        self, main: EpochSampler, batch: int, others: Sequence[EpochSampler] = (), other_batch: int = 1, every: int = 1
+    ) -> None:
+        self._main = main
+        self._batch = batch
+        self._others = tuple(others)
+        self._other_batch = other_batch
+        self._every = every
+
+    @property
+    def sampler(self) -> EpochBatches:
+        """What the loop sets the epoch of."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loop before each epoch."""
+        for order in (self._main, *self._others):
+            order.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        others = [_chunks(list(order), self._other_batch) for order in self._others]
+        for number, batch in enumerate(_chunks(list(self._main), self._batch)):
+            yield batch
+            turn, rest = divmod(number + 1, self._every)
+            if others and not rest:
+                yield next(others[(turn - 1) % len(others)])
+
+    def __len__(self) -> int:
+        batches = -(-len(self._main) // self._batch)
+        return batches + (batches // self._every if self._others else 0)
+
+
+def turns_for(batches: int, batch: int, cases: int, processes: int = 1) -> int:
+    """How often each of `cases` has to come up in an epoch so that there are `batches` full batches for each process."""
+    return max(-(-batches * batch * processes // cases), 1)
+
+
+def _chunks(draws: Sequence[Draw], size: int) -> Iterator[list[Draw]]:
+    for start in range(0, len(draws), size):
+        yield list(draws[start : start + size])

@@ -45,6 +45,11 @@ def export_run(folder: Path, name: str | None = None) -> Path:
     return bundle
 
 
+def finished_epochs(checkpoint: Path) -> int:
+    """How many epochs a run had finished when it wrote a checkpoint."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["finished_epochs"])
+
+
 def network_of(settings: RunSettings, state: Mapping[str, Tensor]) -> EmphysemaNetwork:
     """Build the network of a checkpoint, whose tensors are named `network.…`."""
     network = build_network(settings.network)
@@ -58,7 +63,11 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
     """What a bundle says of the run that it comes from."""
     epoch = int(checkpoint["finished_epochs"])
     start = f"weights of the bundle with sha256 {settings.init_sha256}" if settings.init_sha256 else "random weights"
-    supervision = "voxel truth maps" if settings.supervision == "voxels" else "visual scores alone"
+    supervision = (
+        "voxel truth maps, and scores or bounds where there are none"
+        if settings.supervision == "voxels"
+        else "scores or bounds alone"
+    )
     origin = (
         f"trained by train.py, recipe {settings.recipe.name}, from {supervision}, starting with {start}; best of its epochs by "
         f"validation {settings.monitor}: number {epoch}; seed {settings.seed}; manifest sha256 {settings.manifest_sha256}"
@@ -75,6 +84,11 @@ def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: 
         "supervision": settings.supervision,
         "tile": settings.tile,
         "tiles_per_scan": settings.tiles_per_scan,
+        "slab": settings.slab,
+        "weak_batch": settings.weak_batch,
+        "weak_every": settings.weak_every,
+        "simulate": settings.simulate,
+        "simulated_pool": settings.simulated_pool,
         "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},
         "batch": settings.recipe.batch * settings.devices * settings.nodes * settings.accumulate,
         "precision": settings.precision,

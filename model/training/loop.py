@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ..fleischner import SUBTYPES
 from ..network import DenseLogits, EmphysemaNetwork
-from .dataset import Batch
+from .dataset import UNKNOWN, Batch
 from .distributed import CpuBatchNormSync, gathered, summed
 from .performance import Performance, measure
 from .pictures import figure, png
@@ -30,11 +30,12 @@ LIGHTNING_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16
 
 
 class Reference(NamedTuple):
-    """What is known of the validation set, case by case: names (N), scores (N x 2), percentages (N x 2, nan if not known) and
-    LAA-950 (N), in percent of the lung."""
+    """What is known of the validation set, case by case: names (N), scores (N x 2, `UNKNOWN` if not known), bounds where there
+    is no score (N x 2 x 2) and percentages (N x 2), both nan if not known, and LAA-950 (N), in percent of the lung."""
 
     entities: list[str]
     scores: np.ndarray
+    bounds: np.ndarray
     percentages: np.ndarray
     low_attenuation: np.ndarray
 
@@ -64,9 +65,10 @@ class EpochTally:
             return
         found, expected = scores.cpu(), truth.cpu()
         for place, (right, seen) in enumerate(zip(self._right, self._seen, strict=True)):
-            hits = (found[:, place] == expected[:, place]).float()
-            right.index_add_(0, expected[:, place], hits)
-            seen.index_add_(0, expected[:, place], torch.ones_like(hits))
+            scored = expected[:, place] != UNKNOWN
+            hits = (found[:, place] == expected[:, place])[scored].float()
+            right.index_add_(0, expected[scored, place], hits)
+            seen.index_add_(0, expected[scored, place], torch.ones_like(hits))
 
     def totals(self, device: torch.device) -> tuple[dict[str, float], list[Tensor], list[Tensor]]:
         """Over all processes: means of the terms and of the loss, and how many cases of each score were right and were seen."""
@@ -175,15 +177,18 @@ class EmphysemaTraining(LightningModule):
             reference.scores[places],
             reference.percentages[places],
             reference.low_attenuation[places],
+            reference.bounds[places],
         )
         self.performance = performance
         self.log("validation/loss", float(rows[:, 1].mean()), prog_bar=True)
         self.log("validation/kappa", performance.kappa, prog_bar=True)
         for subtype, agreement in zip(SUBTYPES, (performance.centrilobular, performance.paraseptal), strict=True):
-            self.log(f"validation/accuracy_{subtype.name}", agreement.accuracy)
-            self.log(f"validation/kappa_{subtype.name}", agreement.kappa)
-            if agreement.percentage_error is not None:
-                self.log(f"validation/percentage_error_{subtype.name}", agreement.percentage_error)
+            for name in ("accuracy", "kappa", "percentage_error", "separation"):
+                value = getattr(agreement, name)
+                if value is not None:
+                    self.log(f"validation/{name}_{subtype.name}", value)
+        if performance.separation is not None:
+            self.log("validation/separation", performance.separation)
 
     def _finish_training_epoch(self) -> None:
         means, right, seen = self._tally.totals(self.device)
@@ -204,13 +209,14 @@ class EmphysemaTraining(LightningModule):
             checkpoint["finished_epochs"] = self._finished_epochs
 
 
-def build_trainer(settings: RunSettings, folder: Path, steps: int) -> Trainer:
+def build_trainer(settings: RunSettings, folder: Path, steps: int, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A trainer that writes checkpoints, logs and pictures below `folder`.
 
     Args:
         settings: of the run.
         folder: the run's.
         steps: batches in an epoch.
+        callbacks: what else is called.
     """
     processes = settings.devices * settings.nodes
     on_cpu = settings.device == "cpu"
@@ -231,6 +237,7 @@ def build_trainer(settings: RunSettings, folder: Path, steps: int) -> Trainer:
         enable_model_summary=False,
         logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=[
+            *callbacks,
             *([EMAWeightAveraging(decay=settings.average)] if settings.average else []),
             TQDMProgressBar(),
             EarlyStopping(monitor, mode=mode, patience=settings.recipe.patience, check_on_train_epoch_end=True),

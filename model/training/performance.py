@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import accuracy_score, cohen_kappa_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, roc_auc_score
 
 from ..fleischner import SUBTYPES, Subtype
 
@@ -19,14 +19,17 @@ class Agreement:
     """Agreement of one subtype's results with the reference.
 
     Attributes:
-        accuracy: share of scores that are right, 0 to 1.
-        kappa: linear weighted kappa, at most 1; 0 where it is not defined (every score the same).
+        accuracy: share of scores that are right, 0 to 1; None where no score is known.
+        kappa: linear weighted kappa, at most 1; 0 where it is not defined (every score the same); None where no score is known.
         percentage_error: mean absolute error of the percentage, in percentage points; None where no percentages are known.
+        separation: how well percentages tell cases that must have the subtype from cases that cannot, by their bounds: the area
+            under the receiver operating characteristic, 0 to 1; None where no bounds are known, or those of one kind alone.
     """
 
-    accuracy: float
-    kappa: float
+    accuracy: float | None
+    kappa: float | None
     percentage_error: float | None
+    separation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,14 @@ class Performance:
 
     @property
     def kappa(self) -> float:
-        """Mean of both subtypes' kappa: the one number that early stopping watches."""
-        return (self.centrilobular.kappa + self.paraseptal.kappa) / 2
+        """Mean of both subtypes' kappa, which early stopping watches; 0 for a subtype without scores."""
+        return ((self.centrilobular.kappa or 0.0) + (self.paraseptal.kappa or 0.0)) / 2
+
+    @property
+    def separation(self) -> float | None:
+        """Mean of both subtypes' separation, or that of the one that has any."""
+        found = [part.separation for part in (self.centrilobular, self.paraseptal) if part.separation is not None]
+        return sum(found) / len(found) if found else None
 
     def as_document(self) -> dict[str, Any]:
         """For a bundle's metadata: figures rounded to four digits."""
@@ -71,18 +80,29 @@ def measure(
     true_scores: npt.NDArray[np.int64],
     true_percentages: npt.NDArray[np.float64],
     low_attenuation: npt.NDArray[np.float64],
+    bounds: npt.NDArray[np.float64] | None = None,
 ) -> Performance:
     """Compare results with the reference.
 
     Args:
         scores: N x 2, centrilobular and paraseptal, by the network.
         percentages: N x 2, percent of the lung; nan where the network tells none.
-        true_scores: N x 2.
+        true_scores: N x 2, below 0 where they are not known.
         true_percentages: N x 2, nan where they are not known.
         low_attenuation: N, LAA-950 in percent of the lung.
+        bounds: N x 2 x 2, least and largest percentage where there is no score, nan where they are not known; None: none are.
     """
+    if bounds is None:
+        bounds = np.full((len(scores), len(SUBTYPES), 2), np.nan)
     found = [
-        agreement(subtype, scores[:, place], true_scores[:, place], percentages[:, place], true_percentages[:, place])
+        agreement(
+            subtype,
+            scores[:, place],
+            true_scores[:, place],
+            percentages[:, place],
+            true_percentages[:, place],
+            bounds[:, place],
+        )
         for place, subtype in enumerate(SUBTYPES)
     ]
     baseline = [
@@ -92,6 +112,7 @@ def measure(
             true_scores[:, place],
             low_attenuation,
             true_percentages[:, place],
+            bounds[:, place],
         )
         for place, subtype in enumerate(SUBTYPES)
     ]
@@ -104,16 +125,33 @@ def agreement(
     true_scores: npt.NDArray[np.int64],
     percentages: npt.NDArray[np.float64],
     true_percentages: npt.NDArray[np.float64],
+    bounds: npt.NDArray[np.float64] | None = None,
 ) -> Agreement:
-    """Compare one subtype's results (N each) with the reference; nan percentages are left out."""
+    """Compare one subtype's results (N each; bounds N x 2) with the reference; what is not known is left out."""
     grades: Sequence[int] = range(len(subtype.grades))
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore")  # one grade alone leaves kappa undefined
-        kappa = float(cohen_kappa_score(true_scores, scores, labels=list(grades), weights="linear"))
+    is_scored = true_scores >= 0
+    accuracy, kappa = None, None
+    if is_scored.any():
+        found, expected = scores[is_scored], true_scores[is_scored]
+        accuracy = float(accuracy_score(expected, found))
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore")  # one grade alone leaves kappa undefined
+            kappa = float(cohen_kappa_score(expected, found, labels=list(grades), weights="linear"))
+            kappa = kappa if np.isfinite(kappa) else 0.0
     error = np.abs(percentages - true_percentages)
     error = error[np.isfinite(error)]
     return Agreement(
-        accuracy=float(accuracy_score(true_scores, scores)),
-        kappa=kappa if np.isfinite(kappa) else 0.0,
+        accuracy=accuracy,
+        kappa=kappa,
         percentage_error=float(error.mean()) if error.size else None,
+        separation=None if bounds is None else _separation(subtype, percentages, bounds),
     )
+
+
+def _separation(subtype: Subtype, percentages: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64]) -> float | None:
+    absent = subtype.grades[0].upper
+    present_or_not = (bounds[:, 0] >= absent) | (bounds[:, 1] <= absent)  # nan is neither
+    present = bounds[present_or_not, 0] >= absent
+    if not present.any() or present.all() or np.isnan(percentages).any():
+        return None
+    return float(roc_auc_score(present, percentages[present_or_not]))

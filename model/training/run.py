@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,9 +22,10 @@ from ..preprocessing import PROFILES, Profile
 from ..weights import read_bundle
 from .augmentation import AugmentationRanges
 from .cache import cache_path, prepare_cohort, read_figures
-from .dataset import Batch, CohortDataset, EpochSampler, stacked
+from .dataset import UNKNOWN, Batch, CohortDataset, EpochBatches, EpochSampler, stacked, turns_for
 from .distributed import ProcessPlace
-from .export import export_run
+from .export import export_run, finished_epochs
+from .fresh import FRESH_FOLDER, CasePool, FreshCases
 from .loop import EmphysemaTraining, Reference, build_trainer
 from .settings import CHECKPOINT_FOLDER, LAST, RunSettings
 from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
@@ -75,6 +77,12 @@ def train(
         settings.write(output)
 
     strategy = _strategy(settings, training)
+    pool = (
+        CasePool(output / FRESH_FOLDER, settings.seed, settings.simulate, settings.simulated_pool)
+        if settings.simulate
+        else None
+    )
+    fresh = None if pool is None else FreshCases(pool, profile, max(workers, 1), makes=place.is_first_of_machine)
     if init is None:
         strategy.initialise(network)
     reference = _reference(validation, profile, cache)
@@ -92,24 +100,67 @@ def train(
     with_truth = settings.supervision == "voxels"
     ranges = AugmentationRanges() if settings.augmented else None
     learnt = CohortDataset(
-        training, profile, cache, seed=settings.seed, ranges=ranges, with_truth=with_truth, tile=settings.tile
+        training,
+        profile,
+        cache,
+        seed=settings.seed,
+        ranges=ranges,
+        with_truth=with_truth,
+        tile=settings.tile,
+        slab=settings.slab,
+        simulated=pool,
     )
     judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
-    turns = settings.tiles_per_scan
-    steps = -(-turns * len(learnt) // (processes * settings.recipe.batch))
-    trainer = build_trainer(settings, output, steps)
-    strata = [case.scores.centrilobular for case in training] if settings.recipe.uniform_centrilobular else None
-    rank = trainer.global_rank
-    training_order = EpochSampler(len(learnt), turns=turns, seed=settings.seed, strata=strata, rank=rank, processes=processes)
-    validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=processes)
-    trainer.fit(
-        module,
-        _loader(learnt, settings, workers, training_order),
-        _loader(judged, settings, workers, validation_order),
-        ckpt_path=checkpoint if resume and checkpoint.is_file() else None,
-        weights_only=True,
+    resumed = checkpoint if resume and checkpoint.is_file() else None
+    first_epoch = 0 if resumed is None else finished_epochs(resumed)
+    steps = len(_training_batches(settings, learnt, training, 0, processes))
+    callbacks = (
+        [] if fresh is None else [LambdaCallback(on_train_epoch_start=lambda trainer, _: fresh.ready(trainer.current_epoch))]
     )
+    trainer = build_trainer(settings, output, steps, callbacks)
+    rank = trainer.global_rank
+    training_batches = _training_batches(settings, learnt, training, rank, processes)
+    # The loop sets it, but only after it has begun to fetch the first batches.
+    training_batches.set_epoch(first_epoch)
+    validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=processes)
+    try:
+        if fresh is not None:
+            fresh.ready(first_epoch)
+        trainer.fit(
+            module,
+            _loader(learnt, settings, workers, training_batches),
+            _loader(judged, settings, workers, EpochBatches(validation_order, settings.recipe.batch)),
+            ckpt_path=resumed,
+            weights_only=True,
+        )
+    finally:
+        if fresh is not None:
+            fresh.close()
     return export_run(output, name) if trainer.is_global_zero else None
+
+
+def _training_batches(
+    settings: RunSettings, learnt: CohortDataset, training: Sequence[TrainingCase], rank: int, processes: int
+) -> EpochBatches:
+    """The batches of an epoch for one process: those of the first group of `learnt`, and of the others in between."""
+    main, *others = learnt.groups()
+    strata = None
+    if settings.recipe.uniform_centrilobular:
+        strata = [UNKNOWN if score is None else score for score in (training[place].scores.centrilobular for place in main)]
+    turns = settings.tiles_per_scan
+    order = EpochSampler(main, turns=turns, seed=settings.seed, strata=strata, rank=rank, processes=processes)
+    batches = -(-len(order) // settings.recipe.batch) // settings.weak_every
+    other_orders = [
+        EpochSampler(
+            places,
+            turns=turns_for(-(-batches // len(others)), settings.weak_batch, len(places), processes),
+            seed=settings.seed,
+            rank=rank,
+            processes=processes,
+        )
+        for places in others
+    ]
+    return EpochBatches(order, settings.recipe.batch, other_orders, settings.weak_batch, settings.weak_every)
 
 
 def _check_output(settings: RunSettings, output: Path, resume: bool) -> None:
@@ -158,9 +209,11 @@ def _strategy(settings: RunSettings, training: Sequence[TrainingCase]) -> Strate
 def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path) -> Reference:
     figures = [read_figures(cache_path(case, profile, cache)) for case in cases]
     unknown = (np.nan, np.nan)
+    scores = [[UNKNOWN if score is None else score for score in case.scores] for case in cases]
     return Reference(
         entities=[case.entity for case in cases],
-        scores=np.array([case.scores for case in cases], np.int64),
+        scores=np.array(scores, np.int64),
+        bounds=np.array([[interval or unknown for interval in case.intervals] for case in cases], np.float64),
         percentages=np.array([figure.percentages or unknown for figure in figures], np.float64),
         low_attenuation=np.array([figure.low_attenuation_percentage for figure in figures], np.float64),
     )
@@ -173,11 +226,10 @@ def _pictured(reference: Reference) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, count).round().astype(int)]
 
 
-def _loader(dataset: CohortDataset, settings: RunSettings, workers: int, sampler: EpochSampler) -> DataLoader[Batch]:
+def _loader(dataset: CohortDataset, settings: RunSettings, workers: int, batches: EpochBatches) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
-        batch_size=settings.recipe.batch,
-        sampler=sampler,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=stacked,
         pin_memory=settings.device == "cuda",

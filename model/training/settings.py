@@ -13,8 +13,12 @@ from ..preprocessing import PAPER_INPUT_SHAPE
 from ..whole_files import whole_file
 from .recipes import Recipe
 
-Monitor = Literal["kappa", "loss"]
-MONITORS = {"kappa": ("validation/kappa", "max"), "loss": ("validation/loss", "min")}
+Monitor = Literal["kappa", "loss", "separation"]
+MONITORS = {
+    "kappa": ("validation/kappa", "max"),
+    "loss": ("validation/loss", "min"),
+    "separation": ("validation/separation", "max"),
+}
 """The logged figure that early stopping and the best checkpoint follow, and which way is better."""
 
 SETTINGS_FILE = "run.json"
@@ -39,7 +43,13 @@ class RunSettings:
         supervision: `scores`, or `voxels` where truth maps take the place of equations 1 to 3.
         tile: size of the tiles that are trained on, z y x voxels; None: whole scans.
         tiles_per_scan: that an epoch draws.
-        monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, or the loss.
+        slab: slices of what is trained on of scans whose slices are all the same; None: whole scans.
+        weak_batch: cases in a batch of those whose samples have another shape than the first kind's.
+        weak_every: after so many batches of the first kind comes one of another.
+        simulate: simulated cases that are new in each epoch; 0: none are made.
+        simulated_pool: simulated cases that an epoch is trained on.
+        monitor: what early stopping watches: the mean linear weighted kappa of both subtypes, the loss, or how well percentages
+            tell cases that must have a subtype from those that cannot.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
         frozen_statistics: whether normalisation keeps the statistics of that bundle.
         head_alone: whether only the last convolution is trained.
@@ -64,6 +74,11 @@ class RunSettings:
     supervision: str
     tile: tuple[int, int, int] | None
     tiles_per_scan: int
+    slab: int | None
+    weak_batch: int
+    weak_every: int
+    simulate: int
+    simulated_pool: int
     monitor: Monitor
     init_sha256: str | None
     frozen_statistics: bool

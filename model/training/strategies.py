@@ -21,7 +21,7 @@ from ..network import DenseLogits, EmphysemaNetwork, HeadName, class_activation_
 from ..preprocessing import ActivationMaps, NetworkInput, finish
 from ..subtyping import PERCENTAGE_DECIMALS
 from . import losses
-from .dataset import Batch
+from .dataset import UNKNOWN, Batch
 from .recipes import Recipe
 
 Supervision = Literal["scores", "voxels"]
@@ -40,11 +40,10 @@ class Prediction(NamedTuple):
 
 
 def score_counts(scores: Sequence[Scores]) -> tuple[Tensor, Tensor]:
-    """How often each score occurs: 6 centrilobular and 3 paraseptal counts."""
-    columns = zip(*scores, strict=True)
+    """How often each score occurs, where it is known: 6 centrilobular and 3 paraseptal counts."""
     centrilobular, paraseptal = (
-        torch.bincount(torch.tensor(column), minlength=len(subtype.grades))
-        for column, subtype in zip(columns, SUBTYPES, strict=True)
+        torch.tensor([sum(row[place] == grade.score for row in scores) for grade in subtype.grades])
+        for place, subtype in enumerate(SUBTYPES)
     )
     return centrilobular, paraseptal
 
@@ -85,7 +84,10 @@ class RegressionStrategy(Strategy):
     """L = L_INT + L_OL + L_SEG ("regression training"), each weighted as the recipe says.
 
     With supervision by voxels, truth maps take the place of all three: cross-entropy, soft Dice and, weighted as the interval
-    loss, the error of the mean, of each map inside the lung.
+    loss, the error of the mean, of each map inside the lung. A case without truth maps has the interval loss alone then.
+
+    The interval of a case is that of its score; without a score, that of its bounds. Where neither is known, a subtype has no
+    interval loss.
 
     Args:
         recipe: the options.
@@ -113,21 +115,29 @@ class RegressionStrategy(Strategy):
 
     def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
         maps = [part.sigmoid() for part in logits]
-        if self.supervision == "voxels":
-            return self._voxel_terms(logits, maps, batch)
         intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }
-        return intervals | self._map_terms(maps, batch)
+        if self.supervision == "scores":
+            return intervals | self._map_terms(maps, batch)
+        voxels = self._voxel_terms(logits, maps, batch)
+        with_truth = batch.has_truth.to(maps[0].dtype)
+        return {name: term * with_truth for name, term in voxels.items()} | {
+            name: term * (1 - with_truth) for name, term in intervals.items()
+        }
 
     def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
         recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
-        intervals = self.get_buffer(f"{name}_intervals")[scores]
+        is_scored, row = scores != UNKNOWN, scores.clamp(min=0)
+        class_weights = self.get_buffer(f"{name}_weights")
+        intervals = torch.where(is_scored[:, None], self.get_buffer(f"{name}_intervals")[row], batch.bounds[:, place])
+        is_known = ~intervals.isnan().any(dim=1)
+        intervals = intervals.nan_to_num()
         fraction, lower, upper = (
             losses.power_law(value, recipe.percentage_scale, recipe.percentage_exponent)
             for value in (lung_mean(activation, batch.lung)[:, 0], intervals[:, 0], intervals[:, 1])
         )
-        weights = recipe.interval_weight * self.get_buffer(f"{name}_weights")[scores]
+        weights = recipe.interval_weight * torch.where(is_scored, class_weights[row], class_weights.mean()) * is_known
         return weights * losses.interval_loss(fraction, lower, upper)
 
     def _map_terms(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -135,7 +145,7 @@ class RegressionStrategy(Strategy):
         recipe = self.recipe
         target = batch.low_attenuation.to(centrilobular.dtype)
         if recipe.empty_target_if_absent:
-            target = target * (batch.scores > 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
+            target = target * (batch.scores != 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
         region = batch.lung.to(centrilobular.dtype) if recipe.overlap_in_lung else None
         return {
             "overlap": recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region),
@@ -186,7 +196,7 @@ class ClassificationStrategy(Strategy):
     """Cross-entropy of each subtype's scores, weighted by class ("classification training").
 
     The weights start at the inverse frequency of each score in the training set and are updated after each epoch; on the
-    validation set they stay as they started.
+    validation set they stay as they started. A score that is not known counts nothing.
 
     Args:
         counts: cases of each score in the training set, centrilobular and paraseptal.
@@ -208,9 +218,11 @@ class ClassificationStrategy(Strategy):
         return self._cross_entropies(logits, batch, "initial_weights")
 
     def _cross_entropies(self, logits: DenseLogits, batch: Batch, weights: str) -> dict[str, Tensor]:
+        is_scored, rows = batch.scores != UNKNOWN, batch.scores.clamp(min=0)
         return {
-            f"cross_entropy_{subtype.name}": losses.weighted_cross_entropy(
-                logits[place].mean(dim=(2, 3, 4)), batch.scores[:, place], self.get_buffer(f"{subtype.name}_{weights}")
+            f"cross_entropy_{subtype.name}": is_scored[:, place]
+            * losses.weighted_cross_entropy(
+                logits[place].mean(dim=(2, 3, 4)), rows[:, place], self.get_buffer(f"{subtype.name}_{weights}")
             )
             for place, subtype in enumerate(SUBTYPES)
         }

@@ -1,7 +1,8 @@
 """Tiles: parts of a scan that are trained on in place of the whole.
 
 A step on a tile costs as much less as the tile is smaller, and a batch of tiles holds as many patients for the same work.
-Tiles only serve supervision by voxels: a percentage of the lung belongs to a whole scan.
+A percentage of the lung belongs to a whole scan, so that tiles only serve supervision by voxels. The exception is a scan whose
+slices are all the same: there, a slab (some slices, each whole) has the percentage of the scan.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KIND_WEIGHTS = (1.0, 1.0, 2.0)
 """How often a tile is drawn around lung, centrilobular and paraseptal emphysema: the last is the harder to learn."""
 
 _STRIDE = 4
-_TILE_STREAM = 1
+_TILE_STREAM, _SLAB_STREAM = 1, 2
 
 
 def check_tile_shape(shape: Triple, input_shape: Triple) -> None:
@@ -68,6 +69,22 @@ def draw_tile(
     for place, size, whole in zip(voxel, shape, whole_shape, strict=True):
         starts.append(2 * int(np.clip(place - generator.uniform(0, size), 0, whole - size) / 2))
     return Tile((starts[0], starts[1], starts[2]), shape)
+
+
+def draw_slab(depth: int, input_shape: Triple, *, seed: int, epoch: int, entity: str, occurrence: int) -> Tile:
+    """Draw `depth` neighbouring slices, whole, of an input of `input_shape`; what is drawn follows from the arguments alone.
+
+    Args:
+        depth: slices of the slab, an even number.
+        input_shape: of the network, z y x voxels.
+        seed: of the run.
+        epoch: from 0.
+        entity: the case.
+        occurrence: how often the case has come up in this epoch already.
+    """
+    generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _SLAB_STREAM))
+    start = 2 * int(generator.integers((input_shape[0] - depth) // 2 + 1))
+    return Tile((start, 0, 0), (depth, *input_shape[1:]))
 
 
 def _candidates(case: PreparedCase) -> list[npt.NDArray[np.int64]]:

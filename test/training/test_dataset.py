@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from model.training.dataset import Batch, Draw, EpochSampler, stacked
+from model.training.dataset import Batch, Draw, EpochBatches, EpochSampler, stacked, turns_for
 
 
 def order(sampler: EpochSampler) -> list[int]:
@@ -64,8 +64,34 @@ def test_a_case_that_comes_up_again_is_another_draw() -> None:
 
 def test_stacking_keeps_what_is_not_there_away() -> None:
     part = torch.zeros(1, 2, 2, 2)
-    sample = Batch(part, part.bool(), part.bool(), None, None, None, torch.tensor([1, 2]), torch.tensor(4))
+    scores, bounds = torch.tensor([1, 2]), torch.full((2, 2), torch.nan)
+    sample = Batch(part, part.bool(), part.bool(), None, torch.tensor(False), None, None, scores, bounds, torch.tensor(4))
     batch = stacked([sample, sample])
     assert batch.image.shape == (2, 1, 2, 2, 2)
     assert batch.truth is None
     assert batch.place.tolist() == [4, 4]
+
+
+def test_batches_hold_one_kind_each_and_the_other_kinds_take_turns() -> None:
+    main, slabs, whole = EpochSampler(range(8), seed=1), EpochSampler([8, 9], turns=2), EpochSampler([10])
+    batches = EpochBatches(main, 2, [slabs, whole], other_batch=1, every=2)
+    kinds = [
+        "".join(sorted({"m" if draw.place < 8 else "s" if draw.place < 10 else "w" for draw in batch})) for batch in batches
+    ]
+    assert kinds == ["m", "m", "s", "m", "m", "w"]
+    assert len(batches) == len(kinds)
+    assert sorted(draw.place for batch in batches for draw in batch if draw.place < 8) == list(range(8))
+
+
+def test_the_epoch_decides_the_batches() -> None:
+    def places(epoch: int) -> list[list[int]]:
+        batches = EpochBatches(EpochSampler(6, seed=1), 2, [EpochSampler([6, 7, 8], seed=1)])
+        batches.sampler.set_epoch(epoch)
+        return [[draw.place for draw in batch] for batch in batches]
+
+    assert places(1) == places(1) != places(2)
+
+
+@pytest.mark.parametrize(("batches", "batch", "cases", "turns"), [(4, 2, 8, 1), (5, 2, 8, 2), (1, 4, 3, 2), (0, 4, 3, 1)])
+def test_cases_come_up_as_often_as_full_batches_need(batches: int, batch: int, cases: int, turns: int) -> None:
+    assert turns_for(batches, batch, cases) == turns

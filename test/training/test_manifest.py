@@ -94,13 +94,63 @@ def test_one_error_lists_every_bad_row_and_what_is_wrong_with_it(folder: Path) -
     assert "(ok):" not in message
 
 
-def test_voxel_supervision_needs_truth_maps(folder: Path) -> None:
+def test_voxel_supervision_needs_truth_maps_of_a_scan_to_train_on_unless_scans_are_simulated(folder: Path) -> None:
     others(folder, "b")
     rows = [row("a", 0, 0, "train", truth=False), row("b", 0, 0, "validation", truth=False)]
     path = write_manifest(folder / "m.csv", rows)
     assert len(read_manifest(path).cases) == 2
-    with pytest.raises(InputError, match=r"2 bad rows: row 2 .a.: no centrilobular_truth and paraseptal_truth; row 3"):
+    with pytest.raises(InputError, match="no scan to train on has centrilobular_truth and paraseptal_truth"):
         read_manifest(path, with_truth=True)
+    assert len(read_manifest(path, with_truth=True, needs_training=False).cases) == 2
+    alone = write_manifest(folder / "alone.csv", rows[1:])
+    assert read_manifest(alone, needs_training=False).of("train") == ()
+
+
+def bounded(entity: str, split: str, *bounds: str, **more: str) -> dict[str, str]:
+    """A row without scores and truth, with bounds: centrilobular lower and upper, paraseptal lower and upper."""
+    columns = ("centrilobular_lower", "centrilobular_upper", "paraseptal_lower", "paraseptal_upper")
+    plain = row(entity, "", "", split, truth=False)
+    return plain | dict(zip(columns, bounds, strict=True)) | more
+
+
+def test_bounds_stand_for_scores_that_are_not_known(folder: Path) -> None:
+    others(folder, "b", "c")
+    rows = [
+        bounded("a", "train", "1", "", "", "", uniform_slices="yes"),
+        bounded("b", "train", "", "", "2.5", "2.5", uniform_slices="") | {"centrilobular": "3"},
+        bounded("c", "validation", "0", "1", "", "1", uniform_slices="no"),
+    ]
+    cases = read_manifest(write_manifest(folder / "m.csv", rows)).cases
+    assert [case.scores for case in cases] == [Scores(None, None), Scores(3, None), Scores(None, None)]
+    assert [case.intervals for case in cases] == [((1, 100), None), (None, (2.5, 2.5)), ((0, 1), (0, 1))]
+    assert [case.uniform_slices for case in cases] == [True, False, False]
+    without_scores = [
+        {name: text for name, text in line.items() if name not in ("centrilobular", "paraseptal")} for line in rows
+    ]
+    again = read_manifest(write_manifest(folder / "n.csv", without_scores)).cases
+    assert [case.intervals for case in again] == [case.intervals for case in cases]
+
+
+def test_bounds_that_cannot_be_are_listed_row_by_row(folder: Path) -> None:
+    others(folder, "b", "c", "d")
+    rows = [
+        bounded("a", "train", "5", "1", "", "101", uniform_slices="maybe"),
+        bounded("b", "train", "", "few", "0", "0", uniform_slices=""),
+        bounded("c", "train", "", "", "", "", uniform_slices=""),
+        bounded("d", "validation", "0", "0", "0", "0", uniform_slices=""),
+    ]
+    with pytest.raises(InputError) as caught:
+        read_manifest(write_manifest(folder / "m.csv", rows))
+    message = str(caught.value)
+    for fragment in (
+        "3 bad rows",
+        "row 2 (a): centrilobular_lower 5 is above centrilobular_upper 1, "
+        "paraseptal_upper '101' is not a number from 0 to 100, "
+        "uniform_slices 'maybe' is not yes, no or empty;",
+        "row 3 (b): centrilobular_upper 'few' is not a number from 0 to 100;",
+        "row 4 (c): no score, bound or truth map;",
+    ):
+        assert fragment in message
 
 
 @pytest.mark.parametrize("entity", ["../a", "", ".hidden"])

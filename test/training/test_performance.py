@@ -27,6 +27,21 @@ def test_kappa_of_one_grade_alone_is_zero_and_not_nan() -> None:
     assert (found.accuracy, found.kappa, found.percentage_error) == (1.0, 0.0, None)
 
 
+def test_cases_without_a_score_count_in_percentages_and_bounds_alone() -> None:
+    scores, truth = np.array([2, 0, 0, 2]), np.array([2, -1, -1, -1])
+    percentages = np.array([9.0, 0.2, 3.0, 6.0])
+    # of three cases without a score, two have at least 1 %, one at most 1 %: it lies below both
+    bounds = np.array([[math.nan, math.nan], [0, 1], [1, 100], [1, 100]])
+    found = agreement(PARASEPTAL, scores, truth, percentages, np.full(4, math.nan), bounds)
+    assert (found.accuracy, found.separation) == (1.0, 1.0)
+    bounds[2] = 0, 1
+    bounds[1] = 1, 100
+    assert agreement(PARASEPTAL, scores, truth, percentages, np.full(4, math.nan), bounds).separation == 0.5
+    unknown = np.full(4, -1)
+    found = agreement(PARASEPTAL, scores, unknown, percentages, np.full(4, math.nan), np.full((4, 2), math.nan))
+    assert (found.accuracy, found.kappa, found.separation) == (None, None, None)
+
+
 def test_low_attenuation_alone_is_graded_by_table_1() -> None:
     scores = np.array([[0, 0], [3, 1], [5, 2]])
     performance = measure(scores, scores.astype(float), scores, np.full((3, 2), math.nan), np.array([0.5, 12.0, 40.0]))

@@ -25,12 +25,19 @@ def logits_of(centrilobular: float, paraseptal: float) -> DenseLogits:
     return DenseLogits(*parts)
 
 
-def batch_of(scores: tuple[int, int], low_attenuation: float = 0.0, truth: Tensor | None = None) -> Batch:
+NAN = math.nan
+UNBOUND = torch.full((1, 2, 2), NAN)
+
+
+def batch_of(
+    scores: tuple[int, int], low_attenuation: float = 0.0, truth: Tensor | None = None, bounds: Tensor = UNBOUND
+) -> Batch:
     """Half of the map is lung; `low_attenuation` is the target everywhere."""
     lung = torch.zeros(1, 1, *SHAPE, dtype=torch.bool)
     lung[:, :, 0] = True
     target = torch.full((1, 1, *SHAPE), low_attenuation).bool()
-    return Batch(torch.zeros(1, 1, 4, 4, 8), lung, target, truth, None, None, torch.tensor([scores]), torch.tensor([0]))
+    has_truth, place = torch.tensor([truth is not None]), torch.tensor([0])
+    return Batch(torch.zeros(1, 1, 4, 4, 8), lung, target, truth, has_truth, None, None, torch.tensor([scores]), bounds, place)
 
 
 def term(recipe: Recipe, name: str, maps: tuple[float, float], batch: Batch, counts: tuple[Tensor, Tensor] = COUNTS) -> float:
@@ -156,7 +163,8 @@ def test_the_loss_reaches_every_parameter_of_the_network() -> None:
     network = build_network(NetworkConfig("resnet18", "regression", 2))
     logits = network(torch.rand(1, 1, 16, 16, 16))
     lung = torch.ones(1, 1, 8, 8, 8, dtype=torch.bool)
-    batch = Batch(torch.zeros(1), lung, lung, None, None, None, torch.tensor([[3, 1]]), torch.tensor([0]))
+    scores, place = torch.tensor([[3, 1]]), torch.tensor([0])
+    batch = Batch(torch.zeros(1), lung, lung, None, torch.tensor([False]), None, None, scores, UNBOUND, place)
     torch.stack(list(RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch).values())).sum().backward()
     silent = [name for name, value in network.named_parameters() if value.grad is None]
     assert silent == []
@@ -174,11 +182,55 @@ def test_supervision_by_voxels_takes_the_place_of_the_three_losses() -> None:
     truth[:, 0] = 1
     strategy = RegressionStrategy(replace(PAPER_RECIPE, interval_weight=3.0), COUNTS, "voxels")
     terms = strategy.terms(logits_of(0.5, 0.25), batch_of((5, 0), truth=truth))
-    assert {name.rsplit("_", 1)[0] for name in terms} == {"cross_entropy", "dice", "extent"}
+    assert {name.rsplit("_", 1)[0] for name in terms} == {"cross_entropy", "dice", "extent", "interval"}
+    assert [float(terms[f"interval_{subtype.name}"].detach()) for subtype in SUBTYPES] == [0, 0]
     assert float(terms["extent_centrilobular"].detach()) == pytest.approx(3 * 0.5)
     assert float(terms["extent_paraseptal"].detach()) == pytest.approx(3 * 0.25)
     assert float(terms["cross_entropy_centrilobular"].detach()) == pytest.approx(-math.log(0.5))
     assert float(terms["cross_entropy_paraseptal"].detach()) == pytest.approx(-math.log(0.75))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        # eq. 1 for 0.3 and 0.2: at least 1 % of the lung is met, at most 1 % is not: 0.195^2 - 0.005^2
+        ([[0.01, 1.0], [0.0, 0.01]], [0.0, 0.038]),
+        # 0.3 against at least 50 %: 0.45^2 - 0.25^2
+        ([[0.5, 1.0], [NAN, NAN]], [0.14, 0.0]),
+        ([[NAN, NAN], [NAN, NAN]], [0.0, 0.0]),
+    ],
+)
+def test_without_a_score_the_bounds_are_the_interval_and_nothing_known_teaches_nothing(
+    bounds: list[list[float]], expected: list[float]
+) -> None:
+    logits = logits_of(0.3, 0.2)
+    terms = RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch_of((-1, -1), bounds=torch.tensor([bounds])))
+    found = [terms[f"interval_{subtype.name}"] for subtype in SUBTYPES]
+    assert [float(value.detach()) for value in found] == pytest.approx(expected, abs=1e-6)
+    torch.stack(found).sum().backward()
+    for part, value in zip(logits, expected, strict=True):
+        assert part.grad is not None
+        assert bool(part.grad.isfinite().all())
+        assert bool(part.grad.any()) == (value > 0)
+
+
+def test_a_score_counts_before_bounds() -> None:
+    bounds = torch.tensor([[[0.9, 1.0], [0.9, 1.0]]])
+    assert term(PAPER_RECIPE, "interval_centrilobular", (0.3, 0.2), batch_of((3, 2), bounds=bounds)) == pytest.approx(0.02)
+
+
+def test_in_one_batch_cases_with_truth_learn_from_voxels_and_the_others_from_intervals() -> None:
+    known = batch_of((5, 0), truth=torch.ones(1, 2, *SHAPE))
+    weak = batch_of((5, 2), truth=torch.zeros(1, 2, *SHAPE))._replace(has_truth=torch.tensor([False]))
+    both = Batch(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(known, weak, strict=True)))  # type: ignore[arg-type]
+    logits = DenseLogits(*(torch.cat((part, part)) for part in logits_of(0.1, 0.2)))
+    terms = RegressionStrategy(PAPER_RECIPE, COUNTS, "voxels").terms(logits, both)
+    for name, term in terms.items():
+        assert bool(term[1 if not name.startswith("interval") else 0] == 0), name
+    # the weak case: 0.1 against 0.3..1 is 0.55^2 - 0.35^2; 0.2 lies in 0.05..1
+    assert terms["interval_centrilobular"].tolist() == pytest.approx([0, 0.18], abs=1e-6)
+    assert terms["interval_paraseptal"].tolist() == [0, 0]
+    assert terms["cross_entropy_paraseptal"].tolist() == pytest.approx([-math.log(0.2), 0], abs=1e-5)
 
 
 def class_logits(centrilobular: int, paraseptal: int) -> DenseLogits:
@@ -197,6 +249,17 @@ def test_classification_pools_over_the_whole_volume_and_weighs_by_class() -> Non
     # weight of centrilobular 0: 4 cases / (2 classes * 1 case); cross-entropy ln(e^2 + 5) - 2 and ln(e^2 + 2) - 2
     expected = [2 * (math.log(math.e**2 + 5) - 2), math.log(math.e**2 + 2) - 2]
     assert [float(value) for value in terms.values()] == pytest.approx(expected)
+
+
+def test_classification_skips_scores_that_are_not_known() -> None:
+    logits = class_logits(0, 1)
+    for part in logits:
+        part.requires_grad_()
+    terms = ClassificationStrategy(COUNTS).terms(logits, batch_of((-1, 1)))
+    torch.stack(list(terms.values())).sum().backward()
+    assert terms["cross_entropy_centrilobular"].tolist() == [0]
+    assert terms["cross_entropy_paraseptal"].tolist()[0] > 0
+    assert logits.centrilobular.grad is None or not bool(logits.centrilobular.grad.any())
 
 
 def test_class_weights_follow_the_accuracy_of_the_last_epoch_and_validation_does_not() -> None:
@@ -219,6 +282,6 @@ def test_class_weights_are_part_of_the_state() -> None:
 
 
 def test_scores_are_counted_for_each_subtype() -> None:
-    centrilobular, paraseptal = score_counts([Scores(0, 2), Scores(5, 2), Scores(0, 0)])
+    centrilobular, paraseptal = score_counts([Scores(0, 2), Scores(5, 2), Scores(0, 0), Scores(None, None)])
     assert centrilobular.tolist() == [2, 0, 0, 0, 0, 1]
     assert paraseptal.tolist() == [1, 0, 2]

@@ -10,7 +10,7 @@ from model.preprocessing import PAPER_INPUT_SHAPE as INPUT_SHAPE
 from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import Augmentation, Tile, spatial_map
 from model.training.dataset import Batch, assemble
-from model.training.tiles import check_tile_shape, draw_tile
+from model.training.tiles import check_tile_shape, draw_slab, draw_tile
 from test.training.test_augmentation import centre, prepared_case
 
 TILE = (48, 64, 80)
@@ -87,6 +87,15 @@ def test_a_case_without_lung_gets_a_tile_from_the_middle() -> None:
 def test_sizes_that_the_network_cannot_take_are_refused(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected multiples of 16 up to 128 224 288"):
         check_tile_shape(shape, INPUT_SHAPE)
+
+
+def test_a_slab_is_neighbouring_slices_whole_and_lies_anywhere() -> None:
+    slabs = [draw_slab(16, INPUT_SHAPE, seed=1, epoch=0, entity="a", occurrence=turn) for turn in range(300)]
+    assert {(slab.start[1:], slab.shape) for slab in slabs} == {((0, 0), (16, *INPUT_SHAPE[1:]))}
+    starts = {slab.start[0] for slab in slabs}
+    assert (min(starts), max(starts)) == (0, INPUT_SHAPE[0] - 16)
+    assert not any(start % 2 for start in starts)
+    assert slabs[7] == draw_slab(16, INPUT_SHAPE, seed=1, epoch=0, entity="a", occurrence=7)
 
 
 def test_the_whole_input_is_a_tile() -> None:
