@@ -30,7 +30,7 @@ from model.preprocessing import PAPER_INPUT_SHAPE, PROFILES, check_input_shape
 from model.subtyping import choose_device, choose_precision
 from model.training.recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
 from model.training.settings import MONITORS, RunSettings
-from model.training.tiles import MULTIPLE, check_tile_shape
+from model.training.tiles import check_tile_shape
 from model.weights import locate_bundle, read_bundle
 
 SUPERVISIONS = ("scores", "voxels")
@@ -252,8 +252,6 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--simulate N is 0 or more, and goes with --supervision voxels")
     if options.simulated_pool is not None and options.simulated_pool < max(options.simulate, 1):
         parser.error("--simulated-pool goes with --simulate N, and is N or more")
-    if options.slab is not None and (options.slab < 1 or options.slab % MULTIPLE):
-        parser.error(f"--slab is {options.slab}, expected a multiple of {MULTIPLE}")
     if options.supervision == "voxels" and options.strategy != "regression":
         parser.error("--supervision voxels goes with --strategy regression")
     if not 0 <= options.average < 1:
@@ -268,6 +266,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, NetworkConfig
         parser.error("--tiles-per-scan goes with --tile")
     try:
         check_input_shape(tuple(options.input_shape))
+        if options.slab is not None:
+            check_tile_shape((options.slab, *options.input_shape[1:]), tuple(options.input_shape))
         if options.tile:
             check_tile_shape(tuple(options.tile), tuple(options.input_shape))
         return options, NetworkConfig(options.backbone, options.strategy, options.base_width), chosen_recipe(options)

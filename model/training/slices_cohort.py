@@ -1,0 +1,249 @@
+"""The command `python -m model.training.slices_cohort`: volumes to train on, of single CT slices with a class.
+
+    python -m model.training.slices_cohort DIR OUTPUT [--share 0.5] [--seed 0] [--train-patients FILE] [--workers 1]
+
+DIR holds pictures in the folders NT, CLE, PSE and PLE, and `patients.csv`. Each picture becomes a CT of the same slice many
+times, in HU by the air around the patient and the soft tissue in it, a lung mask, and a row of OUTPUT/manifest.csv. A class
+says which type of emphysema leads in a slice, and nothing of its extent. So it becomes bounds of the percentages:
+
+- NT: at most 1 % of either subtype;
+- CLE: at least 1 % centrilobular, nothing of paraseptal;
+- PSE: at least 1 % paraseptal, nothing of centrilobular;
+- PLE: nothing. The Fleischner system grades panlobular destruction in smokers as the top of the centrilobular scale, but a
+  reader who says "panlobular" may mean neither; the simulator counts it as neither. Left out, unless
+  `--panlobular-is-centrilobular` makes it at least 1 % centrilobular.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage
+from tqdm import tqdm
+
+from ..cohort.manifest import BOUND_COLUMNS, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
+from ..command_line import OneLineParser
+from ..errors import InputError
+from ..fleischner import CENTRILOBULAR, PARASEPTAL
+from ..slices.calibration import calibrate, find_lungs
+from ..slices.dataset import PATIENTS_FILE
+from ..slices.images import PICTURE_SUFFIXES, read_levels
+from ..whole_files import whole_file
+
+BODY_WIDTH_MM = 350.0
+"""How wide a patient is taken to be where the picture does not say how large its pixels are."""
+
+SLICES, SLICE_DISTANCE_MM = 40, 2.5
+SPAN_MM = (SLICES - 1) * SLICE_DISTANCE_MM
+"""From the first to the last slice, however many there are: the network's input is the same, and so is the volume."""
+
+_PRESENT = ("1", "")
+_ABSENT = ("0", "1")
+_UNKNOWN = ("", "")
+CLASS_BOUNDS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
+    "NT": (_ABSENT, _ABSENT),
+    "CLE": (_PRESENT, _UNKNOWN),
+    "PSE": (_UNKNOWN, _PRESENT),
+}
+"""What a class says: the cells of the lower and upper bound, centrilobular and paraseptal."""
+
+PANLOBULAR_BOUNDS = {"PLE": (_PRESENT, _UNKNOWN)}
+
+_BODY_HU = -300.0
+_EXPECTED = f"a folder with {PATIENTS_FILE} (columns file, class, patient) and the pictures that it lists"
+_COMPRESSION = 1
+
+
+@dataclass(frozen=True)
+class LabelledSlice:
+    """A picture, and what is known of it."""
+
+    path: Path
+    label: str
+    patient: str
+
+    @property
+    def entity(self) -> str:
+        """Its name in the manifest."""
+        return f"{self.label}-{self.path.stem}"
+
+
+def listed_slices(folder: Path, labels: Sequence[str]) -> list[LabelledSlice]:
+    """The pictures of some classes that `patients.csv` lists.
+
+    Raises:
+        InputError: there is no such list, it names files that are not there, or it has no slice of a class.
+    """
+    listed = folder / PATIENTS_FILE
+    try:
+        with listed.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"file", "class", "patient"}.difference(reader.fieldnames or ())
+            if missing:
+                raise InputError(listed, f"missing columns: {', '.join(sorted(missing))}", _EXPECTED)
+            rows = [row for row in reader if row["class"] in labels]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(listed, f"it cannot be read ({error})", _EXPECTED) from error
+    slices = [LabelledSlice(folder / row["file"], row["class"], row["patient"]) for row in rows]
+    lost = [
+        entry.path.name for entry in slices if not entry.path.is_file() or entry.path.suffix.lower() not in PICTURE_SUFFIXES
+    ]
+    if lost:
+        raise InputError(folder, f"{len(lost)} listed pictures are not there, such as {lost[0]}", _EXPECTED)
+    none = [label for label in labels if label not in {entry.label for entry in slices}]
+    if none:
+        raise InputError(listed, f"no slices of class {', '.join(none)}", _EXPECTED)
+    return sorted(slices, key=lambda entry: (entry.label, entry.path.name))
+
+
+def split_by_patient(slices: Sequence[LabelledSlice], share: float, seed: int) -> set[str]:
+    """Draw the patients to train on: `share` of those of each class; a patient of several classes counts in the first."""
+    generator = random.Random(seed)
+    classes: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for entry in slices:
+        if entry.patient not in seen:
+            seen.add(entry.patient)
+            classes.setdefault(entry.label, []).append(entry.patient)
+    chosen: set[str] = set()
+    for patients in classes.values():
+        generator.shuffle(patients)
+        chosen.update(patients[: round(share * len(patients))])
+    return chosen
+
+
+def pixel_size_mm(hounsfield: npt.NDArray[np.float32]) -> float:
+    """Width of a pixel (mm), if the patient is `BODY_WIDTH_MM` wide; for an axial slice in HU, rows x columns."""
+    labels, _ = ndimage.label(hounsfield > _BODY_HU)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    columns = np.flatnonzero((labels == sizes.argmax()).any(axis=0))
+    return BODY_WIDTH_MM / float(columns[-1] - columns[0] + 1)
+
+
+def make_volume(picture: Path, slices: int = SLICES) -> tuple[sitk.Image, sitk.Image]:
+    """CT (int16, HU) and lung mask (uint8) of a picture that is taken `slices` times.
+
+    Raises:
+        InputError: the picture cannot be read or calibrated, or shows no lungs.
+    """
+    levels = read_levels(picture)[0]
+    grey = levels if levels.ndim == 2 else levels[..., :3].mean(axis=2).round()
+    hounsfield = calibrate(grey.astype(np.uint8))
+    size = pixel_size_mm(hounsfield)
+    lungs = find_lungs(hounsfield, size)
+    images = []
+    for plane in (np.rint(hounsfield.clip(-1024, 3071)).astype(np.int16), lungs.astype(np.uint8)):
+        image = sitk.GetImageFromArray(np.repeat(plane[None], slices, axis=0))
+        image.SetSpacing((size, size, SPAN_MM / (slices - 1)))
+        images.append(image)
+    return images[0], images[1]
+
+
+def _write(entry: LabelledSlice, output: Path, slices: int) -> str | None:
+    """Write the volume of a picture; what is wrong with it comes back as text."""
+    try:
+        for name, image in zip(("ct", "lungs"), make_volume(entry.path, slices), strict=True):
+            with whole_file(output / f"{entry.entity}_{name}.mha") as partial_path:
+                sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
+    except InputError as error:
+        return f"{entry.entity}: {error}"
+    return None
+
+
+def _written(entries: Sequence[LabelledSlice], output: Path, slices: int, workers: int) -> Iterator[str | None]:
+    task = partial(_write, output=output, slices=slices)
+    if workers < 2:
+        yield from map(task, entries)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _single_thread) as pool:
+        yield from pool.map(task, entries)
+
+
+def _single_thread() -> None:
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Path, bounds: Mapping[str, tuple]) -> Path:
+    """Write the manifest of volumes that `make_cohort` wrote."""
+    columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
+    path = output / MANIFEST_FILE
+    with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("entity", "ct", "lung_mask", *columns, UNIFORM_COLUMN, "split", "class", "patient"))
+        for entry in entries:
+            split: Split = "train" if entry.patient in train else "validation"
+            cells = (cell for pair in bounds[entry.label] for cell in pair)
+            files = (f"{entry.entity}_{name}.mha" for name in ("ct", "lungs"))
+            writer.writerow((entry.entity, *files, *cells, "yes", split, entry.label, entry.patient))
+    return path
+
+
+def _patients_in(path: Path) -> set[str]:
+    try:
+        return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"it cannot be read ({error})", "a text file with a patient in each line") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = OneLineParser(prog="python -m model.training.slices_cohort", description="Volumes to train on, of single slices.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help=_EXPECTED)
+    parser.add_argument("output", type=Path, help="a new or empty folder")
+    parser.add_argument("--share", type=float, default=0.5, help="of the patients to train on, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    parser.add_argument(
+        "--train-patients", type=Path, metavar="FILE", help="the patients to train on, one a line, in place of a draw"
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        default=SLICES,
+        help="times that a picture is repeated over the same length; 2 are enough to train on, and small; default: %(default)s",
+    )
+    parser.add_argument("--panlobular-is-centrilobular", action="store_true", help="take PLE as at least 1 %% centrilobular")
+    parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
+    options = parser.parse_args(arguments)
+    if not 0 < options.share < 1:
+        parser.error(f"--share is {options.share:g}, expected a number between 0 and 1")
+    if options.slices < 2:
+        parser.error(f"--slices is {options.slices}, expected 2 or more")
+    bounds = {**CLASS_BOUNDS, **(PANLOBULAR_BOUNDS if options.panlobular_is_centrilobular else {})}
+    try:
+        slices = listed_slices(options.folder, list(bounds))
+        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+            raise InputError(options.output, "it already holds something", "a new or empty folder")
+        if options.train_patients is None:
+            train = split_by_patient(slices, options.share, options.seed)
+        else:
+            train = _patients_in(options.train_patients)
+        options.output.mkdir(parents=True, exist_ok=True)
+        results = _written(slices, options.output, options.slices, options.workers)
+        found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))
+        usable = [entry for entry, problem in zip(slices, found, strict=True) if problem is None]
+        problems = [problem for problem in found if problem is not None]
+        manifest = read_manifest(write_manifest(usable, train, options.output, bounds))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"left out: {problem}")
+    counts = Counter((case.split, entry.label) for case, entry in zip(manifest.cases, usable, strict=True))
+    print(f"{manifest.path}: " + ", ".join(f"{count} {label} {split}" for (split, label), count in sorted(counts.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

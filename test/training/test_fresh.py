@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.preprocessing import PAPER_PROFILE
+from model.training.cache import read_case
+from model.training.dataset import CohortDataset, Draw
+from model.training.fresh import CasePool, FreshCases
+
+
+def test_new_cases_take_the_place_of_the_oldest(tmp_path: Path) -> None:
+    pool = CasePool(tmp_path, seed=3, fresh=2, size=5)
+    epochs = [{pool.number(place, epoch) for place in range(pool.size)} for epoch in range(3)]
+    assert epochs == [{0, 1, 2, 3, 4}, {2, 3, 4, 5, 6}, {4, 5, 6, 7, 8}]
+
+
+@pytest.mark.slow
+def test_an_epoch_finds_its_cases_made_the_same_in_every_run_and_older_ones_gone(tmp_path: Path) -> None:
+    def made(folder: Path, epochs: range) -> CasePool:
+        pool = CasePool(folder, seed=3, fresh=1, size=1)
+        fresh = FreshCases(pool, PAPER_PROFILE, 1)
+        for epoch in epochs:
+            fresh.ready(epoch)
+            dataset = CohortDataset([], PAPER_PROFILE, folder, with_truth=True, tile=(32, 48, 48), simulated=pool)
+            sample = dataset[Draw(0, epoch, 0)]
+            assert bool(sample.has_truth)
+            assert sample.image.shape == (1, 32, 48, 48)
+        fresh.close()
+        return pool
+
+    whole = made(tmp_path / "whole", range(2))
+    assert not whole.path(0).is_file()
+    resumed = made(tmp_path / "resumed", range(1, 2))
+    first, second = (read_case(pool.path(1)) for pool in (whole, resumed))
+    assert torch.equal(first.image, second.image)
+    assert first.percentages == second.percentages
+    assert first.truth is not None
+    assert first.percentages is not None
+    inside = first.lung[::2, ::2, ::2]
+    for part, percentage in zip(first.truth, first.percentages, strict=True):
+        assert float(part[inside].float().mean()) / 2.55 == pytest.approx(percentage, abs=0.5)
