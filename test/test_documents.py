@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
+from model.simulation.__main__ import build_parser
 from test.conftest import ROOT
 
 DOCUMENTS = sorted(
@@ -103,6 +104,17 @@ def test_the_table_of_options_lists_those_of_the_command() -> None:
     rows = re.findall(r"^\| `(--[\w-]+)` \| `(\w+)(?:=1)?` \|", text_of(ROOT / "docs" / "options.md"), re.MULTILINE)
     assert {option for option, _ in rows} == set(re.findall(r"^  (--[\w-]+)", shown, re.MULTILINE)) - {"--version"}
     assert [variable for _, variable in rows] == [f"EMPHYSEMA_{option[2:].replace('-', '_').upper()}" for option, _ in rows]
+
+
+def test_the_table_of_the_simulators_options_lists_those_of_its_command() -> None:
+    rows = re.findall(r"^\| (`--[^|]+) \|", text_of(ROOT / "docs" / "simulation.md"), re.MULTILINE)
+    options = {option for action in build_parser()._actions for option in action.option_strings}
+    assert set(re.findall(r"--[\w-]+", " ".join(rows))) == options - {"-h", "--help"}
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = re.findall(r"^\| `(\w+\.(?:py|sh))", text_of(ROOT / "benchmark" / "README.md"), re.MULTILINE)
+    assert set(listed) == {path.name for path in (ROOT / "benchmark").iterdir() if path.suffix in (".py", ".sh")}
 
 
 def test_the_table_of_scores_is_the_scoring_system() -> None:
