@@ -8,6 +8,7 @@ understood too (`sid`, `CT_Visual_Emph_Severity_P1`, `CT_Visual_Emph_Paraseptal_
 - `centrilobular_lower, centrilobular_upper, paraseptal_lower, paraseptal_upper`: what is known of the percentage where there is
   no score, in percent of the lung. One empty cell of a pair leaves that side open (0 or 100); two say that nothing is known.
   A score counts before them. With both columns of a subtype, its column of scores may be missing;
+- `leading`: `centrilobular` or `paraseptal`, where a reader said which of them is more of the lung;
 - `uniform_slices`: `yes` where all slices of the scan are the same, so that a slab of it stands for the whole.
 
 A score cell may be empty. Something must be known of every scan: a score, a bound, or truth maps.
@@ -52,6 +53,7 @@ COLUMN_ALIASES = {
 """Names of COPDGene, and what they are called here."""
 
 BOUND_COLUMNS = {subtype.name: (f"{subtype.name}_lower", f"{subtype.name}_upper") for subtype in SUBTYPES}
+LEADING_COLUMN = "leading"
 UNIFORM_COLUMN = "uniform_slices"
 UNIFORM_VALUES = {"": False, "no": False, "yes": True}
 TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
@@ -85,6 +87,7 @@ class TrainingCase:
         percentages: of the lung, centrilobular and paraseptal, 0 to 100, or None where they are not known.
         intervals: bounds of the percentage for each subtype, where the manifest gives any; a score counts before them.
         uniform_slices: whether all slices are the same.
+        leading: the subtype that more of the lung has, where that is known.
     """
 
     entity: str
@@ -96,6 +99,7 @@ class TrainingCase:
     percentages: tuple[float, float] | None = None
     intervals: tuple[Interval | None, Interval | None] = (None, None)
     uniform_slices: bool = False
+    leading: Subtype | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -198,6 +202,8 @@ def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Ite
     known = (*(subtype.name for subtype in SUBTYPES), *(column for pair in BOUND_COLUMNS.values() for column in pair))
     if not any(row.get(column) for column in (*known, *TRUTH_COLUMNS)):
         yield "no score, bound or truth map"
+    if row.get(LEADING_COLUMN, "") not in ("", *(subtype.name for subtype in SUBTYPES)):
+        yield f"{LEADING_COLUMN} {row[LEADING_COLUMN]!r} is not {' or '.join(subtype.name for subtype in SUBTYPES)}"
     if row.get(UNIFORM_COLUMN, "") not in UNIFORM_VALUES:
         yield f"{UNIFORM_COLUMN} {row[UNIFORM_COLUMN]!r} is not yes, no or empty"
     if row["split"] not in get_args(Split):
@@ -293,6 +299,7 @@ def _case(row: dict[str, str], folder: Path) -> TrainingCase:
         percentages=None if None in percentages else percentages,  # type: ignore[arg-type]
         intervals=(_interval(row, SUBTYPES[0]), _interval(row, SUBTYPES[1])),
         uniform_slices=UNIFORM_VALUES[row.get(UNIFORM_COLUMN, "")],
+        leading=next((subtype for subtype in SUBTYPES if subtype.name == row.get(LEADING_COLUMN)), None),
     )
 
 

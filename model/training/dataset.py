@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..cohort.manifest import Interval, Scores, TrainingCase
+from ..fleischner import SUBTYPES
 from ..preprocessing import Profile, labels_on_map_grid
 from .augmentation import (
     AVERAGED_LATTICE,
@@ -54,6 +55,8 @@ class Batch(NamedTuple):
         bounds: B x 2 x 2, float32: least and largest fraction of the lung for each subtype, where the manifest gives any in
             place of a score; nan elsewhere.
         place: B, int64: of each case in the dataset.
+        leading: B, int64: the subtype that more of the lung has, 0 centrilobular or 1 paraseptal; `UNKNOWN` where that is not
+            known; None: it is known of none.
     """
 
     image: Tensor
@@ -66,6 +69,7 @@ class Batch(NamedTuple):
     scores: Tensor
     bounds: Tensor
     place: Tensor
+    leading: Tensor | None = None
 
 
 class Draw(NamedTuple):
@@ -77,12 +81,14 @@ class Draw(NamedTuple):
 
 
 class Knowledge(NamedTuple):
-    """What is known of a case without its voxels: name, scores, bounds in percent, and whether all its slices are the same."""
+    """What is known of a case without its voxels: name, scores, bounds in percent, whether all its slices are the same, and the
+    leading subtype (a place in `SUBTYPES`, or `UNKNOWN`)."""
 
     entity: str
     scores: Scores = Scores(None, None)
     intervals: tuple[Interval | None, Interval | None] = (None, None)
     uniform_slices: bool = False
+    leading: int = UNKNOWN
 
 
 def assemble(
@@ -96,6 +102,7 @@ def assemble(
     with_suspect: bool,
     tile: Tile | None = None,
     intervals: tuple[Interval | None, Interval | None] = (None, None),
+    leading: int = UNKNOWN,
 ) -> Batch:
     """Turn a prepared case, or one tile of it, into one sample of a `Batch`: augment, blank outside the lung, bring targets
     to the maps' grid."""
@@ -123,6 +130,7 @@ def assemble(
         suspect=None if suspect is None else suspect[None],
         input_lung=None if suspect is None else lung,
         scores=torch.tensor([UNKNOWN if score is None else score for score in scores]),
+        leading=torch.tensor(leading),
         bounds=torch.tensor([(math.nan, math.nan) if bounds is None else bounds for bounds in intervals]) / 100,
         place=torch.tensor(place),
     )
@@ -209,12 +217,15 @@ class CohortDataset(Dataset[Batch]):
             with_suspect=self._ranges is None and tile is None,
             tile=tile,
             intervals=known.intervals,
+            leading=known.leading,
         )
 
     def _case(self, draw: Draw) -> tuple[Knowledge, Path]:
         if draw.place < len(self.cases):
             case = self.cases[draw.place]
-            return Knowledge(case.entity, case.scores, case.intervals, case.uniform_slices), self._paths[draw.place]
+            leading = UNKNOWN if case.leading is None else SUBTYPES.index(case.leading)
+            known = Knowledge(case.entity, case.scores, case.intervals, case.uniform_slices, leading)
+            return known, self._paths[draw.place]
         assert self._simulated is not None
         number = self._simulated.number(draw.place - len(self.cases), draw.epoch)
         return Knowledge(self._simulated.entity(number)), self._simulated.path(number)

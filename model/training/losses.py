@@ -7,6 +7,8 @@ last. Losses are computed in the type of their arguments: hand them float32. Per
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +17,9 @@ from ..fleischner import Subtype
 
 EPSILON = 1e-6
 """Smallest argument of a logarithm or of a fractional power, and smallest denominator."""
+
+LEADING_FLOOR = 1e-3
+"""Added to both fractions before they are compared."""
 
 
 def percentage_intervals(subtype: Subtype, *, absent_is_zero: bool = False) -> Tensor:
@@ -57,6 +62,22 @@ def power_law(fraction: Tensor, scale: float, exponent: float) -> Tensor:
         return fraction
     raised = scale * fraction.clamp(min=EPSILON) ** exponent
     return torch.where(fraction > 0, raised, torch.zeros_like(raised))
+
+
+def leading_loss(leader: Tensor, other: Tensor) -> Tensor:
+    """0 where the leading subtype's percentage is at least twice the other's; else the logarithm of what is missing.
+
+    max(0, log((p_other + f) / (p_leader + f)) + log 2), with f = `LEADING_FLOOR`: what is absent of both says little. For
+    scans of which a reader said only which type leads; the paper has no such labels.
+
+    Args:
+        leader: fractions of the lung of the subtype that leads; B.
+        other: of the other one; B.
+
+    Returns:
+        B losses, from 0.
+    """
+    return (((other + LEADING_FLOOR) / (leader + LEADING_FLOOR)).log() + math.log(2)).clamp(min=0)
 
 
 def overlap_loss(centrilobular: Tensor, paraseptal: Tensor, region: Tensor | None = None) -> Tensor:

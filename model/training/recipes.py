@@ -32,6 +32,7 @@ class Recipe:
     class_weighted_intervals: bool = _option(
         "weigh the interval loss by class: balanced weights, normalised, clipped to 0.2-0.8", False
     )
+    leading_weight: float = _option("weight of the loss for cases of which only the leading subtype is known", 0.5)
     absent_is_zero: bool = _option("score 0 means 0 % exactly, instead of 0 to 1 %", False)
     overlap_weight: float = _option("weight of the overlap loss (equation 2)", 1.0)
     overlap_in_lung: bool = _option("the overlap loss counts voxels inside the lung only", False)
@@ -44,7 +45,7 @@ class Recipe:
         for name in ("epochs", "patience", "batch", "learning_rate", "decay", "percentage_scale", "percentage_exponent"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        for name in ("interval_weight", "overlap_weight", "smoothness"):
+        for name in ("interval_weight", "leading_weight", "overlap_weight", "smoothness"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if not 0 < self.initial_activation < 1:

@@ -7,11 +7,11 @@ times, in HU by the air around the patient and the soft tissue in it, a lung mas
 says which type of emphysema leads in a slice, and nothing of its extent. So it becomes bounds of the percentages:
 
 - NT: at most 1 % of either subtype;
-- CLE: at least 1 % centrilobular, nothing of paraseptal;
-- PSE: at least 1 % paraseptal, nothing of centrilobular;
+- CLE: at least 1 % centrilobular, which leads; paraseptal unknown;
+- PSE: at least 1 % paraseptal, which leads; centrilobular unknown;
 - PLE: nothing. The Fleischner system grades panlobular destruction in smokers as the top of the centrilobular scale, but a
   reader who says "panlobular" may mean neither; the simulator counts it as neither. Left out, unless
-  `--panlobular-is-centrilobular` makes it at least 1 % centrilobular.
+  `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a leading subtype.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..cohort.manifest import BOUND_COLUMNS, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
+from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
 from ..command_line import OneLineParser
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
@@ -59,7 +59,8 @@ CLASS_BOUNDS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 }
 """What a class says: the cells of the lower and upper bound, centrilobular and paraseptal."""
 
-PANLOBULAR_BOUNDS = {"PLE": (_PRESENT, _UNKNOWN)}
+PANLOBULAR_BOUNDS = {"PLE": (("5", ""), _UNKNOWN)}
+LEADING = {"CLE": CENTRILOBULAR.name, "PSE": PARASEPTAL.name}
 
 _BODY_HU = -300.0
 _EXPECTED = f"a folder with {PATIENTS_FILE} (columns file, class, patient) and the pictures that it lists"
@@ -182,12 +183,13 @@ def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Pa
     path = output / MANIFEST_FILE
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("entity", "ct", "lung_mask", *columns, UNIFORM_COLUMN, "split", "class", "patient"))
+        writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", "class", "patient"))
         for entry in entries:
             split: Split = "train" if entry.patient in train else "validation"
             cells = (cell for pair in bounds[entry.label] for cell in pair)
             files = (f"{entry.entity}_{name}.mha" for name in ("ct", "lungs"))
-            writer.writerow((entry.entity, *files, *cells, "yes", split, entry.label, entry.patient))
+            leading = LEADING.get(entry.label, "")
+            writer.writerow((entry.entity, *files, *cells, leading, "yes", split, entry.label, entry.patient))
     return path
 
 
@@ -213,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=SLICES,
         help="times that a picture is repeated over the same length; 2 are enough to train on, and small; default: %(default)s",
     )
-    parser.add_argument("--panlobular-is-centrilobular", action="store_true", help="take PLE as at least 1 %% centrilobular")
+    parser.add_argument("--panlobular-is-centrilobular", action="store_true", help="take PLE as at least 5 %% centrilobular")
     parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
     options = parser.parse_args(arguments)
     if not 0 < options.share < 1:

@@ -87,7 +87,7 @@ class RegressionStrategy(Strategy):
     loss, the error of the mean, of each map inside the lung. A case without truth maps has the interval loss alone then.
 
     The interval of a case is that of its score; without a score, that of its bounds. Where neither is known, a subtype has no
-    interval loss.
+    interval loss. Where only the leading subtype is known, its percentage has to exceed the other's.
 
     Args:
         recipe: the options.
@@ -118,6 +118,7 @@ class RegressionStrategy(Strategy):
         intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }
+        intervals |= self._leading_term(maps, batch)
         if self.supervision == "scores":
             return intervals | self._map_terms(maps, batch)
         voxels = self._voxel_terms(logits, maps, batch)
@@ -139,6 +140,14 @@ class RegressionStrategy(Strategy):
         )
         weights = recipe.interval_weight * torch.where(is_scored, class_weights[row], class_weights.mean()) * is_known
         return weights * losses.interval_loss(fraction, lower, upper)
+
+    def _leading_term(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        if batch.leading is None:
+            return {}
+        fractions = torch.cat([lung_mean(activation, batch.lung) for activation in maps], dim=1)
+        leads = batch.leading.clamp(min=0)[:, None]
+        loss = losses.leading_loss(fractions.gather(1, leads)[:, 0], fractions.gather(1, 1 - leads)[:, 0])
+        return {"leading": self.recipe.leading_weight * loss * (batch.leading != UNKNOWN)}
 
     def _map_terms(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         centrilobular, paraseptal = maps

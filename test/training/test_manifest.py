@@ -10,6 +10,7 @@ import pytest
 
 from model.cohort.manifest import Scores, read_manifest, write_simulated_manifest
 from model.errors import InputError
+from model.fleischner import PARASEPTAL
 from model.training.manifest import main
 from test.training.cohort import row, write_manifest, write_volume
 
@@ -213,3 +214,14 @@ def test_a_folder_that_is_no_simulated_cohort_is_refused(tmp_path: Path, capsys:
     assert main([str(tmp_path)]) == 2
     assert "reference.csv: it cannot be read" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_leading_subtype_is_read_and_checked(folder: Path) -> None:
+    others(folder, "b")
+    known = row("a", 1, 2, "train") | {"leading": "paraseptal"}
+    open_ = row("b", 0, 0, "validation") | {"leading": ""}
+    manifest = write_manifest(folder / "m.csv", [known, open_])
+    assert [case.leading for case in read_manifest(manifest).cases] == [PARASEPTAL, None]
+    write_manifest(folder / "m.csv", [known | {"leading": "PSE"}, open_])
+    with pytest.raises(InputError, match="leading 'PSE' is not centrilobular or paraseptal"):
+        read_manifest(folder / "m.csv")

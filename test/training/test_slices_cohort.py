@@ -76,7 +76,7 @@ def test_a_list_of_patients_decides_the_split_and_panlobular_slices_are_taken_wh
     assert main([str(folder), str(out), *options]) == 0
     manifest = read_manifest(out / "manifest.csv")
     assert [case.entity for case in manifest.of("train")] == ["CLE-1", "NT-1", "PLE-1", "PSE-1"]
-    assert {case.intervals for case in manifest.cases if case.entity.startswith("PLE")} == {((1, 100), None)}
+    assert {case.intervals for case in manifest.cases if case.entity.startswith("PLE")} == {((5, 100), None)}
 
 
 def test_no_patient_is_on_both_sides_and_every_class_is_shared_out() -> None:

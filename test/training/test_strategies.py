@@ -285,3 +285,17 @@ def test_scores_are_counted_for_each_subtype() -> None:
     centrilobular, paraseptal = score_counts([Scores(0, 2), Scores(5, 2), Scores(0, 0), Scores(None, None)])
     assert centrilobular.tolist() == [2, 0, 0, 0, 0, 1]
     assert paraseptal.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("leading", "expected"),
+    [
+        (0, 0.0),  # 0.3 is more than twice 0.1
+        (1, math.log(0.301 / 0.101) + math.log(2)),
+        (-1, 0.0),
+    ],
+)
+def test_the_subtype_that_leads_has_to_exceed_twice_the_other(leading: int, expected: float) -> None:
+    batch = batch_of((-1, -1))._replace(leading=torch.tensor([leading]))
+    recipe = replace(PAPER_RECIPE, leading_weight=2.0)
+    assert term(recipe, "leading", (0.3, 0.1), batch) == pytest.approx(2 * expected, abs=1e-5)
