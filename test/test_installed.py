@@ -113,8 +113,11 @@ subtyper = EmphysemaSubtyper.from_bundle(device="cpu", precision="float32")
 result = subtyper.predict(Scan.read({str(paths[0])!r}, {str(paths[1])!r}))
 print(result.centrilobular.score, result.centrilobular.percentage, result.paraseptal.score, result.paraseptal.percentage)
 """
-    options = ["--ct", paths[0], "--lung-mask", paths[1], "--device", "cpu", "--precision", "float32"]
-    runs = {"installed": [environment / "bin/emphysema-subtyping"], "here": [sys.executable, ROOT / "process.py"]}
+    options: list[str | Path] = ["--ct", paths[0], "--lung-mask", paths[1], "--device", "cpu", "--precision", "float32"]
+    runs: dict[str, list[str | Path]] = {
+        "installed": [environment / "bin/emphysema-subtyping"],
+        "here": [sys.executable, ROOT / "process.py"],
+    }
     for name, command in runs.items():
         done = subprocess.run(
             [*command, *options, "--output", tmp_path / name], cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True
@@ -133,7 +136,7 @@ print(result.centrilobular.score, result.centrilobular.percentage, result.parase
 
 @pytest.mark.slow
 def test_the_console_command_and_the_modules_name_themselves_in_their_messages(environment: Path, tmp_path: Path) -> None:
-    calls = {
+    calls: dict[str, list[str | Path]] = {
         "emphysema-subtyping": [environment / "bin/emphysema-subtyping", "--nonsense"],
         "python -m emphysema_subtyping.simulation": [environment / "bin/python", "-m", "emphysema_subtyping.simulation"],
     }
