@@ -54,7 +54,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(environment: Path, code: str, cwd: Path) -> str:
     """Run code in an environment and in a folder that is not the repository; return what it prints."""
-    command = [environment / "bin/python", "-c", code]
+    command: list[str | Path] = [environment / "bin/python", "-c", code]
     return subprocess.run(command, cwd=cwd, env={"PATH": ""}, check=True, capture_output=True, text=True).stdout
 
 
