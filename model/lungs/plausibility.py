@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
 from ..imaging.scan import Scan
+from .anatomy import Bools, body_of, length_mm, trachea_of
 
 TISSUE_HU = -300
 """Above this lies soft tissue: the top of the window that the network sees."""
@@ -25,12 +25,10 @@ LUMEN_HU = -910
 """The median of a section through an airway lies below this, also after a smooth kernel; that of an aerated lung above."""
 
 _COARSE_MM = 2.5
-_FINE_MM = 1.0
-_AIRWAY_STEP_MM = 5.0
-_AIRWAY_AREA_MM2 = (60.0, 800.0)
-_AIRWAY_WIDTH_MM = 40.0
+_AIRWAY_STEPS_MM = (5.0, 1.0, 1.0)
+"""Distances z, y, x at which airways are looked for."""
+
 _AIRWAY_FROM_MIDDLE_MM = 30.0
-_AIRWAY_SHIFT_MM = 12.0
 _SHORTEST_AIRWAY_MM = 30.0
 
 
@@ -71,7 +69,7 @@ class MaskFigures:
         hounsfield = scan.hounsfield[:: steps[0], :: steps[1], :: steps[2]]
         lung = scan.lung[:: steps[0], :: steps[1], :: steps[2]]
         inside = hounsfield[lung]
-        body = _body(hounsfield)
+        body = body_of(hounsfield > BODY_HU)
         middle = float(np.average(np.arange(body.shape[2]), weights=body.sum(axis=(0, 1)))) if body.any() else body.shape[2] / 2
         air = body & (hounsfield < BODY_HU)
         missed = air & ~lung
@@ -130,56 +128,20 @@ def mask_warnings(figures: MaskFigures) -> list[str]:
     return warnings
 
 
-def _share(part: npt.NDArray[np.bool_], whole: npt.NDArray[np.bool_]) -> float:
+def _share(part: Bools, whole: Bools) -> float:
     return int(np.count_nonzero(part)) / max(int(np.count_nonzero(whole)), 1)
 
 
-def _body(hounsfield: np.ndarray) -> npt.NDArray[np.bool_]:
-    """The largest connected part above -500 HU, and what it encloses in each axial slice."""
-    labels, _ = ndimage.label(hounsfield > BODY_HU)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    largest = (labels == sizes.argmax()) & (labels > 0)
-    within_slices = np.zeros((3, 3, 3), bool)
-    within_slices[1] = ndimage.generate_binary_structure(2, 1)
-    around, _ = ndimage.label(~largest, within_slices)
-    edge = np.zeros_like(largest)
-    edge[:, [0, -1]] = edge[:, :, [0, -1]] = True
-    return ~np.isin(around, np.setdiff1d(around[edge], 0))
-
-
 def _airway_length(scan: Scan, middle_mm: float) -> float:
-    """Length of the longest run of slices in which the mask has a small part of its own, full of air, near the middle."""
-    step = max(round(_AIRWAY_STEP_MM / scan.spacing[0]), 1)
-    longest = length = 0.0
-    previous: list[tuple[float, float, float]] = []  # row, column, length so far
-    for hounsfield, lung in zip(scan.hounsfield[::step], scan.lung[::step], strict=True):
-        current = []
-        for row, column in _airway_sections(hounsfield, lung, scan.spacing[1:], middle_mm):
-            before = [p[2] for p in previous if np.hypot(p[0] - row, p[1] - column) <= _AIRWAY_SHIFT_MM]
-            length = max(before, default=0.0) + step * scan.spacing[0]
-            current.append((row, column, length))
-            longest = max(longest, length)
-        previous = current
-    return longest
+    """Length in mm of the longest tube of air near the middle that the mask holds apart from the lungs, as a trachea is."""
+    steps = [max(round(wanted / distance), 1) for wanted, distance in zip(_AIRWAY_STEPS_MM, scan.spacing, strict=True)]
+    every = tuple(slice(None, None, step) for step in steps)
+    hounsfield, lung = scan.hounsfield[every], scan.lung[every]
+    z, y, x = (step * distance for step, distance in zip(steps, scan.spacing, strict=True))
 
+    def is_lumen(level: int, spot: Bools) -> bool:
+        columns = np.flatnonzero(spot.any(axis=0))
+        off_middle = abs((columns[0] + columns[-1] + 1) / 2 * x - middle_mm)
+        return bool(off_middle <= _AIRWAY_FROM_MIDDLE_MM and np.median(hounsfield[level][spot]) < LUMEN_HU)
 
-def _airway_sections(
-    hounsfield: np.ndarray, lung: npt.NDArray[np.bool_], spacing: tuple[float, ...], middle_mm: float
-) -> list[tuple[float, float]]:
-    """Centres (row and column in mm) of what may be sections of the trachea or a main bronchus in an axial slice."""
-    steps = [max(round(_FINE_MM / distance), 1) for distance in spacing]
-    hounsfield, lung = hounsfield[:: steps[0], :: steps[1]], lung[:: steps[0], :: steps[1]]
-    row_mm, column_mm = (step * distance for step, distance in zip(steps, spacing, strict=True))
-    smallest, largest = _AIRWAY_AREA_MM2
-    labels, _ = ndimage.label(lung)
-    found = []
-    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-        part = labels[rows, columns] == label
-        height, width = part.shape[0] * row_mm, part.shape[1] * column_mm
-        if not smallest <= np.count_nonzero(part) * row_mm * column_mm <= largest or max(height, width) > _AIRWAY_WIDTH_MM:
-            continue
-        row, column = rows.start * row_mm + height / 2, columns.start * column_mm + width / 2
-        if abs(column - middle_mm) <= _AIRWAY_FROM_MIDDLE_MM and np.median(hounsfield[rows, columns][part]) < LUMEN_HU:
-            found.append((row, column))
-    return found
+    return length_mm(trachea_of(lung, (z, y, x), is_lumen), (z, y, x))

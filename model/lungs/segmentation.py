@@ -22,10 +22,8 @@ from ..errors import InputError
 from ..imaging.geometry import ImageGeometry, Orientation, Spacing
 from ..imaging.readers import Volume
 from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML
-from .regions import LEFT, RIGHT, tell_sides
+from .anatomy import LEFT, RIGHT, Bools, Labels, body_of, depth, largest_part, length_mm, tell_sides, trachea_of, within
 
-Bools = npt.NDArray[np.bool_]
-Labels = npt.NDArray[np.uint8]
 Hounsfield = npt.NDArray[np.int16]
 
 COARSE_MM = 2.0
@@ -42,8 +40,6 @@ TABLE_MM = 4.0
 LUMEN_HU = tuple(range(-650, -1000, -25))
 """Thresholds for the inside of airways. The trachea's wall, thinner than a coarse voxel, is brighter than the first."""
 
-TRACHEA_AREA_MM2 = (60.0, 800.0)
-TRACHEA_WIDTH_MM = 40.0
 SHORTEST_TRACHEA_MM = 20.0
 
 BRONCHI_ML = 45.0
@@ -131,7 +127,7 @@ class _CoarseScan:
 
 def _coarse_lungs(hounsfield: Hounsfield, spacing: Spacing, name: str) -> Labels:
     """Label the right lung 1 and the left 2 on the coarse grid."""
-    air = (hounsfield < AIR_BELOW_HU) & _body(hounsfield, spacing)
+    air = (hounsfield < AIR_BELOW_HU) & body_of(_thick(hounsfield >= AIR_BELOW_HU, spacing))
     airways = _main_airways(hounsfield, air, spacing)
     air &= ~airways
     lungs = _lung_parts(air)
@@ -151,15 +147,13 @@ def _coarse_lungs(hounsfield: Hounsfield, spacing: Spacing, name: str) -> Labels
     return result
 
 
-def _body(hounsfield: Hounsfield, spacing: Spacing) -> Bools:
-    """The largest thing in the image that is thicker than a table's shell, with the air that it encloses in each slice.
+def _thick(tissue: Bools, spacing: Spacing) -> Bools:
+    """The largest part of the tissue without what is thinner than `TABLE_MM`.
 
     Beyond the image there is tissue, for this: a body that the field of view cuts off has no wall there.
     """
-    tissue = hounsfield >= AIR_BELOW_HU
-    core = _largest(_depth(tissue, spacing, beyond=True) > TABLE_MM / 2)
-    thick = _within(core, TABLE_MM / 2, spacing)
-    return np.stack([ndimage.binary_fill_holes(level) for level in thick])
+    core = largest_part(depth(tissue, spacing, beyond=True) > TABLE_MM / 2)
+    return within(core, TABLE_MM / 2, spacing)
 
 
 def _main_airways(hounsfield: Hounsfield, air: Bools, spacing: Spacing) -> Bools:
@@ -167,9 +161,9 @@ def _main_airways(hounsfield: Hounsfield, air: Bools, spacing: Spacing) -> Bools
 
     From the trachea the lumen is grown under one threshold after another, until one does not leak into the lung.
     """
-    trachea = _trachea(air & (hounsfield < LUMEN_HU[0]), spacing)
-    if not trachea.any():
-        return trachea
+    trachea = trachea_of(air & (hounsfield < LUMEN_HU[0]), spacing)
+    if length_mm(trachea, spacing) < SHORTEST_TRACHEA_MM:
+        return np.zeros_like(air)
     voxel_ml = float(np.prod(spacing)) / 1000
     limit_ml = np.count_nonzero(trachea) * voxel_ml + BRONCHI_ML
     lumen = trachea
@@ -178,43 +172,8 @@ def _main_airways(hounsfield: Hounsfield, air: Bools, spacing: Spacing) -> Bools
         if np.count_nonzero(grown) * voxel_ml <= limit_ml:
             lumen = grown
             break
-    wide = _within(_depth(lumen, spacing) > MAIN_BRONCHUS_RADIUS_MM, MAIN_BRONCHUS_RADIUS_MM, spacing) & lumen
-    return _within(_touched(wide | trachea, trachea), AIRWAY_RIM_MM, spacing)
-
-
-def _trachea(lumen: Bools, spacing: Spacing) -> Bools:
-    """The longest run, from slice to slice, of spots that are as large and as compact as a trachea.
-
-    Tops of the lungs are such spots, too, but soon grow larger; air in the gullet comes in short runs.
-    """
-    slice_mm, row_mm, column_mm = spacing
-    smallest, largest = (area / (row_mm * column_mm) for area in TRACHEA_AREA_MM2)
-    longest: list[Bools] = []
-    bottom = 0
-    runs: list[list[Bools]] = []
-    for level in range(len(lumen) - 1, -1, -1):
-        labels, _ = ndimage.label(lumen[level])
-        continued = []
-        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-            width_mm = max((rows.stop - rows.start) * row_mm, (columns.stop - columns.start) * column_mm)
-            spot = labels == number
-            if width_mm > TRACHEA_WIDTH_MM or not smallest <= np.count_nonzero(spot) <= largest:
-                continue
-            run = max((run for run in runs if _continues(run[-1], spot)), key=len, default=[])
-            continued.append([*run, spot])
-            if len(continued[-1]) > len(longest):
-                longest, bottom = continued[-1], level
-        runs = continued
-    result = np.zeros_like(lumen)
-    if len(longest) * slice_mm >= SHORTEST_TRACHEA_MM:
-        result[bottom : bottom + len(longest)] = longest[::-1]
-    return result
-
-
-def _continues(above: Bools, spot: Bools) -> bool:
-    """Whether two spots in neighbouring slices are of one tube: they overlap by half, and neither is twice the other."""
-    small, large = sorted((np.count_nonzero(above), np.count_nonzero(spot)))
-    return bool(np.count_nonzero(above & spot) >= small / 2 and large <= 2 * small)
+    wide = within(depth(lumen, spacing) > MAIN_BRONCHUS_RADIUS_MM, MAIN_BRONCHUS_RADIUS_MM, spacing) & lumen
+    return within(_touched(wide | trachea, trachea), AIRWAY_RIM_MM, spacing)
 
 
 def _lung_parts(air: Bools) -> Bools:
@@ -242,7 +201,7 @@ def _loose_air(air: Bools, airways: Bools) -> Bools:
 
 def _with_bullae(lung: Bools, loose: Bools, spacing: Spacing) -> Bools:
     """A lung with the parts of the loose air that only a thin wall parts from it."""
-    return lung | _touched(loose, _within(lung, BULLA_WALL_MM, spacing))
+    return lung | _touched(loose, within(lung, BULLA_WALL_MM, spacing))
 
 
 def _closed(lung: Bools, spacing: Spacing) -> Bools:
@@ -250,36 +209,15 @@ def _closed(lung: Bools, spacing: Spacing) -> Bools:
     margin = [int(np.ceil(CLOSING_MM / distance)) + 1 for distance in spacing]
     (box,) = ndimage.find_objects(lung.astype(np.uint8))
     padded = np.pad(lung[box], [(width, width) for width in margin])
-    closed = padded | (_depth(_within(padded, CLOSING_MM, spacing), spacing) > CLOSING_MM)
+    closed = padded | (depth(within(padded, CLOSING_MM, spacing), spacing) > CLOSING_MM)
     result = np.zeros_like(lung)
     result[box] = ndimage.binary_fill_holes(closed)[tuple(slice(width, -width) for width in margin)]
     return result
 
 
-def _depth(mask: Bools, spacing: Spacing, beyond: bool = False) -> npt.NDArray[np.float64]:
-    """How deep inside the mask each voxel lies, in mm; `beyond` says what there is beyond the image."""
-    padded = np.pad(mask, 1, constant_values=beyond)
-    return np.asarray(ndimage.distance_transform_edt(padded, sampling=spacing)[1:-1, 1:-1, 1:-1])
-
-
-def _within(mask: Bools, distance_mm: float, spacing: Spacing) -> Bools:
-    """What lies at most so many mm from the mask."""
-    if not mask.any():
-        return mask
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance_mm)
-
-
 def _touched(mask: Bools, seeds: Bools) -> Bools:
     """The connected parts of the mask that hold a seed."""
     return np.asarray(ndimage.binary_propagation(seeds & mask, mask=mask))
-
-
-def _largest(mask: Bools) -> Bools:
-    """The largest connected part."""
-    labels, count = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return np.asarray((labels == np.argmax(sizes)) & (labels > 0))
 
 
 def _on_grid_of(ct: sitk.Image, sides: sitk.Image) -> sitk.Image:

@@ -10,7 +10,8 @@ import SimpleITK as sitk
 
 from model.imaging.scan import Scan
 from model.lungs import densitometry
-from model.lungs.regions import LOBES, Regions
+from model.lungs.anatomy import LOBES
+from model.lungs.regions import Regions
 from test.phantom import Phantom
 
 
