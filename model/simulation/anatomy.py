@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from ..lungs.anatomy import LOBES
 from . import shapes
 from .grid import Bools, Floats, Grid, Labels, Resampler, smooth_field
 from .shapes import LungShape, ThoraxParameters, draw_thorax
 
 LATTICE_MM = 3.0
 LATTICE_MARGIN_MM = 24.0
-RIGHT, LEFT = -1, 1
-LOBES = {"left upper": 1, "left lower": 2, "right upper": 3, "right lower": 4, "right middle": 5}
-"""Lobe labels, as in lung lobe masks of grand-challenge."""
+TOWARDS_RIGHT, TOWARDS_LEFT = -1, 1
+"""Signs of x."""
 
-LOBES_AT_HORIZONTAL = (LOBES["right upper"], LOBES["right middle"])
+LOBES_AT_HORIZONTAL = (LOBES["right_upper_lobe"], LOBES["right_middle_lobe"])
 """The lobes on the two sides of the horizontal fissure."""
 
 SHOULDER = 1.15
@@ -190,11 +190,11 @@ class Anatomy:
 def label_lobes(right: Bools, left: Bools, above_major: Bools, above_minor: Bools) -> Labels:
     """Lobe labels (uint8) from which lung a voxel is in and on which side of the fissures it lies."""
     lobes = np.zeros(right.shape, np.uint8)
-    lobes[right] = LOBES["right lower"]
-    lobes[right & above_major] = LOBES["right middle"]
-    lobes[right & above_major & above_minor] = LOBES["right upper"]
-    lobes[left] = LOBES["left lower"]
-    lobes[left & above_major] = LOBES["left upper"]
+    lobes[right] = LOBES["right_lower_lobe"]
+    lobes[right & above_major] = LOBES["right_middle_lobe"]
+    lobes[right & above_major & above_minor] = LOBES["right_upper_lobe"]
+    lobes[left] = LOBES["left_lower_lobe"]
+    lobes[left & above_major] = LOBES["left_upper_lobe"]
     return lobes
 
 
@@ -261,7 +261,7 @@ def build_anatomy(
         body=body,
         clearance=np.asarray(clearance, np.float32),
         fissure_presence=np.asarray(presence, np.float32),
-        hila=np.array([_hilum(field, lattice, thorax, side) for field, side in ((right, RIGHT), (left, LEFT))]),
+        hila=np.array([_hilum(field, lattice, thorax, side) for field, side in ((right, TOWARDS_RIGHT), (left, TOWARDS_LEFT))]),
         carina=np.array([0.60 * thorax.height, 0.10 * thorax.half_depth, 0.0]),
         low=low,
         high=high,
@@ -293,7 +293,7 @@ def _fissures(
     z, y, x = lattice.coordinates()
     bend = parameters.waviness * smooth_field(lattice, 45.0, rng)
     sides = []
-    for k, side in enumerate((RIGHT, LEFT)):
+    for k, side in enumerate((TOWARDS_RIGHT, TOWARDS_LEFT)):
         slope = parameters.slope[k]
         # The oblique fissure is a propeller: steeper towards the mediastinum than at the ribs.
         twist = 0.12 * (side * x - 0.5 * thorax.half_width)
@@ -334,7 +334,7 @@ def _body(thorax: ThoraxParameters, lattice: Grid, lung: Floats, z: Floats, y: F
     tissue = np.where(skin < fat_layer, FAT_HU, MUSCLE_HU)
     tissue = np.where((outside > 9) & (outside < 11.5), -60.0, tissue)
     inner = cavity < 2
-    domes = np.where(x < 0, shapes.diaphragm(thorax, RIGHT, y, x), shapes.diaphragm(thorax, LEFT, y, x))
+    domes = np.where(x < 0, shapes.diaphragm(thorax, TOWARDS_RIGHT, y, x), shapes.diaphragm(thorax, TOWARDS_LEFT, y, x))
     abdomen = np.where(x < 0.15 * thorax.half_width, LIVER_HU, MUSCLE_HU)
     abdomen = np.where((x > 0.1 * thorax.half_width) & (z < domes - 25) & (np.hypot(y, x - 50) < 45), -85.0, abdomen)
     tissue = np.where(inner, np.where(z < domes + 4, abdomen, FAT_HU + 30), tissue)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
+from ..lungs.anatomy import LEFT, LOBES, RIGHT
 from . import first_look
-from .anatomy import LOBES, AnatomyParameters, build_anatomy, draw_anatomy
+from .anatomy import AnatomyParameters, build_anatomy, draw_anatomy
 from .attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
 from .confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
 from .disease import DiseaseParameters, draw_disease, spread
@@ -46,7 +47,9 @@ largest still leave room for vessels."""
 ROOM = 84.0
 """Largest percentage of the lung that all subtypes take together."""
 
-SIDE_OF_LOBE = np.array([0, *(1 if name.startswith("right") else 2 for name in sorted(LOBES, key=LOBES.__getitem__))], np.uint8)
+SIDE_OF_LOBE = np.array(
+    [0, *(RIGHT if name.startswith("right") else LEFT for name in sorted(LOBES, key=LOBES.__getitem__))], np.uint8
+)
 """Label of the lung (1 right, 2 left) by lobe label, 0 outside."""
 
 

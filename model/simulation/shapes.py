@@ -16,6 +16,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from ..errors import InputError
+from ..imaging.geometry import Spacing
+from ..imaging.readers import read_volume
+from ..lungs.anatomy import LEFT, RIGHT, largest_part, tell_sides
 from .grid import Bools, Floats, Grid
 
 MASK_LATTICE_MM = 2.0
@@ -101,30 +104,20 @@ class LungShape:
 
     @classmethod
     def read(cls, path: Path | str) -> LungShape:
-        """Read a lung mask (any format and orientation that SimpleITK reads; any label above 0 is lung).
+        """Read a lung mask in any orientation; any label above 0 is lung.
 
         Raises:
             InputError: the file cannot be read, or does not hold two lungs.
         """
-        source = Path(path)
-        expected = "a 3D lung mask (.mha, .mhd, .nii, .nii.gz or .nrrd)"
-        if not source.is_file():
-            raise InputError(source, "no such file", expected)
-        try:
-            image = sitk.ReadImage(str(source))
-        except RuntimeError as error:
-            raise InputError(source, "cannot be read as an image", expected) from error
-        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-            found = f"{image.GetDimension()} dimensions, {image.GetNumberOfComponentsPerPixel()} values a voxel"
-            raise InputError(source, found, expected)
-        image = sitk.DICOMOrient(image, "LPS")
-        spacing = image.GetSpacing()[::-1]
+        volume = read_volume(path)
+        image = sitk.DICOMOrient(volume.image, "LPS")
+        z, y, x = image.GetSpacing()[::-1]
         # Thinned by whole voxels: a mask needs no interpolation, and the distances below smooth its steps.
-        steps = [max(1, round(MASK_LATTICE_MM / s)) for s in spacing]
+        steps = [max(1, round(MASK_LATTICE_MM / distance)) for distance in (z, y, x)]
         mask = sitk.GetArrayViewFromImage(image)[tuple(slice(step // 2, None, step) for step in steps)] > 0
-        fine = tuple(s * step for s, step in zip(spacing, steps, strict=True))
-        right, left = _sides(mask, fine, source)
-        return cls._from_sides(right, left, fine)
+        thinned = (z * steps[0], y * steps[1], x * steps[2])
+        right, left = _sides(mask, thinned, volume.name)
+        return cls._from_sides(right, left, thinned)
 
     @classmethod
     def _from_sides(cls, right: Bools, left: Bools, spacing: Sequence[float]) -> LungShape:
@@ -152,31 +145,17 @@ class LungShape:
         return cls(grid, sides[0], sides[1], extent[2] / 2, extent[1] / 2, float(extent[0]))
 
 
-def _sides(mask: Bools, spacing: Sequence[float], source: Path) -> tuple[Bools, Bools]:
-    """Split a mask (z y x, LPS) into the right and the left lung by connected parts; the right lung lies at low x.
-
-    Parts that touch are parted by a watershed of the distance to the surface, as lungs touch where the pleurae meet.
-    """
+def _sides(mask: Bools, spacing: Spacing, source: str) -> tuple[Bools, Bools]:
+    """The right and the left lung of a mask (z y x, LPS), without loose pieces."""
     expected = "the two lungs of one person"
     voxel_ml = float(np.prod(spacing)) / 1000
     volume = float(mask.sum()) * voxel_ml
     if volume < 2 * MIN_LUNG_ML:
         raise InputError(source, f"holds {volume:.0f} ml of lung", f"{expected}, at least {2 * MIN_LUNG_ML:.0f} ml")
-    columns = np.flatnonzero(mask.any((0, 1)))
-    middle = (columns[0] + columns[-1] + 1) / 2
-    parts, count = ndimage.label(mask)
-    sizes = ndimage.sum_labels(mask, parts, np.arange(1, count + 1)) * voxel_ml
-    large = 1 + np.flatnonzero(sizes >= MIN_LUNG_ML)
-    centres = [c[2] for c in ndimage.center_of_mass(mask, parts, large)]
-    if len(large) == 2 and min(centres) < middle < max(centres):
-        right, left = (np.asarray(parts == large[k]) for k in np.argsort(centres))
-    else:
-        core = ndimage.binary_erosion(mask, iterations=max(1, round(4 / min(spacing))))
-        side = np.arange(mask.shape[2]) < middle
-        seeds = [core & side, core & ~side]
-        distances = [ndimage.distance_transform_edt(~seed, sampling=spacing) for seed in seeds]
-        right = mask & (distances[0] <= distances[1])
-        left = mask & ~right
+    sides = tell_sides(mask, spacing)
+    if sides is None:
+        raise InputError(source, "no right and left lung that can be told apart", expected)
+    right, left = (largest_part(sides == side) for side in (RIGHT, LEFT))
     for name, lung in (("right", right), ("left", left)):
         extent = [
             np.ptp(np.flatnonzero(lung.any(axes))) * s if lung.any() else 0.0

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from .anatomy import LATTICE_MM, LOBES, Anatomy, AnatomyParameters
+from ..lungs.anatomy import LOBES
+from .anatomy import LATTICE_MM, Anatomy, AnatomyParameters
 from .grid import Floats, Grid
 
 Points = npt.NDArray[np.float64]

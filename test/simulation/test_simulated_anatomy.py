@@ -10,8 +10,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from model.errors import InputError
+from model.lungs.anatomy import LOBES
 from model.simulation import LungShape, simulate
-from model.simulation.anatomy import LOBES, Anatomy, build_anatomy, draw_anatomy
+from model.simulation.anatomy import Anatomy, build_anatomy, draw_anatomy
 from model.simulation.grid import Grid, Resampler, smooth_field
 from model.simulation.trees import Tubes, coverage, grow_trees
 from test.simulation.conftest import draw
@@ -145,10 +146,10 @@ def test_a_case_built_on_given_lungs_has_their_shape(tmp_path: Path) -> None:
     ("name", "found"),
     [
         ("absent.mha", "no such file"),
-        ("text.mha", "cannot be read"),
+        ("text.mha", "not an image that can be read"),
         ("empty.mha", "0 ml of lung"),
-        ("one.mha", "no left lung"),
-        ("flat.mha", "dimensions"),
+        ("one.mha", "no right and left lung that can be told apart"),
+        ("flat.mha", "a 2D image"),
     ],
 )
 def test_a_mask_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, name: str, found: str) -> None:
