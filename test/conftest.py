@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import locale
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from test.phantom import COARSE_INPUT, HALF_INPUT, LESION_HU, Phantom, make_phan
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+REQUIRE_ALL = "REQUIRE_ALL"
+"""Environment variable that `.ci/run` sets: what a test needs must be there, and the test fails where it is not."""
+
+
+def need(available: bool, what: str) -> None:
+    """Skip the running test where the machine lacks what it needs; with `REQUIRE_ALL=1` fail it."""
+    if not available:
+        outcome = pytest.fail if os.environ.get(REQUIRE_ALL) == "1" else pytest.skip
+        outcome(f"needs {what}")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +66,5 @@ def full_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Reference data that does not come with the repository."""
-    if not SHARED.is_dir():
-        pytest.skip("needs the reference data in ../shared, which does not come with the repository")
+    need(SHARED.is_dir(), "the reference data in ../shared, which does not come with the repository")
     return SHARED

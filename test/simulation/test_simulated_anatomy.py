@@ -15,6 +15,7 @@ from model.simulation import LungShape, simulate
 from model.simulation.anatomy import Anatomy, build_anatomy, draw_anatomy
 from model.simulation.grid import Grid, Resampler, smooth_field
 from model.simulation.trees import Tubes, coverage, grow_trees
+from test.conftest import need
 from test.simulation.conftest import draw
 
 
@@ -173,8 +174,7 @@ def test_a_mask_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, nam
 
 def test_lungs_of_a_copd_patient_can_be_built_on(shared: Path) -> None:
     path = shared / "data" / "copd-lungs-10002k" / "lungs.mha"
-    if not path.is_file():
-        pytest.skip("needs ../shared/data/copd-lungs-10002k, which does not come with the repository")
+    need(path.is_file(), "../shared/data/copd-lungs-10002k, which does not come with the repository")
     lungs = LungShape.read(path)
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     voxel = 0.521484**2 * 0.5 / 1000

@@ -1,9 +1,32 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from model.network import NetworkConfig, build_network
-from model.training.loop import freeze_statistics
+from model.training.loop import EmphysemaTraining, Reference, freeze_statistics
+from model.training.recipes import PAPER_RECIPE, RELEASED_RECIPE, Recipe
+from model.training.strategies import RegressionStrategy
+
+
+@pytest.mark.parametrize(
+    ("recipe", "third"), [(PAPER_RECIPE, 0.81e-5), (RELEASED_RECIPE, 0.9025e-5)], ids=["paper", "released"]
+)
+def test_the_learning_rate_starts_at_1e_5_and_decays_with_every_epoch(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, third: float
+) -> None:
+    """By 0.9 in the paper's Methods, "training", and by 0.95 in the published code."""
+    counts = (torch.ones(6), torch.ones(3))
+    reference = Reference([], np.empty((0, 2), np.int64), np.empty((0, 2, 2)), np.empty((0, 2)), np.empty(0))
+    network = build_network(NetworkConfig("resnet18", "regression", 2))
+    module = EmphysemaTraining(network, RegressionStrategy(recipe, counts), recipe, reference)
+    optimiser = module.configure_optimizers()
+    monkeypatch.setattr(module, "optimizers", lambda: optimiser)
+    for epoch, expected in ((0, 1e-5), (2, third)):
+        monkeypatch.setattr(EmphysemaTraining, "current_epoch", epoch)
+        module.on_train_epoch_start()
+        assert [group["lr"] for group in optimiser.param_groups] == [pytest.approx(expected)]
 
 
 def test_frozen_statistics_are_used_and_left_alone_while_weights_get_gradients() -> None:

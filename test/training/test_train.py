@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,12 @@ from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper
 from model.training.settings import RunSettings
 from model.weights import read_bundle, read_metadata
+from test.phantom import COARSE_INPUT
 from test.training.cohort import row, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TINY = ("--backbone", "resnet18", "--base-width", "2", "--device", "cpu", "--workers", "0", "--learning-rate", "0.01")
+COARSE = ("--input-shape", *map(str, COARSE_INPUT))
+TINY = ("--backbone", "resnet18", "--base-width", "2", *COARSE, "--device", "cpu", "--workers", "0", "--learning-rate", "0.01")
 
 
 def command(manifest: Path, output: Path, *options: str) -> list[str]:
@@ -95,14 +96,10 @@ def test_the_validation_figures_are_those_of_inference_with_the_bundle(uninterru
 def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     arguments = command(short(manifest), output, "--epochs", "2", "--batch", "1")
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen([sys.executable, "train.py", *arguments], cwd=ROOT, stdout=log, stderr=log)
-    checkpoint = output / "checkpoints" / "last.ckpt"
-    while process.poll() is None and not checkpoint.is_file():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)  # in the middle of the second epoch
-    process.wait()
-    assert torch.load(checkpoint, weights_only=True)["finished_epochs"] == 1
+    killed = [sys.executable, "-m", "test.training.killed_run", *arguments]
+    done = subprocess.run(killed, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done
+    assert torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["finished_epochs"] == 1
     assert not (output / "bundle").exists()
     assert train.main(["--output", str(output), "--export-only"]) == 0
     assert read_metadata(output / "bundle").performance["training"]["epoch"] == 1
@@ -200,7 +197,7 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
     path = write_manifest(manifest.parent / "voxels.csv", rows)
     output = tmp_path / "voxels"
     options = ("--supervision", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
-    tile = ("--tile", "64", "96", "80")
+    tile = ("--tile", "32", "48", "64")
     assert train.main(command(path, output, *options, *tile)) == 0
     with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
         header = next(csv.reader(stream))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from test.conftest import ROOT
+from test.conftest import ROOT, need
 from test.phantom import COARSE_INPUT
 from test.trust.test_faults import command, contents
 
@@ -36,8 +36,7 @@ RUNS = [(precision, *run) for precision in ("float32", "bfloat16") for run in ((
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int], Path]:
     """What runs wrote, by precision, number of CPUs (and so of threads), and number of the run."""
     cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < 2:
-        pytest.skip("needs two CPUs")
+    need(len(cpus) >= 2, "two CPUs")
     folder = tmp_path_factory.mktemp("outputs")
     shipped = next((ROOT / "weights").glob("*/bundle.json")).parent
     bundle = shutil.copytree(shipped, folder / "bundle")

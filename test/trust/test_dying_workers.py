@@ -5,29 +5,37 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import signal
-import threading
-import time
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from model.cohort.manifest import read_manifest
-from model.preprocessing import PAPER_PROFILE
+from model.preprocessing import PAPER_PROFILE, Trilinear
 from model.training.cache import prepare_cohort
+from test.phantom import COARSE_INPUT
 from test.training.cohort import row, write_manifest, write_phantom
 
 pytestmark = pytest.mark.slow
 
 
-def kill_the_first_worker() -> None:
-    """Wait until there is one; an executor has no other children."""
-    while not (workers := multiprocessing.active_children()):
-        time.sleep(0.05)
-    os.kill(workers[0].pid or 0, signal.SIGKILL)
+@dataclass(frozen=True)
+class KilledOnce(Trilinear):
+    """An interpolation in whose use the first process to come to it is killed."""
+
+    marker: Path
+
+    def slices(self, depth: int, count: int) -> npt.NDArray[np.float64]:
+        with contextlib.suppress(FileExistsError):
+            self.marker.touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().slices(depth, count)
 
 
 def test_a_worker_that_dies_ends_the_preparation_and_the_next_one_completes_it(tmp_path: Path) -> None:
@@ -36,11 +44,9 @@ def test_a_worker_that_dies_ends_the_preparation_and_the_next_one_completes_it(t
     rows = [row("a", 1, 0, "train"), row("b", 2, 0, "train"), row("c", 2, 0, "validation")]
     cases = read_manifest(write_manifest(tmp_path / "manifest.csv", rows)).cases
     cache = tmp_path / "cache"
-    killer = threading.Thread(target=kill_the_first_worker, daemon=True)
-    killer.start()
+    profile = replace(PAPER_PROFILE, input_shape=COARSE_INPUT, interpolation=KilledOnce(tmp_path / "killed"))
     with pytest.raises(BrokenProcessPool):
-        list(prepare_cohort(cases, PAPER_PROFILE, cache, workers=2))
-    killer.join()
+        list(prepare_cohort(cases, profile, cache, workers=2))
     assert not list(cache.rglob("*.partial-*"))
-    assert list(prepare_cohort(cases, PAPER_PROFILE, cache))[-1] == 3
+    assert list(prepare_cohort(cases, profile, cache))[-1] == 3
     assert len(list(cache.rglob("*.safetensors"))) == 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from test.conftest import ROOT
+from test.conftest import ROOT, need
 from test.phantom import Phantom, write_case
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
@@ -16,9 +16,8 @@ CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrom
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Path of a Chromium browser."""
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium browser (Debian: apt-get install chromium)")
-    return CHROMIUM
+    need(CHROMIUM is not None, "a Chromium browser (Debian: apt-get install chromium)")
+    return str(CHROMIUM)
 
 
 def write_finished_case(folder: Path, phantom: Phantom, bundle: Path, stem: str, *options: str) -> None:
