@@ -113,6 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "pipeline_samples_per_second": round(pipeline, 3),
         "step_samples_per_second": round(step, 3),
+        "step_ms": round(1000 * options.batch / step),
         "waits": "the step for the pipeline" if pipeline < step else "the pipeline for the step",
     }
     if device.type == "cuda":

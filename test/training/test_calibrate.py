@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.cohort.manifest import Scores, TrainingCase, read_manifest
+from model.imaging.scan import Scan
+from model.network import NetworkConfig, build_network
+from model.subtyping import EmphysemaSubtyper
+from model.training.calibrate import LogitCalibration, bin_centres, fit_calibration, fold, known_interval, logit_counts, main
+from model.weights import read_metadata
+from test.training.cohort import row, write_manifest
+
+
+def hazy_cases(slope: float, offset: float) -> tuple[list[np.ndarray], list[float]]:
+    """Logits of 30 scans, counted, and the percentages that the calibrated maps have."""
+    generator = np.random.default_rng(0)
+    counts, percentages = [], []
+    for share in np.linspace(0.0, 0.4, 30):
+        logits = np.where(generator.random(20_000) < share, 1.5, -1.5) + generator.normal(0, 0.6, 20_000)
+        percentages.append(float(100 * (1 / (1 + np.exp(-(slope * logits + offset)))).mean()))
+        counts.append(logit_counts(logits.astype(np.float32), np.ones(20_000, bool)))
+    return counts, percentages
+
+
+def test_slope_and_offset_are_found_from_percentages() -> None:
+    counts, percentages = hazy_cases(2.5, -0.7)
+    found = fit_calibration(counts, [(value, value) for value in percentages])
+    assert found.slope == pytest.approx(2.5, abs=0.1)
+    assert found.offset == pytest.approx(-0.7, abs=0.1)
+    assert found.error_after < 0.02 < 2 < found.error_before
+
+
+def test_intervals_are_met_and_a_network_that_meets_them_is_left_alone() -> None:
+    counts, percentages = hazy_cases(2.5, -0.7)
+    bounds = [(0.0, 6.0) if value < 6 else (6.0, 100.0) for value in percentages]
+    found = fit_calibration(counts, bounds)
+    assert found.error_before > 1
+    assert found.error_after < 0.1
+    assert fit_calibration(counts, [(0, 100)] * len(counts)) == LogitCalibration(1.0, 0.0, len(counts), 0.0, 0.0)
+
+
+def test_logits_are_counted_inside_the_lung() -> None:
+    logits = np.array([-100.0, 0.0, 0.004, 3.0, 100.0], np.float32)
+    counts = logit_counts(logits, np.array([True, True, True, False, True]))
+    centres = bin_centres()
+    assert {round(float(centres[place]), 6): int(counts[place]) for place in np.flatnonzero(counts)} == {-30: 1, 0: 2, 30: 1}
+
+
+def test_a_folded_calibration_changes_the_logits_and_nothing_else() -> None:
+    network = build_network(NetworkConfig("resnet18", "regression", 2)).eval()
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        before = network(image)
+        fold(network, [LogitCalibration(2.0, -1.0, 1, 0, 0), LogitCalibration(0.5, 3.0, 1, 0, 0)])
+        after = network(image)
+    torch.testing.assert_close(after.centrilobular, 2 * before.centrilobular - 1)
+    torch.testing.assert_close(after.paraseptal, before.paraseptal / 2 + 3)
+
+
+def test_the_best_that_is_known_counts() -> None:
+    case = TrainingCase("a", Path("a"), Path("a"), Scores(3, None), "validation", intervals=((0, 1), None))
+    assert known_interval(case, 0, (4.0, 5.0)) == (4.0, 4.0)
+    assert known_interval(case, 0, None) == (10.0, 20.0)
+    assert known_interval(case, 1, None) is None
+
+
+def test_the_calibrated_bundle_scores_nearer_to_the_truth_and_says_how_it_was_made(
+    manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "calibrated"
+    arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    assert main([str(bundle), "--output", str(output), *arguments]) == 0
+    notes = read_metadata(output).performance["calibration"]
+    assert notes["manifest_sha256"] == read_manifest(manifest).sha256
+    assert notes["paraseptal"]["error_after"] <= notes["paraseptal"]["error_before"]
+    assert "percentage points" in capsys.readouterr().out
+    errors = []
+    for place in (bundle, output):
+        subtyper = EmphysemaSubtyper.from_bundle(place, "cpu", "float32")
+        differences = []
+        for case in read_manifest(manifest).of("validation"):
+            assert case.truth is not None
+            scan = Scan.read(case.ct, case.lung_mask)
+            truth = 100 * float(Scan.read(case.ct, case.truth[0]).lung.sum() / scan.lung.sum()) if case.entity == "f" else 0.0
+            percentage = subtyper.predict(scan).centrilobular.percentage
+            assert percentage is not None
+            differences.append(abs(percentage - truth))
+        errors.append(float(np.mean(differences)))
+    expected = [notes["centrilobular"][name] for name in ("error_before", "error_after")]
+    assert errors == pytest.approx(expected, abs=0.05)
+    assert errors[1] < errors[0]
+
+
+def test_what_cannot_be_calibrated_is_refused(
+    manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    assert main([str(bundle), "--manifest", str(manifest), "--output", str(tmp_path), *common]) == 2
+    assert "it exists; expected a new folder" in capsys.readouterr().err
+    unknown = row("f", 2, "", "validation", truth=False) | {"paraseptal_lower": "", "paraseptal_upper": ""}
+    path = write_manifest(manifest.parent / "one-sided.csv", [unknown])
+    assert main([str(bundle), "--manifest", str(path), "--output", str(tmp_path / "new"), *common]) == 2
+    assert "nothing is known of paraseptal emphysema" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
