@@ -1,4 +1,7 @@
-"""`process.py` as its users run it: a process of its own, from an input folder to an output folder."""
+"""`process.py` as its users run it: a process of its own, from an input folder to an output folder.
+
+Runs that show how it starts are started as users do; the others are forked from a process that has imported everything.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,28 @@ from model.container.command import granted_threads
 from model.imaging.geometry import ImageGeometry
 from test.conftest import ROOT
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
+from test.trust.provoke import Forks
 
 MAPS = ("centrilobular-emphysema-heatmap", "paraseptal-emphysema-heatmap")
 SCORES = ("centrilobular-emphysema-score.json", "paraseptal-emphysema-score.json")
 
 
+FORKS = Forks()
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """This process's environment without settings of process.py, and with those of the test."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("EMPHYSEMA_")} | environment
+
+
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("EMPHYSEMA_")}
+    return FORKS.run((), [str(argument) for argument in arguments], clean(environment))
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "process.py", *arguments],
-        env=clean | environment,
+        env=clean(environment),
         capture_output=True,
         text=True,
         timeout=300,
@@ -52,7 +67,7 @@ def scored(lesioned: Phantom, full_bundle: Path, tmp_path_factory: pytest.TempPa
     """A case stored sideways, and what a run with a picture wrote for it."""
     folder = tmp_path_factory.mktemp("scored")
     write_case(folder / "input", *lesioned.images("PIR"), stem="7d1a")
-    done = run("--input", folder / "input", "--output", folder / "output", "--weights", full_bundle, "--preview")
+    done = start("--input", folder / "input", "--output", folder / "output", "--weights", full_bundle, "--preview")
     assert (done.returncode, done.stderr) == (0, ""), done
     return folder / "input", folder / "output"
 
@@ -120,7 +135,7 @@ def test_two_paths_and_the_environment_do_what_a_folder_and_options_do(
 ) -> None:
     images = scored[0] / "images"
     arguments = ("--ct", images / "ct/7d1a.mha", "--lung-mask", images / "lung-mask/7d1a.mha", "--output", tmp_path)
-    done = run(*arguments, EMPHYSEMA_WEIGHTS=str(full_bundle), EMPHYSEMA_PRECISION="float32", EMPHYSEMA_MAP_TYPE="float32")
+    done = start(*arguments, EMPHYSEMA_WEIGHTS=str(full_bundle), EMPHYSEMA_PRECISION="float32", EMPHYSEMA_MAP_TYPE="float32")
     assert (done.returncode, done.stderr) == (0, "")
     (result,), (expected,) = results_of(tmp_path), results_of(scored[1])
     assert result["provenance"]["precision"] == "float32"
@@ -167,7 +182,7 @@ def test_the_example_case_is_small_laid_out_as_the_platform_does_and_has_emphyse
     assert {entry["interface"]["relative_path"] for entry in json.loads((example / "inputs.json").read_text())} == {
         *("images/ct", "images/lung-mask"),
     }
-    done = run("--input", example, "--output", tmp_path, "--weights", bundle)
+    done = start("--input", example, "--output", tmp_path, "--weights", bundle)
     assert (done.returncode, done.stderr) == (0, "")
     metrics = results_of(tmp_path)[0]["metrics"]
     assert set(metrics["regions"]) == {"right", "left"}
@@ -222,11 +237,11 @@ def test_a_ct_without_lungs_is_refused_when_they_are_to_be_found(phantom: Phanto
     assert files_in(tmp_path / "output") == ["results.json"]
 
 
-def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+def test_lobes_are_reported_where_the_mask_names_them(lesioned: Phantom, fine_bundle: Path, tmp_path: Path) -> None:
     lobes = np.where(lesioned.lungs == 1, 3, np.where(lesioned.lungs == 2, 1, 0)).astype(np.uint8)
     lobes[:50][lobes[:50] > 0] += 1
     write_case(tmp_path / "input", *dataclasses.replace(lesioned, lungs=lobes).images(), mask_folder="pulmonary-lobes")
-    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
+    done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", fine_bundle)
     assert done.returncode == 0, done.stderr
     regions = results_of(tmp_path / "output")[0]["metrics"]["regions"]
     assert set(regions) == {"right", "left", "right_upper_lobe", "right_lower_lobe", "left_upper_lobe", "left_lower_lobe"}
@@ -401,7 +416,7 @@ def test_a_bundle_that_cannot_be_used_is_refused(phantom: Phantom, tmp_path: Pat
 def test_bad_usage_ends_with_exit_2_and_one_line(
     tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
-    done = run(*arguments, "--output", tmp_path / "output", **environment)
+    done = start(*arguments, "--output", tmp_path / "output", **environment)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert message in line

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,9 @@ def run_with_fault(fault: tuple[str, ...], arguments: list[str]) -> int:
     return command.main(arguments)
 
 
-def _run_apart(fault: tuple[str, ...], arguments: list[str], folder: str) -> None:
+def _run_apart(fault: tuple[str, ...], arguments: list[str], environment: dict[str, str], folder: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
     sys.exit(run_with_fault(fault, arguments))
@@ -110,12 +112,14 @@ class Forks:
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["test.trust.provoke"])
+        self._context.set_forkserver_preload(["test.trust.provoke", "test.trust.worker"])
 
-    def run(self, fault: tuple[str, ...], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, fault: tuple[str, ...], arguments: list[str], environment: Mapping[str, str] = os.environ
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end; the return code is negative after a signal, as with `subprocess`."""
         with tempfile.TemporaryDirectory() as folder:
-            child = self._context.Process(target=_run_apart, args=(fault, arguments, folder))
+            child = self._context.Process(target=_run_apart, args=(fault, arguments, dict(environment), folder))
             child.start()
             child.join(300)
             if child.exitcode is None:

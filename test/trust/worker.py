@@ -104,7 +104,7 @@ class Worker:
     def _connected(self) -> Connection:
         if self._connection is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["test.trust.worker"])
+            context.set_forkserver_preload(["test.trust.provoke", "test.trust.worker"])
             self._connection, theirs = context.Pipe()
             self._process = context.Process(target=_work, args=(theirs,), daemon=True)
             self._process.start()
