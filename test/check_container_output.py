@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model.container.grand_challenge import MAP_FOLDERS, RESULTS_FILE, SCORE_FILES
+from model.container.results import read_results
+from model.container.schema import to_json
 
 EXPECTED = ROOT / "test" / "expected" / "example.json"
 POINTS = 0.1
@@ -29,7 +31,8 @@ POINTS = 0.1
 
 def described(output: Path) -> dict[str, Any]:
     """Return the scores, percentages and grids of one output folder, and which bundle they are of."""
-    (result,) = json.loads((output / RESULTS_FILE).read_text())
+    (result,) = read_results(output / RESULTS_FILE)
+    assert result.provenance is not None, "the case was scored"
     grids = {}
     for subtype, folder in MAP_FOLDERS.items():
         (path,) = (output / folder).iterdir()
@@ -37,9 +40,9 @@ def described(output: Path) -> dict[str, Any]:
         grid = (image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
         grids[subtype] = {"file": path.name, "type": image.GetPixelIDTypeAsString(), "grid": [list(part) for part in grid]}
     return {
-        "bundle": {key: result["provenance"][key] for key in ("bundle", "sha256")},
+        "bundle": {"bundle": result.provenance.bundle, "sha256": result.provenance.sha256},
         "scores": {subtype: json.loads((output / name).read_text()) for subtype, name in SCORE_FILES.items()},
-        "metrics": result["metrics"],
+        "metrics": to_json(result.metrics),
         "maps": grids,
     }
 

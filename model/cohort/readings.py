@@ -7,13 +7,13 @@ A table or folder that cannot be used is one `InputError` that lists everything 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..container.grand_challenge import RESULTS_FILE, map_path
+from ..container.results import parse_results
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from .tables import (
@@ -29,9 +29,6 @@ from .tables import (
 )
 
 PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYPES for side in ("reference", "predicted")))
-METRICS = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
-"""What `results.json` calls each subtype's score and percentage."""
-
 VISUAL, SIMULATED = "visual scores", "simulated truth"
 """What tables call a reference."""
 
@@ -114,31 +111,28 @@ def read_predictions(path: Path) -> Readings:
     Raises:
         InputError: there is no result, a file is none, a value is out of range, or an entity is there twice.
     """
-    files = _results_files(path)
-    entries = [(file, entry) for file in files for entry in _load_results(file)]
     problems: list[str] = []
     cases: dict[str, Reading] = {}
     failures: dict[str, str] = {}
-    for file, entry in entries:
-        entity = str(entry.get(ENTITY) or file.parent.name)
-        metrics = entry.get("metrics")
-        if not metrics:
-            failures[entity] = "; ".join(map(str, entry.get("error_messages") or ["no metrics"]))
-            continue
-        extents, found = _extents(metrics, METRICS)
-        if not found and all(extent.score is None for extent in extents):
-            found = [f"none of {', '.join(score for score, _ in METRICS)}"]
-        problems += [f"{entity}: {problem}" for problem in found]
-        cases[entity] = Reading(extents, tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES))
-    problems += entity_problems([str(entry[ENTITY]) for _, entry in entries if entry.get(ENTITY)])
+    entities: list[str] = []
+    bundles: set[str] = set()
+    for file in _results_files(path):
+        results, found = parse_results(file)
+        problems += [f"{file.parent.name}/{file.name}: {problem}" for problem in found]
+        for result in results:
+            entity = result.entity or file.parent.name
+            if result.entity:
+                entities.append(entity)
+            if result.metrics is None:
+                failures[entity] = "; ".join(result.error_messages)
+                continue
+            scores = [result.metrics.of(subtype) for subtype in SUBTYPES]
+            maps = tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES)
+            cases[entity] = Reading(tuple(Extent(score.score, score.percentage) for score in scores), maps)
+            bundles.add(result.bundle)
+    problems += entity_problems(entities)
     _raise_for(path, problems)
-    bundles = {_bundle(entry) for _, entry in entries if entry.get("metrics")}
     return Readings(path, " and ".join(sorted(bundles - {""})) or path.resolve().name, cases, failures)
-
-
-def _bundle(entry: dict[str, Any]) -> str:
-    provenance = entry.get("provenance")
-    return str(provenance.get("bundle", "")) if isinstance(provenance, dict) else ""
 
 
 def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[tuple[Extent, ...], list[str]]:
@@ -174,20 +168,6 @@ def _results_files(path: Path) -> list[Path]:
     if not files:
         raise InputError(path, f"no {RESULTS_FILE} in it or in its folders", RESULTS)
     return files
-
-
-def _load_results(file: Path) -> Iterator[dict[str, Any]]:
-    expected = "a list of objects with entity and metrics, as process.py writes it"
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(file, f"it cannot be read ({error})", expected) from error
-    shaped = isinstance(entries, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("metrics", {}), dict) for entry in entries
-    )
-    if not shaped:
-        raise InputError(file, "not a list of results", expected)
-    yield from entries
 
 
 def subtype_extents(readings: Readings, subtype: Subtype) -> dict[str, Extent]:

@@ -26,9 +26,9 @@ from ..rendering import preview
 from ..stages import Stage, stage_line, timed
 from ..subtyping import EmphysemaSubtyper, Subtyping
 from . import grand_challenge
-from .grand_challenge import Case, OutputFolder, failed_result
+from .grand_challenge import Case, OutputFolder
 from .reading import ReadAhead
-from .results import case_result
+from .results import CaseResult, SubtypeScore, case_result, failed_result
 
 logger = logging.getLogger("process")
 
@@ -85,8 +85,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._lungmask_weights = lungmask_weights
 
     @property
-    def results(self) -> list[dict[str, Any]]:
-        """What `results.json` holds: one object a case, in the order of the cases."""
+    def results(self) -> list[CaseResult]:
+        """What `results.json` holds: one result a case, in the order of the cases."""
         return list(self._case_results)
 
     def load(self) -> None:
@@ -102,14 +102,19 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             rows.append(row)
         self._cases[self._index_key] = DataFrame(rows)
 
-    def process_case(self, *, idx: int, case: Series) -> dict[str, Any]:
-        """Score one case and write its maps (and with the run's first case the score files); return its result."""
-        files: Case = case["case"]
+    def process_case(self, *, idx: int, case: Series) -> CaseResult:
+        """Score one case; write its maps, with the run's first case the score files, and the results so far."""
+        result = self._result(case["case"], case["problem"], idx)
+        with self._outputs as outputs:
+            outputs.write_results([*self._case_results, result])
+        return result
+
+    def _result(self, files: Case, problem: str, index: int) -> CaseResult:
         try:
             self._outputs.discard(files.entity)
-            if case["problem"]:
-                raise FileLoaderError(case["problem"])
-            return self._scored(files, idx)
+            if problem:
+                raise FileLoaderError(problem)
+            return self._scored(files, index)
         except (InputError, FileLoaderError) as error:
             self.exit_code = self.exit_code or 2
             message = str(error)
@@ -124,18 +129,16 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         return self._subtyper.predict(input_image, self._map_type)
 
     def save(self) -> None:
-        """Write `results.json`."""
-        with self._outputs as outputs:
-            outputs.write_results(self._case_results)
+        """Nothing is left to write: `process_case` has written `results.json`."""
 
-    def _scored(self, case: Case, index: int) -> dict[str, Any]:
+    def _scored(self, case: Case, index: int) -> CaseResult:
         start = time.perf_counter()
         logger.info("%s", printable(case.entity))
         scan = self._scan(case, index)
         subtyping = self.predict(input_image=scan)
         with timed(Stage.DENSITOMETRY):
             result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
-        for warning in result["warnings"]:
+        for warning in result.warnings:
             logger.info("%s: %s", printable(case.entity), warning)
         with timed(Stage.WRITE), self._outputs as outputs:
             findings = subtyping.findings
@@ -143,7 +146,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             outputs.write_maps(case.entity, maps)
             if index == 0:
                 for finding in findings:
-                    outputs.write_score(finding.subtype.name, finding.score, finding.severity, finding.percentage)
+                    outputs.write_score(finding.subtype.name, SubtypeScore(finding.score, finding.severity, finding.percentage))
             if self._with_preview:
                 outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
         logger.info("%s", stage_line("in all", time.perf_counter() - start))

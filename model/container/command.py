@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
 import SimpleITK as sitk
 
@@ -23,11 +23,13 @@ import SimpleITK as sitk
 from .. import DISCLAIMER, SHIPPED_WEIGHTS, __version__
 from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
 from ..errors import InputError, printable, unexpected
+from ..fleischner import SUBTYPES
 from ..imaging.native import print_error, stderr_descriptor
 from ..stages import Stage, observed_by, stage_line, timed
 from . import grand_challenge
-from .grand_challenge import Case, OutputFolder, failed_result
+from .grand_challenge import Case, OutputFolder
 from .reading import ReadAhead
+from .results import CaseResult, SubtypeScore, failed_result
 
 if TYPE_CHECKING:
     from .algorithm import EmphysemaAlgorithm
@@ -39,30 +41,28 @@ CONSOLE_COMMAND = "emphysema-subtyping"
 """The name that pyproject.toml installs this command under."""
 
 
-def summary(results: list[dict[str, Any]], seconds: float, output: Path) -> str:
+def summary(results: list[CaseResult], seconds: float, output: Path) -> str:
     """Return the table that is printed at the end of a run."""
     lines = [f"{'entity':<24} {'centrilobular':<32} {'paraseptal':<26} {'LAA-950':>8}"]
     for result in results:
-        entity = printable(result["entity"])
-        if result["error_messages"]:
-            lines.append(f"{entity:<24} not scored: {result['error_messages'][0]}")
+        entity = printable(result.entity or "")
+        if result.metrics is None:
+            lines.append(f"{entity:<24} not scored: {result.error_messages[0]}")
             continue
-        metrics = result["metrics"]
-        cells = [_summary_cell(metrics, prefix) for prefix in ("cle", "pse")]
-        laa950 = f"{metrics['laa950_percentage']:.1f} %"
+        cells = [_summary_cell(result.metrics.of(subtype)) for subtype in SUBTYPES]
+        laa950 = f"{result.metrics.laa950_percentage:.1f} %"
         lines.append(f"{entity:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
-    scored = next((result for result in results if not result["error_messages"]), None)
-    if scored:
-        lines.append(f"weights: {scored['provenance']['bundle']} (trained on: {scored['provenance']['trained_on']})")
+    provenance = next((result.provenance for result in results if result.provenance), None)
+    if provenance:
+        lines.append(f"weights: {provenance.bundle} (trained on: {provenance.trained_on})")
     lines.append(printable(f"{seconds:.1f} s; written to {output}"))
     lines.append(DISCLAIMER)
     return "\n".join(lines)
 
 
-def _summary_cell(metrics: dict[str, Any], prefix: str) -> str:
-    percentage = metrics[f"{prefix}_percentage"]
-    extent = "" if percentage is None else f", {percentage:.1f} %"
-    return f"{metrics[f'{prefix}_severity_score']} {metrics[f'{prefix}_severity']}{extent}"
+def _summary_cell(found: SubtypeScore) -> str:
+    extent = "" if found.percentage is None else f", {found.percentage:.1f} %"
+    return f"{found.score} {found.severity}{extent}"
 
 
 def parsed_options(arguments: list[str]) -> argparse.Namespace:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import SimpleITK as sitk
 
@@ -20,6 +20,7 @@ from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
+from .results import CaseResult, LungMaskSource, SubtypeScore, results_text, score_text
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")
@@ -78,7 +79,7 @@ class Case:
         return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.absolute().parent.name == Path(LOBES_FOLDER).name)
 
     @property
-    def lung_mask_source(self) -> Literal["given", "automatic"]:
+    def lung_mask_source(self) -> LungMaskSource:
         """What results say of the mask."""
         return "given" if self.lung_mask else "automatic"
 
@@ -178,11 +179,6 @@ def _may_be_dicom(path: Path) -> bool:
     return suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()
 
 
-def failed_result(message: str, entity: str | None = None) -> dict[str, Any]:
-    """Return the object that `results.json` holds for a case without a result; entity None is the run as a whole."""
-    return {"entity": entity, "error_messages": [message]}
-
-
 def map_path(folder: Path, subtype: str, entity: str) -> Path:
     """Where the activation map of one subtype lies in an output folder."""
     return folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
@@ -231,16 +227,15 @@ class OutputFolder(WholeFiles):
         """Write the preview picture."""
         self.partial(self._preview(entity)).write_bytes(png)
 
-    def write_score(self, subtype: str, score: int, severity: str, percentage: float | None) -> None:
-        """Write the score file of one subtype; the percentage is in percent (0 to 100), null from a classification network."""
-        self._write_json(SCORE_FILES[subtype], {"score": score, "severity": severity, "percentage": percentage})
+    def write_score(self, subtype: str, score: SubtypeScore) -> None:
+        """Write the score file of one subtype."""
+        self._write_text(SCORE_FILES[subtype], score_text(score))
 
-    def write_results(self, results: list[dict[str, Any]]) -> None:
-        """Write `results.json`: a list, one object a case."""
-        self._write_json(RESULTS_FILE, results)
+    def write_results(self, results: Sequence[CaseResult]) -> None:
+        """Write `results.json`."""
+        self._write_text(RESULTS_FILE, results_text(results))
 
-    def _write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    def _write_text(self, name: str, text: str) -> None:
         self.partial(self.folder / name).write_text(text, encoding="utf-8")
 
     def _preview(self, entity: str) -> Path:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,12 @@ from scipy import ndimage
 from .. import __version__
 from ..command_line import OneLineParser, module_command
 from ..container.grand_challenge import Case, OutputFolder, find_cases
+from ..container.results import CaseResult, Provenance, case_metrics, failed_result
 from ..errors import InputError, printable
-from ..fleischner import SUBTYPES
+from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
-from ..lungs.densitometry import LOW_ATTENUATION_HU
+from ..lungs.densitometry import LOW_ATTENUATION_HU, measure
+from ..lungs.regions import Regions
 from .workers import map_isolated
 
 RIM_MM = 8.0
@@ -82,38 +83,66 @@ class Rule:
 RULES = (Rule("laa950", all_centrilobular), Rule("laa950-rim", rim_paraseptal))
 
 
-def apply_rule(rule: Rule, scan: Scan, entity: str, outputs: OutputFolder) -> None:
-    """Score one scan by a rule; write its maps (uint8, 255 = emphysema) and `results.json`."""
-    voxels = int(np.count_nonzero(scan.lung))
-    metrics: dict[str, Any] = {}
-    maps = {}
-    with outputs:
-        for subtype, found in zip(SUBTYPES, rule.maps(scan), strict=True):
-            percentage = round(100 * int(np.count_nonzero(found)) / voxels, PERCENTAGE_DECIMALS)
-            grade = subtype.grade(percentage)
-            metrics |= {
-                f"{subtype.abbreviation}_severity_score": grade.score,
-                f"{subtype.abbreviation}_severity": grade.severity,
-                f"{subtype.abbreviation}_percentage": percentage,
-            }
-            maps[subtype.name] = scan.to_file_grid(found.astype(np.uint8) * np.uint8(255))
-            outputs.write_score(subtype.name, grade.score, grade.severity, percentage)
-        outputs.write_maps(entity, maps)
-        provenance = {"bundle": rule.name, "trained_on": "nothing: a rule", "version": __version__}
-        result = {"entity": entity, "metrics": metrics, "provenance": provenance, "error_messages": []}
-        outputs.write_results([result])
+@dataclass(frozen=True)
+class RuleFinding:
+    """What a rule finds of one subtype, in percent of the lung and of each region (0 to 100)."""
+
+    subtype: Subtype
+    percentage: float
+    region_percentages: dict[str, float | None]
+    probabilities: None = None
+
+    @classmethod
+    def of(cls, subtype: Subtype, found: Mask, scan: Scan, regions: Regions) -> RuleFinding:
+        """Measure the voxels that a rule gives to a subtype (z, y, x)."""
+        inside = np.bincount(regions.labels[found[regions.box]], minlength=256)
+        voxels = np.bincount(regions.labels.ravel(), minlength=256)
+        shares: dict[str, float | None] = {
+            name: _percentage(inside[list(labels)], voxels[list(labels)]) for name, labels in regions.members.items()
+        }
+        return cls(subtype, _percentage(np.count_nonzero(found), np.count_nonzero(scan.lung)), shares)
+
+    @property
+    def score(self) -> int:
+        """Fleischner score of the percentage."""
+        return self.subtype.score(self.percentage)
+
+    @property
+    def severity(self) -> str:
+        """Name of the score."""
+        return self.subtype.grade(self.percentage).severity
+
+
+def _percentage(part: npt.ArrayLike, whole: npt.ArrayLike) -> float:
+    return round(100 * int(np.sum(part)) / int(np.sum(whole)), PERCENTAGE_DECIMALS)
 
 
 def score_case(case: Case, output: Path) -> None:
-    """Score one case by every rule.
+    """Score one case by every rule: maps (uint8, 255 = emphysema), score files and `results.json`.
 
     Raises:
         InputError: it cannot be used.
     """
     ct, lung_mask = case.files
     scan = Scan.read(ct, lung_mask, lobes=case.lobes)
+    regions = Regions.of(scan)
+    density, parts = measure(scan, regions)
     for rule in RULES:
-        apply_rule(rule, scan, case.entity, _outputs(rule, case, output))
+        masks = rule.maps(scan)
+        findings = [RuleFinding.of(subtype, found, scan, regions) for subtype, found in zip(SUBTYPES, masks, strict=True)]
+        provenance = Provenance(
+            rule.name, trained_on="nothing: a rule", lung_mask_source=case.lung_mask_source, version=__version__
+        )
+        metrics = case_metrics(findings, density, parts)
+        maps = {
+            subtype.name: scan.to_file_grid(found.astype(np.uint8) * np.uint8(255))
+            for subtype, found in zip(SUBTYPES, masks, strict=True)
+        }
+        with _outputs(rule, case, output) as outputs:
+            outputs.write_maps(case.entity, maps)
+            for subtype in SUBTYPES:
+                outputs.write_score(subtype.name, metrics.of(subtype))
+            outputs.write_results([CaseResult(case.entity, metrics, provenance, scan.warnings)])
 
 
 def _outputs(rule: Rule, case: Case, output: Path) -> OutputFolder:
@@ -166,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(f"{case.entity}: {problem}"), file=sys.stderr)
         for rule in RULES:
             with _outputs(rule, case, options.output) as outputs:
-                outputs.write_results([{"entity": case.entity, "error_messages": [problem]}])
+                outputs.write_results([failed_result(problem, case.entity)])
     print(f"{len(cases) - len(failed)} cases scored: {', '.join(str(options.output / rule.name) for rule in RULES)}")
     if not failed:
         return 0

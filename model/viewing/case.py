@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from .. import fleischner
 from ..container.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
-from ..container.results import case_result
+from ..container.results import CaseResult, case_result, read_results
 from ..errors import InputError
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.readers import read_volume
@@ -35,7 +33,7 @@ class ViewedCase:
     """What there is to see of a case.
 
     Attributes:
-        result: the object of `results.json`.
+        result: as in `results.json`, with metrics.
         hounsfield: z, y, x in the patient's frame; HU; None where the CT is not there.
         maps: activation map of each subtype, on the same grid; uint8 or float 0 to 1.
         spacing: z, y, x; mm.
@@ -43,7 +41,7 @@ class ViewedCase:
         overview: a PNG file of the most affected slices; None for a finished case, which may have one of its own.
     """
 
-    result: dict[str, Any]
+    result: CaseResult
     hounsfield: np.ndarray | None
     maps: dict[str, np.ndarray]
     spacing: tuple[float, float, float]
@@ -89,7 +87,7 @@ def _mha(image: sitk.Image) -> bytes:
         return (folder / "map.mha").read_bytes()
 
 
-def finished_cases(output: Path) -> dict[str, dict[str, Any]]:
+def finished_cases(output: Path) -> dict[str, CaseResult]:
     """The results of the cases of an output folder that were scored, by entity.
 
     Raises:
@@ -99,23 +97,19 @@ def finished_cases(output: Path) -> dict[str, dict[str, Any]]:
     expected = "a finished output folder of process.py"
     if not path.is_file():
         raise InputError(output, f"no {RESULTS_FILE} in it", expected)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        scored = {str(result["entity"]): result for result in results if not result["error_messages"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(path, f"not a list of results ({type(error).__name__})", expected) from error
+    scored = {result.entity: result for result in read_results(path) if result.entity and result.metrics}
     if not scored:
         raise InputError(path, "no case in it was scored", expected)
     return scored
 
 
-def open_finished(output: Path, result: dict[str, Any], inputs: Path | None) -> ViewedCase:
+def open_finished(output: Path, result: CaseResult, inputs: Path | None) -> ViewedCase:
     """Open a case of a finished output folder, with its CT where `inputs`, the folder that was scored, still holds it.
 
     Raises:
         InputError: a map is missing or cannot be read, or the CT lies on another grid.
     """
-    entity = str(result["entity"])
+    entity = str(result.entity)
     maps, files = {}, {}
     for subtype in SUBTYPES:
         path = map_path(output, subtype, entity)

@@ -20,7 +20,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from .. import DISCLAIMER, __version__
+from .. import DISCLAIMER, __version__, fleischner
+from ..container.results import CaseResult, results_text
 from ..errors import InputError
 from ..slices import CLASS_NAMES
 from ..slices.images import LUNG_WINDOW, Window, as_picture, read_levels
@@ -184,7 +185,7 @@ def _finished_tab(options: PageOptions) -> None:
 
 
 @st.cache_resource(show_spinner="Opening", max_entries=1)
-def _finished(output: Path, result: dict[str, Any], inputs: Path | None) -> ViewedCase:
+def _finished(output: Path, result: CaseResult, inputs: Path | None) -> ViewedCase:
     return open_finished(output, result, inputs)
 
 
@@ -196,20 +197,22 @@ def _show_case(case: ViewedCase, key: str) -> None:
     _show_downloads(case, picture, key)
 
 
-def _show_metrics(result: dict[str, Any]) -> None:
-    metrics, provenance = result["metrics"], result["provenance"]
+def _show_metrics(result: CaseResult) -> None:
+    metrics, provenance = result.metrics, result.provenance
+    assert metrics is not None, "only cases that were scored are shown"
+    assert provenance is not None, "a case that was scored has it"
     columns = st.columns(5)
-    for column, subtype, prefix in zip(columns, SUBTYPES, ("cle", "pse"), strict=False):
-        extent = metrics[f"{prefix}_percentage"]
-        score = f"{metrics[f'{prefix}_severity_score']} ({metrics[f'{prefix}_severity']})"
-        delta = None if extent is None else f"{extent:.1f} % of the lung"
-        column.metric(f"{subtype.capitalize()} score", score, delta, delta_color="off", delta_arrow="off")
-    columns[2].metric("LAA-950", f"{metrics['laa950_percentage']:.1f} %")
-    columns[3].metric("Perc15", f"{metrics['perc15_hu']} HU")
-    columns[4].metric("Lung volume", f"{metrics['lung_volume_ml']} ml")
-    if provenance.get("lung_mask_source") == "automatic":
+    for column, subtype in zip(columns, fleischner.SUBTYPES, strict=False):
+        found = metrics.of(subtype)
+        delta = None if found.percentage is None else f"{found.percentage:.1f} % of the lung"
+        score = f"{found.score} ({found.severity})"
+        column.metric(f"{subtype.name.capitalize()} score", score, delta, delta_color="off", delta_arrow="off")
+    columns[2].metric("LAA-950", f"{metrics.laa950_percentage:.1f} %")
+    columns[3].metric("Perc15", f"{metrics.perc15_hu} HU")
+    columns[4].metric("Lung volume", f"{metrics.lung_volume_ml} ml")
+    if provenance.lung_mask_source == "automatic":
         st.info("The lungs were segmented automatically. Check the slices: what lies outside the lungs was not scored.")
-    for warning in result.get("warnings", []):
+    for warning in result.warnings:
         st.warning(warning)
     names = {
         "cle_percentage": "centrilobular, %",
@@ -220,11 +223,11 @@ def _show_metrics(result: dict[str, Any]) -> None:
     }
     st.table(
         {
-            "region": [name.replace("_", " ") for name in metrics["regions"]],
-            **{title: [_rounded(region[field]) for region in metrics["regions"].values()] for field, title in names.items()},
+            "region": [name.replace("_", " ") for name in metrics.regions],
+            **{title: [_rounded(getattr(part, field)) for part in metrics.regions.values()] for field, title in names.items()},
         }
     )
-    st.caption(f"Weights: {provenance['bundle']}, trained on {provenance['trained_on']}.")
+    st.caption(f"Weights: {provenance.bundle}, trained on {provenance.trained_on}.")
 
 
 def _rounded(value: float | None) -> str:
@@ -269,8 +272,7 @@ def _window_controls(place: DeltaGenerator, key: str) -> Window:
 
 def _show_downloads(case: ViewedCase, picture: np.ndarray, key: str) -> None:
     places = iter(st.columns(5))
-    document = json.dumps([case.result], indent=2) + "\n"
-    _download(next(places), "Results (JSON)", document, "results.json", "application/json", key)
+    _download(next(places), "Results (JSON)", results_text([case.result]), "results.json", "application/json", key)
     for subtype, content in case.map_files.items():
         _download(next(places), f"{subtype.capitalize()} map (.mha)", content, f"{subtype}-emphysema-heatmap.mha", None, key)
     _download(next(places), "This slice (PNG)", png(picture), "slice.png", "image/png", key)

@@ -140,7 +140,11 @@ def test_results_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     write_results(tmp_path / "2", [result("a", 1.0, 1.0), {"entity": "c", "metrics": {"score": 3}}])
     with pytest.raises(InputError) as caught:
         read_predictions(tmp_path)
-    for problem in ("b: centrilobular score 9", "a: 2 times", "c: none of cle_severity_score, pse_severity_score"):
+    for problem in (
+        "b: metrics.cle_severity_score is 9, expected integer, minimum 0, maximum 5",
+        "a: 2 times",
+        "c: metrics.cle_severity_score is missing",
+    ):
         assert problem in str(caught.value)
 
 

@@ -23,6 +23,9 @@ def result(entity: str, cle: float, pse: float, **changes: Any) -> dict[str, Any
         "pse_severity": PARASEPTAL.grade(pse).severity,
         "pse_percentage": pse,
         "laa950_percentage": 1.0,
+        "perc15_hu": -900,
+        "lung_volume_ml": 5000,
+        "regions": {},
     }
     return {
         "entity": entity,

@@ -16,6 +16,7 @@ from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.imaging.scan import Scan
 from model.lungs.densitometry import measure
 from model.lungs.regions import Regions
+from test.container.schema import problems_of
 from test.evaluation.results import write_simulated_reference
 from test.phantom import LESION_HU, Phantom, make_phantom, write_case
 
@@ -97,6 +98,9 @@ def test_rules_are_written_as_results_that_evaluate_measures(cohort: Path, tmp_p
     assert main([str(cohort), "--output", str(rules), "--workers", "2"]) == 0
     plain, rim = (metrics(rules / rule / "two") for rule in ("laa950", "laa950-rim"))
     assert plain == metrics(rules / "laa950" / "one")  # whatever the orientation
+    assert problems_of(rules / "laa950" / "two") == []
+    assert plain["laa950_percentage"] == pytest.approx(plain["cle_percentage"], abs=1e-4)
+    assert [plain["regions"][side]["cle_percentage"] for side in ("right", "left")] == [100, 0]
     assert plain["cle_percentage"] == pytest.approx(50, abs=1)
     assert plain["pse_percentage"] == 0
     assert rim["cle_percentage"] + rim["pse_percentage"] == pytest.approx(plain["cle_percentage"], abs=2e-4)
@@ -139,7 +143,8 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_go_on(
     assert "broken.mha: the file is empty" in captured.err
     assert "1 cases scored" in captured.out
     (failed,) = json.loads((tmp_path / "rules/laa950/broken/results.json").read_text())
-    assert failed.keys() == {"entity", "error_messages"}
+    assert failed.keys() == {"entity", "warnings", "error_messages"}
+    assert problems_of(tmp_path / "rules/laa950/broken") == []
     assert metrics(tmp_path / "rules/laa950/good")["cle_percentage"] > 40
 
 

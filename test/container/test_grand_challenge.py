@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.container.grand_challenge import Case, OutputFolder, find_cases, stem_of
+from model.container.results import SubtypeScore
 from model.errors import InputError
 
 
@@ -173,7 +174,7 @@ def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> Non
     def stop_half_way() -> None:
         with outputs:
             outputs.write_maps("a", {"centrilobular": image, "paraseptal": image})
-            outputs.write_score("centrilobular", 1, "trace", 1.5)
+            outputs.write_score("centrilobular", SubtypeScore(1, "trace", 1.5))
             assert not (tmp_path / "out" / "centrilobular-emphysema-score.json").exists()
             raise RuntimeError("half way")
 
@@ -181,7 +182,7 @@ def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> Non
         stop_half_way()
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
     with outputs:
-        outputs.write_score("paraseptal", 0, "absent", None)
+        outputs.write_score("paraseptal", SubtypeScore(0, "absent", None))
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert [path.name for path in written] == ["paraseptal-emphysema-score.json"]
     assert json.loads(written[0].read_text()) == {"score": 0, "severity": "absent", "percentage": None}
@@ -190,7 +191,7 @@ def test_files_of_one_block_appear_together_or_not_at_all(tmp_path: Path) -> Non
 def test_an_earlier_runs_results_are_not_left_behind(tmp_path: Path) -> None:
     with OutputFolder(tmp_path) as outputs:
         outputs.write_results([])
-        outputs.write_score("paraseptal", 0, "absent", 0.0)
+        outputs.write_score("paraseptal", SubtypeScore(0, "absent", 0.0))
         outputs.write_preview("a", b"png")
         outputs.write_preview("b", b"png")
     outputs.close()

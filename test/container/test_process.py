@@ -20,9 +20,14 @@ import panimg
 import pytest
 import SimpleITK as sitk
 
+from model.container.algorithm import EmphysemaAlgorithm
 from model.container.command import granted_threads
+from model.container.grand_challenge import OutputFolder, find_cases
+from model.container.reading import ReadAhead
 from model.imaging.geometry import ImageGeometry
+from model.subtyping import EmphysemaSubtyper
 from test.conftest import ROOT
+from test.container.schema import problems_of
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
 from test.trust.provoke import Forks
 
@@ -80,6 +85,7 @@ def test_a_run_writes_every_output_and_nothing_else(scored: tuple[Path, Path]) -
 def test_results_and_score_files_have_the_documented_fields(scored: tuple[Path, Path]) -> None:
     (result,) = results_of(scored[1])
     assert result.keys() == {"entity", "metrics", "provenance", "warnings", "error_messages"}
+    assert problems_of(scored[1]) == []
     assert (result["entity"], result["warnings"], result["error_messages"]) == ("7d1a", [], [])
     metrics = result["metrics"]
     assert metrics.keys() == {
@@ -173,7 +179,28 @@ def test_a_case_that_fails_is_listed_and_the_others_go_on(lesioned: Phantom, bun
         ("b", False, 1),
         ("c", True, 0),
     ]
+    assert problems_of(tmp_path / "output") == []
     assert files_in(tmp_path / "output") == sorted(["results.json", *(f"images/{name}/c.mha" for name in MAPS)])
+
+
+def test_a_run_that_is_stopped_leaves_the_results_of_the_cases_before(
+    lesioned: Phantom, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stem in ("a", "b"):
+        write_case(tmp_path / "input", *lesioned.images(), stem=stem)
+    (tmp_path / "input/images/ct/a.mha").write_bytes(b"")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    subtyper = EmphysemaSubtyper.from_bundle(bundle)
+    monkeypatch.setattr(subtyper, "predict", stop)
+    cases = find_cases(tmp_path / "input")
+    with ReadAhead(cases) as scans:
+        algorithm = EmphysemaAlgorithm(cases, scans, subtyper, OutputFolder(tmp_path / "output"), "uint8", False, None)
+        with pytest.raises(KeyboardInterrupt):
+            algorithm.process()
+    assert [result["entity"] for result in results_of(tmp_path / "output")] == ["a"]
 
 
 def test_the_example_case_is_small_laid_out_as_the_platform_does_and_has_emphysema(bundle: Path, tmp_path: Path) -> None:
@@ -201,7 +228,7 @@ def test_an_error_that_is_nobodys_input_ends_with_exit_1_and_one_line(lesioned: 
     assert line.startswith("scan: NotADirectoryError: ")
     assert "Traceback" in done.stdout
     assert files_in(tmp_path / "output") == [f"images/{MAPS[1]}", "results.json"]
-    assert results_of(tmp_path / "output") == [{"entity": "scan", "error_messages": [line]}]
+    assert results_of(tmp_path / "output") == [{"entity": "scan", "warnings": [], "error_messages": [line]}]
 
 
 @pytest.mark.parametrize("how", ["folder", "path"])
