@@ -67,4 +67,4 @@ def test_the_viewer_reports_it_of_an_upload(tilted: Path, bundle: Path, with_mas
     subtyper = EmphysemaSubtyper.from_bundle(bundle)
     mask = uploads(tilted / "mask.mha") if with_mask else []
     case = score_uploads(subtyper, uploads(tilted / "series"), mask)
-    assert case.result["warnings"][0].startswith(TILT)
+    assert case.result.warnings[0].startswith(TILT)
