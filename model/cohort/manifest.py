@@ -21,9 +21,7 @@ writes such a list for a cohort of `model.simulation`.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import math
 import os
 import random
 from collections import Counter
@@ -40,25 +38,17 @@ from ..imaging.geometry import ImageGeometry
 from ..imaging.readers import read_header
 from ..whole_files import whole_file
 from .layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_paths
-from .tables import ENTITY, PERCENTAGE_COLUMNS, SCORE_COLUMNS, read_table
+from .tables import ENTITY, PERCENTAGE_COLUMNS, SCORE_COLUMNS, parse_extent, read_table
 
 Split = Literal["train", "validation", "test"]
 
 COLUMNS = ("entity", "ct", "lung_mask", "centrilobular", "paraseptal", "split")
-COLUMN_ALIASES = {
-    "sid": "entity",
-    "CT_Visual_Emph_Severity_P1": "centrilobular",
-    "CT_Visual_Emph_Paraseptal_P1": "paraseptal",
-}
-"""Names of COPDGene, and what they are called here."""
-
 BOUND_COLUMNS = {subtype.name: (f"{subtype.name}_lower", f"{subtype.name}_upper") for subtype in SUBTYPES}
 LEADING_COLUMN = "leading"
 UNIFORM_COLUMN = "uniform_slices"
 UNIFORM_VALUES = {"": False, "no": False, "yes": True}
 TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
 
-EXPECTED = f"a CSV with the columns {', '.join(COLUMNS)}"
 MANIFEST_FILE = "manifest.csv"
 
 
@@ -132,23 +122,11 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
         InputError: the file is no manifest, or rows are bad: one error that lists every one of them.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"it cannot be read ({error})", EXPECTED) from error
-    header, rows = _table(path, text)
-    bounded = {name for name, columns in BOUND_COLUMNS.items() if header.issuperset(columns)}
-    missing = [column for column in COLUMNS if column not in header | bounded]
-    if missing:
-        raise InputError(path, f"missing columns: {', '.join(missing)}", EXPECTED)
-    if not rows:
-        raise InputError(path, "no rows", EXPECTED)
-
+    table = read_table(path, COLUMNS, BOUND_COLUMNS)
     cases: list[TrainingCase] = []
     problems: list[str] = []
-    times = Counter(row["entity"] for _, row in rows)
-    for line, row in rows:
+    times = Counter(row["entity"] for row in table.cells)
+    for line, row in table.rows:
         found = list(_row_problems(row, path.parent, times))
         if found:
             problems.append(f"row {line} ({row['entity'] or 'no entity'}): {', '.join(found)}")
@@ -161,7 +139,7 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
             "files that exist on equal grids, scores of the Fleischner system or bounds in percent, each entity once, "
             f"split {' or '.join(get_args(Split))}",
         )
-    manifest = Manifest(path, tuple(cases), hashlib.sha256(content).hexdigest())
+    manifest = Manifest(path, tuple(cases), table.sha256)
     splits: tuple[Split, ...] = ("train", "validation") if needs_training else ("validation",)
     for split in splits:
         if not manifest.of(split):
@@ -169,23 +147,6 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
     if with_truth and needs_training and not any(case.truth for case in manifest.of("train")):
         raise InputError(path, f"no scan to train on has {' and '.join(TRUTH_COLUMNS)}", "at least one that has both")
     return manifest
-
-
-def _table(path: Path, text: str) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """Column names, and each row with its line number; names are ours, values stripped."""
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = {name: COLUMN_ALIASES.get(name.strip(), name.strip()) for name in reader.fieldnames or ()}
-    ambiguous = [name for name, count in Counter(names.values()).items() if count > 1]
-    if ambiguous:
-        raise InputError(path, f"several columns for {', '.join(ambiguous)}", EXPECTED)
-    rows = []
-    try:
-        for row in reader:
-            rows.append((reader.line_num, {ours: (row[name] or "").strip() for name, ours in names.items()}))
-    except csv.Error as error:
-        raise InputError(path, f"line {reader.line_num} is not CSV ({error})", EXPECTED) from error
-    return set(names.values()), rows
 
 
 def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Iterator[str]:
@@ -252,12 +213,11 @@ def _same_place(ct: Path, other: Path) -> bool:
 
 
 def _score(text: str, subtype: Subtype) -> int | None:
-    """A whole number, also one written as `3.0`, as COPDGene's tables have it; None if it is no score."""
+    """None if the text is no score."""
     try:
-        value = float(text)
+        return parse_extent(subtype, text).score
     except ValueError:
         return None
-    return int(value) if value in {float(grade.score) for grade in subtype.grades} else None
 
 
 def _bound_problems(row: dict[str, str], subtype: Subtype) -> Iterator[str]:
@@ -278,11 +238,11 @@ def _interval(row: dict[str, str], subtype: Subtype) -> Interval | None:
 
 
 def _percentage(text: str) -> float | None:
+    """None if the text is no percentage."""
     try:
-        value = float(text)
+        return parse_extent(SUBTYPES[0], None, text).percentage
     except ValueError:
         return None
-    return value if math.isfinite(value) and 0 <= value <= 100 else None
 
 
 def _case(row: dict[str, str], folder: Path) -> TrainingCase:

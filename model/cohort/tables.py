@@ -11,7 +11,7 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +65,13 @@ class Table:
         return [row for _, row in self.rows]
 
 
-def read_table(path: Path, required: Sequence[str]) -> Table:
+def read_table(path: Path, required: Sequence[str], instead: Mapping[str, Sequence[str]] | None = None) -> Table:
     """Read a CSV file, UTF-8, separated by commas or tabs.
 
     Args:
         path: the file.
         required: columns that it must have, by our names.
+        instead: for a required column, the columns that may be there in its place.
 
     Raises:
         InputError: the file cannot be read or is no table, a column is missing or there twice, or there are no rows.
@@ -91,7 +92,8 @@ def read_table(path: Path, required: Sequence[str]) -> Table:
     if not lines:
         raise InputError(path, "not a table (it is empty)", expected)
     names = [ALIASES.get(name, name) for name in lines[0][1]]
-    missing = [name for name in required if name not in names]
+    replaced = {name for name, others in (instead or {}).items() if set(others) <= set(names)}
+    missing = [name for name in required if name not in names and name not in replaced]
     if missing:
         raise InputError(path, f"missing columns: {', '.join(missing)}", expected)
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
