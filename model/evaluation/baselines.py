@@ -1,6 +1,6 @@
 """Comparison rules: what can be had without a network, written as `process.py` writes its results.
 
-    python -m model.evaluation.baselines CASES_DIR --output DIR [--workers K]
+    python -m model.evaluation.baselines CASES_DIR --output DIR [--calibrated RULE] [--workers K]
 
 CASES_DIR holds one case a folder, each laid out as for `process.py --input`. Each rule gets a folder in DIR, with one output
 folder a case in it, so that `evaluate.py --predictions DIR/RULE` measures it like a network.
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from .. import __version__
 from ..command_line import OneLineParser, module_command
@@ -28,6 +27,7 @@ from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
 from ..lungs.densitometry import LOW_ATTENUATION_HU, measure
 from ..lungs.regions import Regions
+from .calibrated_rule import CalibratedRule, Line, pleural_depth
 from .workers import map_isolated
 
 RIM_MM = 8.0
@@ -44,18 +44,6 @@ def low_attenuation(scan: Scan) -> Mask:
     return scan.lung & (scan.hounsfield < LOW_ATTENUATION_HU)
 
 
-def depth(scan: Scan) -> npt.NDArray[np.float32]:
-    """Distance of each voxel of the lung from the nearest voxel outside of it, in mm; z, y, x, 0 outside.
-
-    What lies beyond the image counts as outside.
-    """
-    box = scan.lung_box()
-    padded = np.pad(scan.lung[box], 1)
-    distances = np.zeros(scan.shape, np.float32)
-    distances[box] = ndimage.distance_transform_edt(padded, sampling=scan.spacing)[1:-1, 1:-1, 1:-1]
-    return distances
-
-
 def all_centrilobular(scan: Scan) -> tuple[Mask, Mask]:
     """All of LAA-950 is centrilobular, nothing paraseptal."""
     return low_attenuation(scan), np.zeros(scan.shape, np.bool_)
@@ -63,7 +51,7 @@ def all_centrilobular(scan: Scan) -> tuple[Mask, Mask]:
 
 def rim_paraseptal(scan: Scan) -> tuple[Mask, Mask]:
     """LAA-950 in the lung's outer 8 mm is paraseptal, the rest centrilobular."""
-    low, rim = low_attenuation(scan), depth(scan) <= RIM_MM
+    low, rim = low_attenuation(scan), pleural_depth(scan) <= RIM_MM
     return low & ~rim, low & rim
 
 
@@ -74,13 +62,23 @@ class Rule:
     Attributes:
         name: of its folder, and in tables.
         maps: the voxels of centrilobular and of paraseptal emphysema in a scan.
+        lines: what corrects the percentages of both; None: nothing.
+        trained_on: what the rule was fitted on.
     """
 
     name: str
     maps: Callable[[Scan], tuple[Mask, Mask]]
+    lines: tuple[Line, Line] | None = None
+    trained_on: str = "nothing: a rule"
 
 
 RULES = (Rule("laa950", all_centrilobular), Rule("laa950-rim", rim_paraseptal))
+
+
+def calibrated(path: Path) -> Rule:
+    """The rule of a file that `model.evaluation.calibrated_rule` wrote."""
+    rule = CalibratedRule.read(path)
+    return Rule("calibrated", rule.maps, (rule.centrilobular, rule.paraseptal), rule.fitted_on)
 
 
 @dataclass(frozen=True)
@@ -93,14 +91,14 @@ class RuleFinding:
     probabilities: None = None
 
     @classmethod
-    def of(cls, subtype: Subtype, found: Mask, scan: Scan, regions: Regions) -> RuleFinding:
-        """Measure the voxels that a rule gives to a subtype (z, y, x)."""
+    def of(cls, subtype: Subtype, found: Mask, scan: Scan, regions: Regions, line: Line | None = None) -> RuleFinding:
+        """Measure the voxels that a rule gives to a subtype (z, y, x); `line` corrects the percentages."""
         inside = np.bincount(regions.labels[found[regions.box]], minlength=256)
         voxels = np.bincount(regions.labels.ravel(), minlength=256)
         shares: dict[str, float | None] = {
-            name: _percentage(inside[list(labels)], voxels[list(labels)]) for name, labels in regions.members.items()
+            name: _percentage(inside[list(labels)], voxels[list(labels)], line) for name, labels in regions.members.items()
         }
-        return cls(subtype, _percentage(np.count_nonzero(found), np.count_nonzero(scan.lung)), shares)
+        return cls(subtype, _percentage(np.count_nonzero(found), np.count_nonzero(scan.lung), line), shares)
 
     @property
     def score(self) -> int:
@@ -113,12 +111,13 @@ class RuleFinding:
         return self.subtype.grade(self.percentage).severity
 
 
-def _percentage(part: npt.ArrayLike, whole: npt.ArrayLike) -> float:
-    return round(100 * int(np.sum(part)) / int(np.sum(whole)), PERCENTAGE_DECIMALS)
+def _percentage(part: npt.ArrayLike, whole: npt.ArrayLike, line: Line | None) -> float:
+    percentage = 100 * int(np.sum(part)) / int(np.sum(whole))
+    return round(percentage if line is None else line(percentage), PERCENTAGE_DECIMALS)
 
 
-def score_case(case: Case, output: Path) -> None:
-    """Score one case by every rule: maps (uint8, 255 = emphysema), score files and `results.json`.
+def score_case(case: Case, output: Path, rules: Sequence[Rule] = RULES) -> None:
+    """Score one case by some rules: maps (uint8, 255 = emphysema), score files and `results.json`.
 
     Raises:
         InputError: it cannot be used.
@@ -127,11 +126,14 @@ def score_case(case: Case, output: Path) -> None:
     scan = Scan.read(ct, lung_mask, lobes=case.lobes)
     regions = Regions.of(scan)
     density, parts = measure(scan, regions)
-    for rule in RULES:
+    for rule in rules:
         masks = rule.maps(scan)
-        findings = [RuleFinding.of(subtype, found, scan, regions) for subtype, found in zip(SUBTYPES, masks, strict=True)]
+        findings = [
+            RuleFinding.of(subtype, found, scan, regions, line)
+            for subtype, found, line in zip(SUBTYPES, masks, rule.lines or (None, None), strict=True)
+        ]
         provenance = Provenance(
-            rule.name, trained_on="nothing: a rule", lung_mask_source=case.lung_mask_source, version=__version__
+            rule.name, trained_on=rule.trained_on, lung_mask_source=case.lung_mask_source, version=__version__
         )
         metrics = case_metrics(findings, density, parts)
         maps = {
@@ -174,6 +176,12 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("cases", type=Path, help=f"folder with one case a folder, as {module_command('simulation')} writes it")
     parser.add_argument("--output", type=Path, required=True, help="gets a folder a rule, with one output folder a case in it")
+    parser.add_argument(
+        "--calibrated",
+        type=Path,
+        metavar="RULE",
+        help="also score by this rule (python -m model.evaluation.calibrated_rule)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
     return parser
 
@@ -186,17 +194,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--workers is 1 or more")
     try:
         cases = list_cases(options.cases)
+        rules = RULES if options.calibrated is None else (*RULES, calibrated(options.calibrated))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    outcomes = map_isolated(partial(score_case, output=options.output), cases, options.workers)
+    outcomes = map_isolated(partial(score_case, output=options.output, rules=rules), cases, options.workers)
     failed = [(case, outcome.problem) for case, outcome in zip(cases, outcomes, strict=True) if outcome.problem]
     for case, problem in failed:
         print(printable(f"{case.entity}: {problem}"), file=sys.stderr)
-        for rule in RULES:
+        for rule in rules:
             with _outputs(rule, case, options.output) as outputs:
                 outputs.write_results([failed_result(problem, case.entity)])
-    print(f"{len(cases) - len(failed)} cases scored: {', '.join(str(options.output / rule.name) for rule in RULES)}")
+    print(f"{len(cases) - len(failed)} cases scored: {', '.join(str(options.output / rule.name) for rule in rules)}")
     if not failed:
         return 0
     return 2 if all(outcome.is_input for outcome in outcomes if outcome.problem) else 1

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 
 from evaluate import main as evaluate
 from model.container.grand_challenge import MAP_FOLDERS
-from model.evaluation.baselines import RIM_MM, all_centrilobular, depth, low_attenuation, main, rim_paraseptal
+from model.evaluation.baselines import RIM_MM, all_centrilobular, low_attenuation, main, rim_paraseptal
+from model.evaluation.calibrated_rule import pleural_depth as depth
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.imaging.scan import Scan
 from model.lungs.densitometry import measure
