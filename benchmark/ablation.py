@@ -33,7 +33,7 @@ from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdo
 from model.imaging.scan import Scan
 from model.network import BackboneName, HeadName, NetworkConfig
 from model.subtyping import EmphysemaSubtyper
-from model.training.settings import SETTINGS_FILE
+from model.training.options import RUN_FILE
 from model.weights import locate_bundle
 
 STRATEGIES: tuple[HeadName, ...] = ("classification", "regression")
@@ -50,7 +50,7 @@ def train(config: NetworkConfig, manifest: Path, output: Path, options: Sequence
     if bundle.exists():
         return bundle
     network = ["--backbone", config.backbone, "--strategy", config.head, "--base-width", str(config.base_width)]
-    resume = ["--resume"] if (output / SETTINGS_FILE).exists() else []
+    resume = ["--resume"] if (output / RUN_FILE).exists() else []
     command = [str(ROOT / "train.py"), "--manifest", str(manifest), "--output", str(output), *network, *resume, *options]
     code = subprocess.run([sys.executable, *command], check=False).returncode
     if code:

@@ -32,7 +32,7 @@ from model.training.augmentation import AugmentationRanges
 from model.training.cache import PreparedCase, cache_path, write_case
 from model.training.dataset import Batch, CohortDataset, Draw, stacked
 from model.training.recipes import PAPER_RECIPE
-from model.training.strategies import RegressionStrategy
+from model.training.strategies import VoxelStrategy
 
 CASES = 4
 WARM_UP = 2
@@ -73,7 +73,7 @@ def step_rate(
 ) -> float:
     """Samples a second of the training step alone, median over steps."""
     network = build_network(config).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    strategy = RegressionStrategy(PAPER_RECIPE, (torch.ones(6), torch.ones(3)), "voxels").to(device)
+    strategy = VoxelStrategy(PAPER_RECIPE, (torch.ones(6), torch.ones(3))).to(device)
     optimiser = torch.optim.Adam(network.parameters(), PAPER_RECIPE.learning_rate)
     columns = (None if part is None else part.to(device) for part in stacked([sample] * batch))
     samples = Batch(*columns)  # type: ignore[arg-type]

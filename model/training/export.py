@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..network import EmphysemaNetwork, build_network
 from ..weights import BundleMetadata, write_bundle
-from .settings import BEST, CHECKPOINT_FOLDER, RunSettings
+from .options import BEST, CHECKPOINT_FOLDER, RunOptions
 
 BUNDLE_FOLDER = "bundle"
 NETWORK_PREFIX = "network."
@@ -32,7 +32,7 @@ def export_run(folder: Path, name: str | None = None) -> Path:
     Raises:
         InputError: the folder holds no run, or one that has not finished an epoch.
     """
-    settings = RunSettings.read(folder)
+    options = RunOptions.read(folder)
     path = folder / CHECKPOINT_FOLDER / f"{BEST}.ckpt"
     if not path.is_file():
         raise InputError(folder, "no epoch of the run is finished: there is no best checkpoint", "a run with a checkpoint")
@@ -40,8 +40,8 @@ def export_run(folder: Path, name: str | None = None) -> Path:
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     bundle = folder / BUNDLE_FOLDER
-    metadata = bundle_metadata(settings, checkpoint, name or folder.resolve().name, sha256)
-    write_bundle(bundle, network_of(settings, checkpoint["state_dict"]), metadata)
+    metadata = bundle_metadata(options, checkpoint, name or folder.resolve().name, sha256)
+    write_bundle(bundle, network_of(options, checkpoint["state_dict"]), metadata)
     return bundle
 
 
@@ -50,58 +50,42 @@ def finished_epochs(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["finished_epochs"])
 
 
-def network_of(settings: RunSettings, state: Mapping[str, Tensor]) -> EmphysemaNetwork:
+def network_of(options: RunOptions, state: Mapping[str, Tensor]) -> EmphysemaNetwork:
     """Build the network of a checkpoint, whose tensors are named `network.…`."""
-    network = build_network(settings.network)
+    network = build_network(options.network)
     network.load_state_dict(
         {key.removeprefix(NETWORK_PREFIX): value for key, value in state.items() if key.startswith(NETWORK_PREFIX)}
     )
     return network.eval()
 
 
-def bundle_metadata(settings: RunSettings, checkpoint: Mapping[str, Any], name: str, sha256: str) -> BundleMetadata:
+def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: str, sha256: str) -> BundleMetadata:
     """What a bundle says of the run that it comes from."""
     epoch = int(checkpoint["finished_epochs"])
-    start = f"weights of the bundle with sha256 {settings.init_sha256}" if settings.init_sha256 else "random weights"
-    supervision = (
-        "voxel truth maps, and scores or bounds where there are none"
-        if settings.supervision == "voxels"
-        else "scores or bounds alone"
-    )
+    start = f"weights of the bundle with sha256 {options.init_sha256}" if options.init_sha256 else "random weights"
+    learnt_from = {
+        "regression": "scores or bounds alone",
+        "classification": "scores alone",
+        "voxels": "voxel truth maps, and scores or bounds where there are none",
+    }[options.strategy]
     origin = (
-        f"trained by train.py, recipe {settings.recipe.name}, from {supervision}, starting with {start}; best of its epochs by "
-        f"validation {settings.monitor}: number {epoch}; seed {settings.seed}; manifest sha256 {settings.manifest_sha256}"
+        f"trained by train.py, recipe {options.recipe.name}, from {learnt_from}, starting with {start}; best of its epochs by "
+        f"validation {options.monitor}: number {epoch}; seed {options.seed}; manifest sha256 {options.manifest_sha256}"
     )
     run = {
         "epoch": epoch,
         "steps": int(checkpoint["global_step"]),
-        "seed": settings.seed,
-        "manifest_sha256": settings.manifest_sha256,
-        "init_sha256": settings.init_sha256,
-        "frozen_statistics": settings.frozen_statistics,
-        "head_alone": settings.head_alone,
-        "average": settings.average,
-        "supervision": settings.supervision,
-        "tile": settings.tile,
-        "tiles_per_scan": settings.tiles_per_scan,
-        "slab": settings.slab,
-        "weak_batch": settings.weak_batch,
-        "weak_every": settings.weak_every,
-        "simulate": settings.simulate,
-        "simulated_pool": settings.simulated_pool,
-        "recipe": {option: getattr(settings.recipe, option) for option in settings.recipe.__dataclass_fields__},
-        "batch": settings.recipe.batch * settings.devices * settings.nodes * settings.accumulate,
-        "precision": settings.precision,
-        "augmented": settings.augmented,
+        "batch": options.total_batch,
+        **options.provenance(),
     }
     return BundleMetadata(
         name=name,
-        network=settings.network,
-        profile=settings.profile,
-        input_shape=settings.input_shape,
+        network=options.network,
+        profile=options.profile,
+        input_shape=options.input_shape,
         origin=origin,
-        trained_on=settings.trained_on,
-        licence=settings.licence,
+        trained_on=options.trained_on or "not stated",
+        licence=options.licence,
         source_sha256=sha256,
         performance={"validation": checkpoint.get("validation"), "training": run},
     )

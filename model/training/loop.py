@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..fleischner import SUBTYPES
 from ..network import DenseLogits, EmphysemaNetwork
 from .dataset import UNKNOWN, Batch
-from .distributed import CpuBatchNormSync, gathered, summed
+from .distributed import gathered, summed
+from .options import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunOptions
 from .performance import Performance, measure
 from .pictures import figure, png
 from .recipes import Recipe
-from .settings import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunSettings
 from .strategies import Strategy
 
 PICTURE_FOLDER = "pictures"
@@ -209,28 +209,25 @@ class EmphysemaTraining(LightningModule):
             checkpoint["finished_epochs"] = self._finished_epochs
 
 
-def build_trainer(settings: RunSettings, folder: Path, steps: int, callbacks: Sequence[Callback] = ()) -> Trainer:
+def build_trainer(options: RunOptions, folder: Path, steps: int, callbacks: Sequence[Callback] = ()) -> Trainer:
     """A trainer that writes checkpoints, logs and pictures below `folder`.
 
     Args:
-        settings: of the run.
+        options: of the run.
         folder: the run's.
         steps: batches in an epoch.
         callbacks: what else is called.
     """
-    processes = settings.devices * settings.nodes
-    on_cpu = settings.device == "cpu"
-    monitor, mode = MONITORS[settings.monitor]
+    monitor, mode = MONITORS[options.monitor]
     return Trainer(
-        accelerator="cpu" if on_cpu else "gpu",
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        strategy=DDPStrategy(process_group_backend="gloo" if on_cpu else "nccl") if processes > 1 else "auto",
-        sync_batchnorm=processes > 1 and not on_cpu,
-        plugins=[CpuBatchNormSync()] if processes > 1 and on_cpu else None,
-        precision=cast(Any, LIGHTNING_PRECISIONS[settings.precision]),
-        max_epochs=settings.recipe.epochs,
-        accumulate_grad_batches=settings.accumulate,
+        accelerator="cpu" if options.device == "cpu" else "gpu",
+        devices=options.devices,
+        num_nodes=options.nodes,
+        strategy=DDPStrategy(process_group_backend="nccl") if options.processes > 1 else "auto",
+        sync_batchnorm=options.processes > 1,
+        precision=cast(Any, LIGHTNING_PRECISIONS[options.precision]),
+        max_epochs=options.recipe.epochs,
+        accumulate_grad_batches=options.accumulate,
         use_distributed_sampler=False,  # `EpochSampler` shares the epoch itself
         num_sanity_val_steps=0,
         log_every_n_steps=min(10, steps),
@@ -238,9 +235,9 @@ def build_trainer(settings: RunSettings, folder: Path, steps: int, callbacks: Se
         logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=[
             *callbacks,
-            *([EMAWeightAveraging(decay=settings.average)] if settings.average else []),
+            *([EMAWeightAveraging(decay=options.average)] if options.average else []),
             TQDMProgressBar(),
-            EarlyStopping(monitor, mode=mode, patience=settings.recipe.patience, check_on_train_epoch_end=True),
+            EarlyStopping(monitor, mode=mode, patience=options.recipe.patience, check_on_train_epoch_end=True),
             ModelCheckpoint(
                 folder / CHECKPOINT_FOLDER,
                 filename=BEST,

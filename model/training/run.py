@@ -1,10 +1,9 @@
-"""A whole training run: from checked settings and a manifest to the bundle of the best epoch."""
+"""A whole training run: from checked options and a manifest to the bundle of the best epoch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..cohort.manifest import Manifest, TrainingCase
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR
 from ..network import EmphysemaNetwork, build_network
-from ..preprocessing import PROFILES, Profile
+from ..preprocessing import Profile
 from ..weights import read_bundle
 from .augmentation import AugmentationRanges
 from .cache import cache_path, prepare_cohort, read_figures
@@ -27,8 +26,8 @@ from .distributed import ProcessPlace
 from .export import export_run, finished_epochs
 from .fresh import FRESH_FOLDER, CasePool, FreshCases
 from .loop import EmphysemaTraining, Reference, build_trainer
-from .settings import CHECKPOINT_FOLDER, LAST, RunSettings
-from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
+from .options import RunOptions, resumable_checkpoint
+from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, VoxelStrategy, score_counts
 
 LEAST_BFLOAT16_DEPTH = 24
 """Slices of the input below which oneDNN (torch 2.13, CPU) gives wrong bfloat16 gradients of 3 x 3 x 3 convolutions: at an
@@ -39,27 +38,19 @@ _POLL_SECONDS = 1.0
 
 
 def train(
-    settings: RunSettings,
+    options: RunOptions,
     manifest: Manifest,
     output: Path,
     *,
-    cache: Path,
-    workers: int = 0,
-    init: Path | None = None,
     resume: bool = False,
-    name: str | None = None,
 ) -> Path | None:
     """Train a network and export its best epoch.
 
     Args:
-        settings: of the run.
+        options: of the run, settled.
         manifest: the cohort; its `test` cases are left alone.
         output: the run's folder; new, or with `resume` one that a run was started in.
-        cache: where prepared cases are kept.
-        workers: processes that prepare cases and batches.
-        init: bundle that the weights start from.
         resume: whether to go on from the last finished epoch.
-        name: of the bundle; None: that of the run's folder.
 
     Returns:
         The bundle's folder; None in all but the first of several processes.
@@ -67,136 +58,130 @@ def train(
     Raises:
         InputError: the output folder, a scan or the bundle cannot be used; nothing was written to `output` then.
     """
-    _check_depth(settings)
+    _check_depth(options)
     place = ProcessPlace.here()
     output = output.resolve()  # checkpoints tell by this path that they belong to the run
     if place.is_first:
-        _check_output(settings, output, resume)
-    checkpoint = output / CHECKPOINT_FOLDER / f"{LAST}.ckpt"
-    network = _initial_network(settings, init)
-    profile = replace(PROFILES[settings.profile], input_shape=settings.input_shape)
+        _check_output(options, output, resume)
+    resumed = resumable_checkpoint(output) if resume else None
+    network = _initial_network(options, with_init=resumed is None)
+    profile, cache, workers = options.preprocessing, options.cache_folder, options.workers
     training, validation = manifest.of("train"), manifest.of("validation")
     _fill_cache((*training, *validation), profile, cache, workers, place)
     if place.is_first:
         output.mkdir(parents=True, exist_ok=True)
-        settings.write(output)
+        options.write(output)
 
-    strategy = _strategy(settings, training)
-    pool = (
-        CasePool(output / FRESH_FOLDER, settings.seed, settings.simulate, settings.simulated_pool)
-        if settings.simulate
-        else None
-    )
+    strategy = _strategy(options, training)
+    pool = CasePool(output / FRESH_FOLDER, options.seed, options.simulate, options.pool_size) if options.simulate else None
     fresh = None if pool is None else FreshCases(pool, profile, max(workers, 1), makes=place.is_first_of_machine)
-    if init is None:
+    if options.init is None:
         strategy.initialise(network)
     reference = _reference(validation, profile, cache)
-    seed_everything(settings.seed, workers=True, verbose=False)
+    seed_everything(options.seed, workers=True, verbose=False)
     module = EmphysemaTraining(
         network,
         strategy,
-        settings.recipe,
+        options.recipe,
         reference,
         _pictured(reference),
         output,
-        frozen_statistics=settings.frozen_statistics or settings.head_alone,
+        frozen_statistics=options.freeze_statistics or options.head_alone,
     )
-    processes = settings.devices * settings.nodes
-    with_truth = settings.supervision == "voxels"
-    ranges = AugmentationRanges() if settings.augmented else None
+    with_truth = options.strategy == "voxels"
+    ranges = AugmentationRanges() if options.augment else None
     learnt = CohortDataset(
         training,
         profile,
         cache,
-        seed=settings.seed,
+        seed=options.seed,
         ranges=ranges,
         with_truth=with_truth,
-        tile=settings.tile,
-        slab=settings.slab,
+        tile=options.tile,
+        slab=options.slab,
         simulated=pool,
     )
     judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
-    resumed = checkpoint if resume and checkpoint.is_file() else None
     first_epoch = 0 if resumed is None else finished_epochs(resumed)
-    steps = len(_training_batches(settings, learnt, training, 0, processes))
+    steps = len(_training_batches(options, learnt, training, 0))
     callbacks = (
         [] if fresh is None else [LambdaCallback(on_train_epoch_start=lambda trainer, _: fresh.ready(trainer.current_epoch))]
     )
-    trainer = build_trainer(settings, output, steps, callbacks)
+    trainer = build_trainer(options, output, steps, callbacks)
     rank = trainer.global_rank
-    training_batches = _training_batches(settings, learnt, training, rank, processes)
+    training_batches = _training_batches(options, learnt, training, rank)
     # The loop sets it, but only after it has begun to fetch the first batches.
     training_batches.set_epoch(first_epoch)
-    validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=processes)
+    validation_order = EpochSampler(len(judged), shuffled=False, rank=rank, processes=options.processes)
     try:
         if fresh is not None:
             fresh.ready(first_epoch)
         trainer.fit(
             module,
-            _loader(learnt, settings, workers, training_batches),
-            _loader(judged, settings, workers, EpochBatches(validation_order, settings.recipe.batch)),
+            _loader(learnt, options, workers, training_batches),
+            _loader(judged, options, workers, EpochBatches(validation_order, options.recipe.batch)),
             ckpt_path=resumed,
             weights_only=True,
         )
     finally:
         if fresh is not None:
             fresh.close()
-    return export_run(output, name) if trainer.is_global_zero else None
+    return export_run(output, options.name) if trainer.is_global_zero else None
 
 
-def _training_batches(
-    settings: RunSettings, learnt: CohortDataset, training: Sequence[TrainingCase], rank: int, processes: int
-) -> EpochBatches:
+def _training_batches(options: RunOptions, learnt: CohortDataset, training: Sequence[TrainingCase], rank: int) -> EpochBatches:
     """The batches of an epoch for one process: those of the first group of `learnt`, and of the others in between."""
     main, *others = learnt.groups()
+    processes = options.processes
     strata = None
-    if settings.recipe.uniform_centrilobular:
+    if options.recipe.uniform_centrilobular:
         strata = [UNKNOWN if score is None else score for score in (training[place].scores.centrilobular for place in main)]
-    turns = settings.tiles_per_scan
-    order = EpochSampler(main, turns=turns, seed=settings.seed, strata=strata, rank=rank, processes=processes)
-    batches = -(-len(order) // settings.recipe.batch) // settings.weak_every
+    turns = options.tiles_per_scan
+    order = EpochSampler(main, turns=turns, seed=options.seed, strata=strata, rank=rank, processes=processes)
+    batches = -(-len(order) // options.recipe.batch) // options.weak_every
     other_orders = [
         EpochSampler(
             places,
-            turns=turns_for(-(-batches // len(others)), settings.weak_batch, len(places), processes),
-            seed=settings.seed,
+            turns=turns_for(-(-batches // len(others)), options.other_batch, len(places), processes),
+            seed=options.seed,
             rank=rank,
             processes=processes,
         )
         for places in others
     ]
-    return EpochBatches(order, settings.recipe.batch, other_orders, settings.weak_batch, settings.weak_every)
+    return EpochBatches(order, options.recipe.batch, other_orders, options.other_batch, options.weak_every)
 
 
-def _check_output(settings: RunSettings, output: Path, resume: bool) -> None:
+def _check_output(options: RunOptions, output: Path, resume: bool) -> None:
     if resume:
-        RunSettings.read(output).check_resumable(settings, output)
+        RunOptions.read(output).check_resumable(options, output)
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(output, "it already holds something", "a new folder, or --resume to go on with the run in it")
 
 
-def _check_depth(settings: RunSettings) -> None:
-    if (settings.device, settings.precision) != ("cpu", "bfloat16"):
+def _check_depth(options: RunOptions) -> None:
+    if (options.device, options.precision) != ("cpu", "bfloat16"):
         return
-    for option, depth in (("--slab", settings.slab), ("--tile", settings.tile[0] if settings.tile else None)):
+    for option, depth in (("--slab", options.slab), ("--tile", options.tile[0] if options.tile else None)):
         if depth is not None and depth < LEAST_BFLOAT16_DEPTH:
             expected = f"at least {LEAST_BFLOAT16_DEPTH} slices in bfloat16 on a CPU, or --precision float32"
             raise InputError(option, f"{depth} slices", expected)
 
 
-def _initial_network(settings: RunSettings, init: Path | None) -> EmphysemaNetwork:
+def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwork:
+    init = options.init if with_init else None
     if init is None:
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(settings.seed)
-            network = build_network(settings.network)
+            torch.manual_seed(options.seed)
+            network = build_network(options.network)
     else:
         bundle = read_bundle(init)
-        if bundle.metadata.profile != settings.profile:
-            raise InputError(init, f"its profile is {bundle.metadata.profile}", f"one with the profile {settings.profile}")
-        if bundle.metadata.network != settings.network:
-            raise InputError(init, f"its network is {bundle.metadata.network}", f"{settings.network}")
+        if bundle.metadata.profile != options.profile:
+            raise InputError(init, f"its profile is {bundle.metadata.profile}", f"one with the profile {options.profile}")
+        if bundle.metadata.network != options.network:
+            raise InputError(init, f"its network is {bundle.metadata.network}", f"{options.network}")
         network = bundle.network.train()
-    if settings.head_alone:
+    if options.head_alone:
         network.requires_grad_(False)
         network.head.requires_grad_(True)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -213,11 +198,15 @@ def _fill_cache(cases: Sequence[TrainingCase], profile: Profile, cache: Path, wo
         time.sleep(_POLL_SECONDS)
 
 
-def _strategy(settings: RunSettings, training: Sequence[TrainingCase]) -> Strategy:
+def _strategy(options: RunOptions, training: Sequence[TrainingCase]) -> Strategy:
     counts = score_counts([case.scores for case in training])
-    if settings.network.head == "classification":
-        return ClassificationStrategy(counts)
-    return RegressionStrategy(settings.recipe, counts, "voxels" if settings.supervision == "voxels" else "scores")
+    match options.strategy:
+        case "classification":
+            return ClassificationStrategy(counts)
+        case "voxels":
+            return VoxelStrategy(options.recipe, counts)
+        case "regression":
+            return RegressionStrategy(options.recipe, counts)
 
 
 def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path) -> Reference:
@@ -240,12 +229,12 @@ def _pictured(reference: Reference) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, count).round().astype(int)]
 
 
-def _loader(dataset: CohortDataset, settings: RunSettings, workers: int, batches: EpochBatches) -> DataLoader[Batch]:
+def _loader(dataset: CohortDataset, options: RunOptions, workers: int, batches: EpochBatches) -> DataLoader[Batch]:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=stacked,
-        pin_memory=settings.device == "cuda",
+        pin_memory=options.device == "cuda",
         persistent_workers=workers > 0,
     )

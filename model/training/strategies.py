@@ -1,4 +1,5 @@
-"""The two ways of training that the paper compares: regression of percentages, and classification of scores.
+"""The two ways of training that the paper compares, regression of percentages and classification of scores; and a third, from
+voxel maps of the truth, for simulated scans.
 
 A strategy knows the losses of its head and how scores are read off its dense logits; the loop knows neither. What a strategy
 learns of the cohort (class weights) lies in buffers, so that it is part of every checkpoint.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,8 +24,6 @@ from ..subtyping import PERCENTAGE_DECIMALS
 from . import losses
 from .dataset import UNKNOWN, Batch
 from .recipes import Recipe
-
-Supervision = Literal["scores", "voxels"]
 
 
 class Prediction(NamedTuple):
@@ -80,11 +79,8 @@ class Strategy(nn.Module, ABC):
         """Take note of an epoch of training: for each subtype, how many cases of each score were right, and were seen."""
 
 
-class RegressionStrategy(Strategy):
-    """L = L_INT + L_OL + L_SEG ("regression training"), each weighted as the recipe says.
-
-    With supervision by voxels, truth maps take the place of all three: cross-entropy, soft Dice and, weighted as the interval
-    loss, the error of the mean, of each map inside the lung. A case without truth maps has the interval loss alone then.
+class PercentageStrategy(Strategy):
+    """What both ways of training the regression head share: percentages, and the interval loss L_INT of equation 1.
 
     The interval of a case is that of its score; without a score, that of its bounds. Where neither is known, a subtype has no
     interval loss. Where only the leading subtype is known, its percentage has to exceed the other's.
@@ -92,15 +88,13 @@ class RegressionStrategy(Strategy):
     Args:
         recipe: the options.
         counts: cases of each score in the training set, centrilobular and paraseptal.
-        supervision: what is known of the training set.
     """
 
     head: HeadName = "regression"
 
-    def __init__(self, recipe: Recipe, counts: tuple[Tensor, Tensor], supervision: Supervision = "scores") -> None:
+    def __init__(self, recipe: Recipe, counts: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self.recipe = recipe
-        self.supervision = supervision
         for subtype, count in zip(SUBTYPES, counts, strict=True):
             intervals = losses.percentage_intervals(subtype, absent_is_zero=recipe.absent_is_zero)
             weights = losses.clipped_balanced_weights(count) if recipe.class_weighted_intervals else torch.ones(len(count))
@@ -113,19 +107,12 @@ class RegressionStrategy(Strategy):
         for part in (network.head.centrilobular, network.head.paraseptal):
             nn.init.constant_(cast(Tensor, part.bias), math.log(share / (1 - share)))
 
-    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
-        maps = [part.sigmoid() for part in logits]
+    def percentage_terms(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The terms that need no more than scores, bounds, or the leading subtype; `maps` as in `losses`."""
         intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }
-        intervals |= self._leading_term(maps, batch)
-        if self.supervision == "scores":
-            return intervals | self._map_terms(maps, batch)
-        voxels = self._voxel_terms(logits, maps, batch)
-        with_truth = batch.has_truth.to(maps[0].dtype)
-        return {name: term * with_truth for name, term in voxels.items()} | {
-            name: term * (1 - with_truth) for name, term in intervals.items()
-        }
+        return intervals | self._leading_term(maps, batch)
 
     def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
         recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
@@ -141,37 +128,13 @@ class RegressionStrategy(Strategy):
         weights = recipe.interval_weight * torch.where(is_scored, class_weights[row], class_weights.mean()) * is_known
         return weights * losses.interval_loss(fraction, lower, upper)
 
-    def _leading_term(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+    def _leading_term(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         if batch.leading is None:
             return {}
         fractions = torch.cat([lung_mean(activation, batch.lung) for activation in maps], dim=1)
         leads = batch.leading.clamp(min=0)[:, None]
         loss = losses.leading_loss(fractions.gather(1, leads)[:, 0], fractions.gather(1, 1 - leads)[:, 0])
         return {"leading": self.recipe.leading_weight * loss * (batch.leading != UNKNOWN)}
-
-    def _map_terms(self, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        centrilobular, paraseptal = maps
-        recipe = self.recipe
-        target = batch.low_attenuation.to(centrilobular.dtype)
-        if recipe.empty_target_if_absent:
-            target = target * (batch.scores != 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
-        region = batch.lung.to(centrilobular.dtype) if recipe.overlap_in_lung else None
-        return {
-            "overlap": recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region),
-            "segmentation": losses.segmentation_loss(centrilobular, paraseptal, target, recipe.smoothness),
-        }
-
-    def _voxel_terms(self, logits: DenseLogits, maps: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        assert batch.truth is not None, "supervision by voxels needs truth maps"
-        region = batch.lung.to(maps[0].dtype)
-        terms = {}
-        for place, subtype in enumerate(SUBTYPES):
-            truth = batch.truth[:, place : place + 1]
-            terms[f"cross_entropy_{subtype.name}"] = losses.voxel_cross_entropy(logits[place], truth, region)
-            terms[f"dice_{subtype.name}"] = losses.voxel_dice_loss(maps[place], truth, region)
-            extent = losses.extent_loss(maps[place], truth, region)
-            terms[f"extent_{subtype.name}"] = self.recipe.interval_weight * extent
-        return terms
 
     def activations(self, logits: DenseLogits, lung: Tensor) -> Tensor:
         return torch.cat([part.sigmoid() for part in logits], dim=1) * lung
@@ -184,6 +147,49 @@ class RegressionStrategy(Strategy):
         percentages = percentages.clamp(0, 100).round(decimals=PERCENTAGE_DECIMALS)
         scores = [[subtype.score(value) for subtype, value in zip(SUBTYPES, row, strict=True)] for row in percentages.tolist()]
         return Prediction(torch.tensor(scores), percentages)
+
+
+class RegressionStrategy(PercentageStrategy):
+    """L = L_INT + L_OL + L_SEG ("regression training"), each weighted as the recipe says."""
+
+    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        maps = [part.sigmoid() for part in logits]
+        return self.percentage_terms(maps, batch) | self._map_terms(maps, batch)
+
+    def _map_terms(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        centrilobular, paraseptal = maps
+        recipe = self.recipe
+        target = batch.low_attenuation.to(centrilobular.dtype)
+        if recipe.empty_target_if_absent:
+            target = target * (batch.scores != 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
+        region = batch.lung.to(centrilobular.dtype) if recipe.overlap_in_lung else None
+        return {
+            "overlap": recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region),
+            "segmentation": losses.segmentation_loss(centrilobular, paraseptal, target, recipe.smoothness),
+        }
+
+
+class VoxelStrategy(PercentageStrategy):
+    """Truth maps in place of L_INT, L_OL and L_SEG: cross-entropy, soft Dice and, weighted as the interval loss, the error of
+    the mean, of each map inside the lung. A case without truth maps has the terms of its percentages alone."""
+
+    def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        maps = [part.sigmoid() for part in logits]
+        with_truth = batch.has_truth.to(maps[0].dtype)
+        voxels = {name: term * with_truth for name, term in self._voxel_terms(logits, maps, batch).items()}
+        return voxels | {name: term * (1 - with_truth) for name, term in self.percentage_terms(maps, batch).items()}
+
+    def _voxel_terms(self, logits: DenseLogits, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        assert batch.truth is not None, "the dataset was asked for truth maps"
+        region = batch.lung.to(maps[0].dtype)
+        terms = {}
+        for place, subtype in enumerate(SUBTYPES):
+            truth = batch.truth[:, place : place + 1]
+            terms[f"cross_entropy_{subtype.name}"] = losses.voxel_cross_entropy(logits[place], truth, region)
+            terms[f"dice_{subtype.name}"] = losses.voxel_dice_loss(maps[place], truth, region)
+            extent = losses.extent_loss(maps[place], truth, region)
+            terms[f"extent_{subtype.name}"] = self.recipe.interval_weight * extent
+        return terms
 
 
 def _percentages_where_suspect(maps: list[Tensor], batch: Batch) -> Tensor:

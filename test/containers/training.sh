@@ -19,7 +19,7 @@ inside() {
 inside -m model.simulation --cases 4 --seed 9 --workers 2 --output /data/cohort
 inside -m model.training.manifest /data/cohort --validation 0.25
 inside train.py --manifest /data/cohort/manifest.csv --output /data/run --backbone resnet18 --base-width 2 --epochs 1 --batch 1 \
-    --supervision voxels --tile 64 112 144 --workers 1
+    --strategy voxels --tile 64 112 144 --workers 1
 inside -m model.weights verify /data/run/bundle
 entity=$(sed -n '2s/,.*//p' "$work/cohort/reference.csv")
 inside process.py --input "/data/cohort/$entity" --output "/data/scored" --weights /data/run/bundle

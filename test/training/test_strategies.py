@@ -12,7 +12,7 @@ from model.fleischner import SUBTYPES
 from model.network import DenseLogits, NetworkConfig, build_network
 from model.training.dataset import Batch
 from model.training.recipes import PAPER_RECIPE, RECIPES, RELEASED_RECIPE, Recipe
-from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, score_counts
+from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, VoxelStrategy, score_counts
 
 COUNTS = (torch.tensor([2, 2, 2, 2, 2, 2]), torch.tensor([4, 4, 4]))
 SHAPE = (2, 2, 4)
@@ -156,7 +156,7 @@ def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
 def test_supervision_by_voxels_takes_the_place_of_the_three_losses() -> None:
     truth = torch.zeros(1, 2, *SHAPE)
     truth[:, 0] = 1
-    strategy = RegressionStrategy(replace(PAPER_RECIPE, interval_weight=3.0), COUNTS, "voxels")
+    strategy = VoxelStrategy(replace(PAPER_RECIPE, interval_weight=3.0), COUNTS)
     terms = strategy.terms(logits_of(0.5, 0.25), batch_of((5, 0), truth=truth))
     assert {name.rsplit("_", 1)[0] for name in terms} == {"cross_entropy", "dice", "extent", "interval"}
     assert [float(terms[f"interval_{subtype.name}"].detach()) for subtype in SUBTYPES] == [0, 0]
@@ -200,7 +200,7 @@ def test_in_one_batch_cases_with_truth_learn_from_voxels_and_the_others_from_int
     weak = batch_of((5, 2), truth=torch.zeros(1, 2, *SHAPE))._replace(has_truth=torch.tensor([False]))
     both = Batch(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(known, weak, strict=True)))  # type: ignore[arg-type]
     logits = DenseLogits(*(torch.cat((part, part)) for part in logits_of(0.1, 0.2)))
-    terms = RegressionStrategy(PAPER_RECIPE, COUNTS, "voxels").terms(logits, both)
+    terms = VoxelStrategy(PAPER_RECIPE, COUNTS).terms(logits, both)
     for name, term in terms.items():
         assert bool(term[1 if not name.startswith("interval") else 0] == 0), name
     # the weak case: 0.1 against 0.3..1 is 0.55^2 - 0.35^2; 0.2 lies in 0.05..1

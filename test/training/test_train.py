@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import train
 from model.cohort.manifest import read_manifest
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper
-from model.training.settings import RunSettings
+from model.training.options import RunOptions, build_parser, parse
 from model.weights import read_bundle, read_metadata
 from test.phantom import COARSE_INPUT
 from test.training.cohort import row, write_manifest
@@ -103,7 +102,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest
     assert not (output / "bundle").exists()
     assert train.main(["--output", str(output), "--export-only"]) == 0
     assert read_metadata(output / "bundle").performance["training"]["epoch"] == 1
-    assert train.main([*arguments, "--resume"]) == 0
+    assert train.main(["--output", str(output), "--resume"]) == 0
     assert len(history(output)) == 2
     assert history(output) == history(uninterrupted)
     found, expected = weights(output), weights(uninterrupted)
@@ -113,39 +112,17 @@ def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest
 @pytest.mark.slow
 def test_an_average_of_the_weights_is_what_is_judged_and_kept_and_is_resumed(manifest: Path, tmp_path: Path) -> None:
     path = short(manifest)
-    options = ("--batch", "1", "--average", "0.9")
+    options = ("--batch", "1", "--average", "0.9", "--workers", "1")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(command(path, whole, *options, "--epochs", "2")) == 0
     assert train.main(command(path, parts, *options, "--epochs", "1")) == 0
-    assert train.main(command(path, parts, *options, "--epochs", "2", "--resume")) == 0
+    assert train.main(["--output", str(parts), "--resume", "--epochs", "2"]) == 0
     assert history(parts) == history(whole)
     found, expected = weights(parts), weights(whole)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
     assert any(not torch.equal(last[name], expected[name]) for name in expected if name.startswith("network."))
     assert read_metadata(whole / "bundle").performance["training"]["average"] == 0.9
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does_with_the_whole_batch(manifest: Path, tmp_path: Path) -> None:
-    rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("e", 0, 0, "validation"), row("f", 2, 0, "validation")]
-    path = write_manifest(manifest.parent / "even.csv", rows)
-    options = ("--epochs", "1", "--precision", "float32")
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main(command(path, one, *options, "--batch", "2")) == 0
-    arguments = command(path, two, *options, "--batch", "1", "--devices", "2")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
-    for alone, together in zip(history(one), history(two), strict=True):
-        assert {name: float(value) for name, value in together.items()} == pytest.approx(
-            {name: float(value) for name, value in alone.items()}, rel=1e-4
-        )
-    found, expected = weights(two), weights(one)
-    running = [name for name in expected if name.endswith("running_var")]
-    assert running
-    for name in running:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-5)
-    assert read_metadata(two / "bundle").performance["training"]["batch"] == 2
 
 
 @pytest.mark.slow
@@ -196,7 +173,7 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
     rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
     path = write_manifest(manifest.parent / "voxels.csv", rows)
     output = tmp_path / "voxels"
-    options = ("--supervision", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
+    options = ("--strategy", "voxels", "--profile", "released", "--epochs", "1", "--batch", "2", "--monitor", "loss")
     tile = ("--tile", "32", "48", "64")
     assert train.main(command(path, output, *options, *tile)) == 0
     with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
@@ -215,14 +192,14 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
         (("--base-width", "3"), "base width is 3"),
         (("--decay", "0"), "decay is 0.0"),
         (("--devices", "0"), "--devices is 0"),
-        (("--supervision", "voxels", "--strategy", "classification"), "--supervision voxels goes with"),
-        (("--tile", "64", "64", "64"), "--tile goes with --supervision voxels"),
+        (("--devices", "2"), "training on several CPUs is not supported"),
+        (("--tile", "64", "64", "64"), "--tile goes with --strategy voxels"),
         (("--freeze-statistics",), "--freeze-statistics goes with --init"),
         (("--head-alone",), "--head-alone goes with --init"),
         (("--average", "1"), "--average is 1, expected 0 to less than 1"),
         (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
-        (("--supervision", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
-        (("--supervision", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
+        (("--strategy", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
+        (("--strategy", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
 )
@@ -272,30 +249,55 @@ def test_weights_to_start_from_must_fit_the_network_and_the_profile(
     assert not output.exists()
 
 
-def settings_of(manifest: Path, output: Path, *options: str) -> RunSettings:
-    parsed, network, recipe = train._parsed(command(manifest, output, *options))
-    return train.chosen_settings(parsed, read_manifest(manifest), network, recipe)
+def options_of(manifest: Path, output: Path, *options: str) -> RunOptions:
+    return parse(command(manifest, output, *options)).options.settled(read_manifest(manifest))
 
 
-def test_a_run_is_resumed_only_with_the_options_that_it_was_started_with(
+def test_a_run_knows_its_options_and_is_resumed_with_no_others(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings_of(manifest, tmp_path).write(tmp_path)
-    assert RunSettings.read(tmp_path) == settings_of(manifest, tmp_path)
-    RunSettings.read(tmp_path).check_resumable(settings_of(manifest, tmp_path, "--epochs", "300"), tmp_path)
-    assert train.main(command(manifest, tmp_path, "--resume", "--seed", "4", "--decay", "0.5")) == 2
-    assert "seed was 0 and is 4, decay was 0.9 and is 0.5" in capsys.readouterr().err
+    started = options_of(manifest, tmp_path, "--strategy", "voxels", "--tile", "32", "48", "64", "--recipe", "released")
+    started.write(tmp_path)
+    assert RunOptions.read(tmp_path) == started
+    resumed = parse(["--output", str(tmp_path), "--resume"]).options
+    assert resumed == started == resumed.settled(read_manifest(manifest))
+    longer = parse(["--output", str(tmp_path), "--resume", "--epochs", "300", "--workers", "1", "--licence", "mine"]).options
+    assert (longer.recipe.epochs, longer.recipe.name, longer.workers, longer.tile) == (300, "released", 1, (32, 48, 64))
+    started.check_resumable(longer, tmp_path)
+    assert train.main(["--output", str(tmp_path), "--resume", "--seed", "4", "--decay", "0.5"]) == 2
+    assert "seed was 0 and is 4, decay was 0.95 and is 0.5" in capsys.readouterr().err
+
+
+def test_a_manifest_that_has_changed_is_not_gone_on_with(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = short(manifest)
+    options_of(path, tmp_path).write(tmp_path)
+    path.write_text(path.read_text() + "\n")
+    assert train.main(["--output", str(tmp_path), "--resume"]) == 2
+    assert "it cannot be resumed: manifest_sha256 was" in capsys.readouterr().err
+
+
+def test_every_option_says_what_it_does_and_is_told_by_the_bundle_unless_it_concerns_the_machine(manifest: Path) -> None:
+    text = build_parser().format_help()
+    document = options_of(manifest, manifest.parent).as_document()
+    for name in (*document, *document["recipe"]):
+        if name not in ("manifest_sha256", "init_sha256", "name") and name != "recipe":
+            assert f"--{name.replace('_', '-')}" in text
+    told = options_of(manifest, manifest.parent).provenance()
+    assert set(document) - set(told) == {"manifest", "cache", "init", "workers", "name"}
+    assert str(manifest.parent) not in json.dumps(told)
 
 
 def test_options_of_a_recipe_change_that_recipe(manifest: Path, tmp_path: Path) -> None:
-    recipe = settings_of(manifest, tmp_path, "--recipe", "released", "--no-overlap-in-lung", "--smoothness", "0.7").recipe
+    recipe = options_of(manifest, tmp_path, "--recipe", "released", "--no-overlap-in-lung", "--smoothness", "0.7").recipe
     assert (recipe.name, recipe.overlap_in_lung, recipe.smoothness, recipe.decay) == ("released", False, 0.7, 0.95)
-    assert json.loads(json.dumps(recipe.__dict__))["learning_rate"] == 0.01
+    assert recipe.learning_rate == 0.01
 
 
 def test_a_run_without_a_finished_epoch_has_nothing_to_export(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings_of(manifest, tmp_path).write(tmp_path)
+    options_of(manifest, tmp_path).write(tmp_path)
     assert train.main(["--output", str(tmp_path), "--export-only"]) == 2
     assert "no epoch of the run is finished" in capsys.readouterr().err
