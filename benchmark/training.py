@@ -58,7 +58,7 @@ def made_up_cases(folder: Path) -> list[TrainingCase]:
 
 
 def pipeline_rate(dataset: CohortDataset, batch: int, workers: int, batches: int) -> float:
-    """Samples a second that `workers` processes prepare when nobody else works."""
+    """Samples a second that `workers` processes prepare while no network is trained."""
     draws = [Draw(place % CASES, 0, place // CASES) for place in range(batch * (batches + WARM_UP))]
     loader = DataLoader(dataset, batch_size=batch, sampler=draws, num_workers=workers, collate_fn=stacked)
     start = 0.0

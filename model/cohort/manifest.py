@@ -200,7 +200,7 @@ def _file_problems(files: dict[str, str], folder: Path) -> Iterator[str]:
 
 
 def _same_place(ct: Path, other: Path) -> bool:
-    """Whether two files lie on one grid; a DICOM series tells its place only when it is read whole."""
+    """Whether two files lie on one grid; the place of a DICOM series is known only after reading all of it."""
     if ct.is_dir() or other.is_dir():
         return True
     geometries = []

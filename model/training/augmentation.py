@@ -33,8 +33,8 @@ class AugmentationRanges:
         crop_probability: of a crop, brought back to full size.
         crop_share: smallest share of each axis that a crop keeps.
         smoothing_probability: of Gaussian smoothing.
-        smoothing_voxels: largest standard deviation along z, y, x, in voxels of the network's input; z by itself, as slices
-            are thick or thin whatever the kernel.
+        smoothing_voxels: largest standard deviation along z, y, x, in voxels of the network's input; z is drawn
+            separately, as slice thickness does not depend on the kernel.
         sharpening_probability: of sharper edges and noise within slices, where nothing is smoothed.
         sharpening: largest lift of what is finer than `SHARPENED_VOXELS`, in parts of itself.
         jitter_probability: of a changed contrast and intensity.

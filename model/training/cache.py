@@ -1,7 +1,7 @@
-"""Scans prepared once for training and kept on disk: a file a case, which a changed profile or input file makes void.
+"""Scans that are prepared once for training and kept on disk, one file a case.
 
-A file's name holds the entity and a digest of all that its content follows from; a reader that looks for another digest
-does not find it. Files are written beside their place and renamed: several processes may prepare the same cohort.
+A file's name holds the entity and a digest of everything that its content depends on. After a change of the profile or of an
+input file, the digest differs and the case is prepared again. Files are written beside their place and renamed: several processes may prepare the same cohort.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The command `python -m model.training.calibrate`: a bundle whose maps are as sharp and as ready to say yes as the truth asks.
+"""The command `python -m model.training.calibrate`: adjust the logits of a bundle to validation scans.
 
     python -m model.training.calibrate BUNDLE --manifest CSV --output BUNDLE2 [--cache DIR] [--workers 2]
 
-Each subtype's logits x become slope * x + offset. Both numbers are chosen on the manifest's validation scans, so that the
-percentages of the lung come as near as possible to those that are known, and into the intervals where only scores or bounds
-are. They are folded into the last convolution: inference does not know of them.
+Each subtype's logits x become slope * x + offset. Slope and offset minimise the mean distance between the percentages of the
+lung and what is known of the manifest's validation scans: a percentage, or the interval of a score or of bounds. They are
+folded into the last convolution, so that inference needs no change.
 """
 
 from __future__ import annotations

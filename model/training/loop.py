@@ -57,7 +57,13 @@ class EpochTally:
         self._seen = [torch.zeros(len(subtype.grades)) for subtype in SUBTYPES]
 
     def add(self, terms: dict[str, Tensor], scores: Tensor | None, truth: Tensor) -> None:
-        """Add a batch: terms (B each), and the scores that were found (B x 2, or None where nobody asks) and the true ones."""
+        """Add a batch.
+
+        Args:
+            terms: of the loss; B each.
+            scores: that were found, B x 2; None if the strategy has no use for them.
+            truth: the true scores, B x 2, `UNKNOWN` where they are not known.
+        """
         self._cases += len(truth)
         for name, term in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros((), device=term.device)) + term.sum()

@@ -56,7 +56,7 @@ def _note(
     Args:
         group: of options in `--help`.
         help_text: what it does; the default is added.
-        local: whether it concerns this machine alone, so that a bundle does not tell it.
+        local: whether it concerns this machine alone; a bundle's provenance leaves it out.
         may_change: whether it may be another when a run is resumed.
         choices: what it may be; None: what its type says.
     """

@@ -22,8 +22,8 @@ class Agreement:
         accuracy: share of scores that are right, 0 to 1; None where no score is known.
         kappa: linear weighted kappa, at most 1; 0 where it is not defined (every score the same); None where no score is known.
         percentage_error: mean absolute error of the percentage, in percentage points; None where no percentages are known.
-        separation: how well percentages tell cases that must have the subtype from cases that cannot, by their bounds: the area
-            under the receiver operating characteristic, 0 to 1; None where no bounds are known, or those of one kind alone.
+        separation: how well percentages separate cases that must have the subtype from cases that cannot, by their bounds: area
+            under the receiver operating characteristic curve, 0 to 1; None unless both kinds occur.
     """
 
     accuracy: float | None
@@ -86,7 +86,7 @@ def measure(
 
     Args:
         scores: N x 2, centrilobular and paraseptal, by the network.
-        percentages: N x 2, percent of the lung; nan where the network tells none.
+        percentages: N x 2, percent of the lung; nan where the network gives none.
         true_scores: N x 2, below 0 where they are not known.
         true_percentages: N x 2, nan where they are not known.
         low_attenuation: N, LAA-950 in percent of the lung.

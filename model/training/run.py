@@ -60,7 +60,7 @@ def train(
     """
     _check_depth(options)
     place = ProcessPlace.here()
-    output = output.resolve()  # checkpoints tell by this path that they belong to the run
+    output = output.resolve()  # Lightning's checkpoints store this path
     if place.is_first:
         _check_output(options, output, resume)
     resumed = resumable_checkpoint(output) if resume else None
