@@ -1,7 +1,8 @@
 """Scans that are prepared once for training and kept on disk, one file a case.
 
 A file's name holds the entity and a digest of everything that its content depends on. After a change of the profile or of an
-input file, the digest differs and the case is prepared again. Files are written beside their place and renamed: several processes may prepare the same cohort.
+input file, the digest differs and the case is prepared again. Files appear whole: several processes may prepare the same
+cohort.
 """
 
 from __future__ import annotations
