@@ -1,1 +1,1 @@
-"""Scans in: geometry, readers, DICOM, integrity of files, `Scan`, and what the machine can hold."""
+"""Reads scans: geometry, file and DICOM readers, integrity of files, memory, and `Scan`."""

@@ -1,9 +1,9 @@
-"""A folder that holds one DICOM series: which files it is made of, and whether they are the slices of one scan.
+"""DICOM series: which files of a folder are its slices, and whether these make one scan.
 
-The files' structure and the tags that matter are read here, before the library's reader sees anything. That one takes what it
-can: it was seen to leave out a damaged file at the end of a series, to read a slice of another patient or orientation, to put
-1 for a pixel spacing or a rescale slope that it could not find or read, to make room for gigabytes where a damaged element of a
-small file claims that length, and to fill up pixels that are too few with whatever was in memory.
+The structure of the files and the tags that matter are checked here, before the library's reader opens them. That reader was
+observed to leave out a damaged file at the end of a series; to read slices of another patient or orientation; to assume 1 for
+a pixel spacing or rescale slope that is missing or unreadable; to allocate gigabytes for a damaged length field in a small
+file; and to fill missing pixels with uninitialised memory.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame o
 _TAGS = (_SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, *_ONE_SCAN)
 
 _TILT_DEGREES = 0.5
-_WHOLE = "whole slices of one DICOM series"
+_WHOLE = "complete slices of one DICOM series"
 
 Tags = Mapping[str, str]
-"""The tags of one file that are looked at, by group and element as `0020|0032`; those that it does not have are missing."""
+"""The tags of one file that are checked, by group and element as `0020|0032`, without those that the file does not have."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in the order of their slices, and what is odd about them, one sentence each."""
+    """The files of one series in the order of their slices, and warnings, one sentence each."""
 
     files: tuple[Path, ...]
     warnings: tuple[str, ...]
 
 
 def read_series(folder: Path) -> Series:
-    """Find the one series in a folder, put its files in order, and check that they make one evenly spaced scan in HU.
+    """Find the one series in a folder, sort its files, and check that they make one evenly spaced scan in HU.
 
-    A single file is taken to hold all slices, and is left to the library's reader.
+    A single file is assumed to hold all slices, and only its structure is checked.
 
     Raises:
-        InputError: there is none or there are several; a file is damaged; or, as `check_slices` has it, the slices differ.
+        InputError: the folder holds no series or several, a file is damaged, or `check_slices` refuses the slices.
     """
     found: dict[Path, Tags] = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_file() and not path.is_dir():  # a reader would wait for a pipe, and read a device for ever
-            raise InputError(path, "not a file, or a link that leads nowhere", _WHOLE)
+        if not path.is_file() and not path.is_dir():  # a reader would block on a pipe and never finish a device
+            raise InputError(path, "not a file, or a broken link", _WHOLE)
         if path.is_dir() or path.name.startswith(".") or path.name == "DICOMDIR":
             continue
         tags = read_tags(path)
         if tags is not None:
             found[path] = tags
         elif path.suffix.lower() in SUFFIXES:
-            raise InputError(path, "no DICOM file, or one whose beginning is damaged", _WHOLE)
+            raise InputError(path, "not a DICOM file, or its beginning is damaged", _WHOLE)
     series = {tags.get(_SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
@@ -73,11 +73,11 @@ def read_series(folder: Path) -> Series:
 
 
 def check_slices(folder: Path, slices: Sequence[Tags]) -> list[str]:
-    """Check that slices, in their order, make one evenly spaced scan in HU; return warnings, one sentence each.
+    """Check that sorted slices make one evenly spaced scan in HU; return warnings, one sentence each.
 
     Raises:
-        InputError: a tag is missing or cannot be read, or the slices differ in one that they must share, or their distances
-            differ by more than a tenth.
+        InputError: a tag is missing or unreadable, the slices differ in a tag that they must share, or their distances differ
+            by more than a tenth.
     """
     for tag, name in _ONE_SCAN.items():
         if len({section.get(tag, "") for section in slices}) > 1:
@@ -102,11 +102,12 @@ def check_slices(folder: Path, slices: Sequence[Tags]) -> list[str]:
 
 
 def _heights(folder: Path, slices: Sequence[Tags]) -> npt.NDArray[np.float64]:
-    """Where the slices lie along the normal of the first, in mm."""
+    """Positions of the slices along the normal of the first, in mm."""
     return _numbers(folder, slices, _POSITION, 3, "position") @ _normal(folder, slices[:1])
 
 
 def _normal(folder: Path, slices: Sequence[Tags]) -> npt.NDArray[np.float64]:
+    """The unit vector perpendicular to the slices, which must have one orientation."""
     row, column = _shared(folder, slices, _ORIENTATION, 6, "orientation").reshape(2, 3)
     normal: npt.NDArray[np.float64] = np.cross(row, column)
     if abs(np.linalg.norm(normal) - 1) > 0.01:
@@ -119,7 +120,7 @@ def _shared(
 ) -> npt.NDArray[np.float64]:
     """The `count` numbers of a tag that must be the same in every slice."""
     numbers = _numbers(folder, slices, tag, count, name, default)
-    if np.ptp(numbers, axis=0).max() > 1e-4 * np.abs(numbers).max():  # they may be rounded
+    if np.ptp(numbers, axis=0).max() > 1e-4 * np.abs(numbers).max():  # tags may be rounded
         raise InputError(folder, f"slices that differ in their {name}", f"one {name} for all slices")
     return numbers[0]
 
@@ -127,7 +128,7 @@ def _shared(
 def _numbers(
     folder: Path, slices: Sequence[Tags], tag: str, count: int, name: str, default: str = ""
 ) -> npt.NDArray[np.float64]:
-    """The numbers of a tag, one row a slice; `default` stands for a tag that is missing or empty."""
+    """The numbers of a tag, one row per slice; `default` replaces a tag that is missing or empty."""
     texts = [section.get(tag, "") or default for section in slices]
     try:
         numbers = np.array([[float(part) for part in text.split("\\")] for text in texts])
@@ -138,15 +139,15 @@ def _numbers(
     return numbers
 
 
-# The structure of a file (DICOM PS3.5 and PS3.10, section 7): elements of a tag, a type (unless it is implicit), a length and a
-# value.
+# The structure of a file (DICOM PS3.5 and PS3.10, section 7): each element has a tag, a type (unless the encoding is implicit),
+# a length and a value.
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _TRANSFER_SYNTAX, _PIXEL_DATA = (0x0002, 0x0010), (0x7FE0, 0x0010)
 _FRAMES = (0x0028, 0x0008)
 _PIXEL_COUNTS = ((0x0028, 0x0002), (0x0028, 0x0010), (0x0028, 0x0011), (0x0028, 0x0100))
-"""Samples a pixel, rows, columns, and bits that each sample takes."""
+"""Samples per pixel, rows, columns, and bits allocated per sample."""
 
 _LONG_TYPES = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _LONGEST_VALUE = 1024
@@ -162,21 +163,21 @@ class _Encoding:
 _EXPLICIT = _Encoding("<", True)
 _IMPLICIT = _Encoding("<", False)
 _ENCODINGS = {"1.2.840.10008.1.2": _IMPLICIT, "1.2.840.10008.1.2.2": _Encoding(">", True)}
-"""All other transfer syntaxes are explicit and little endian, but for one that compresses the whole."""
+"""All other transfer syntaxes are explicit and little endian, except the one that compresses the whole data set."""
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 class _DamagedError(Exception):
-    """The structure is broken."""
+    """The structure of a file is damaged."""
 
 
 def read_tags(path: Path) -> Tags | None:
-    """Walk through the elements of a DICOM file; return the tags that are looked at, or None if it is none.
+    """Parse the elements of a DICOM file; return the tags that are checked, or None for any other file.
 
     Raises:
-        InputError: an element claims to be longer than the file is, there are fewer pixels than rows and columns make, or the
-            structure is broken otherwise.
+        InputError: an element is longer than the file, there are fewer pixels than rows and columns require, or the structure
+            is damaged otherwise.
     """
     tags: dict[str, str] = {}
     with path.open("rb") as stream:
@@ -193,7 +194,7 @@ def read_tags(path: Path) -> Tags | None:
 
 
 def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
-    """Walk through the group before the data set, which says how that is encoded."""
+    """Parse the group before the data set; return the encoding of the data set, which it states."""
     syntax = ""
     while _peeked_tag(stream, _EXPLICIT)[0] == _TRANSFER_SYNTAX[0]:
         tag, _, length = _element(stream, end, _EXPLICIT)
@@ -206,8 +207,8 @@ def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
 
 
 def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str]) -> None:
-    """Walk through the data set up to and with its pixels, behind which there is only padding."""
-    needed = 1  # bits of the pixels, unless they are compressed
+    """Parse the data set up to and including its pixels, which only padding follows; add its tags to `tags`."""
+    needed = 1  # bits of the pixels, if they are not compressed
     while stream.tell() < end:
         tag, kind, length = _element(stream, end, encoding)
         start = stream.tell()
@@ -223,7 +224,7 @@ def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str])
             stream.seek(start)
         _skip_value(stream, end, encoding, tag, kind, length, 0)
         if tag == _PIXEL_DATA:
-            if 8 * length < needed:  # the length of compressed pixels is undefined, which is the largest number
+            if 8 * length < needed:  # an undefined length, of compressed pixels, is the largest number
                 raise _DamagedError
             return
 
@@ -231,7 +232,7 @@ def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str])
 def _skip_value(
     stream: BinaryIO, end: int, encoding: _Encoding, tag: tuple[int, ...], kind: bytes, length: int, depth: int
 ) -> None:
-    """Go behind an element's value, through every item if it is a sequence."""
+    """Move to the end of an element's value; parse every item of a sequence."""
     start = stream.tell()
     inner = _IMPLICIT if kind == b"UN" else encoding
     if length == _UNDEFINED and tag == _PIXEL_DATA:
@@ -245,7 +246,7 @@ def _skip_value(
 
 
 def _walk_items(stream: BinaryIO, end: int, encoding: _Encoding, depth: int, *, delimited: bool) -> None:
-    """Walk through the items of a sequence, until its delimiter or until `end`."""
+    """Parse the items of a sequence, up to its delimiter or to `end`."""
     if depth > _DEEPEST:
         raise _DamagedError
     while delimited or stream.tell() < end:
@@ -264,7 +265,7 @@ def _walk_items(stream: BinaryIO, end: int, encoding: _Encoding, depth: int, *, 
 
 
 def _skip_fragments(stream: BinaryIO, end: int, encoding: _Encoding) -> None:
-    """Go behind compressed pixels, which come in pieces."""
+    """Move to the end of compressed pixels, which are stored in fragments."""
     while True:
         tag, length = _item(stream, end, encoding)
         if tag == _SEQUENCE_END:
@@ -275,7 +276,7 @@ def _skip_fragments(stream: BinaryIO, end: int, encoding: _Encoding) -> None:
 
 
 def _element(stream: BinaryIO, end: int, encoding: _Encoding) -> tuple[tuple[int, ...], bytes, int]:
-    """Read an element's tag, its type (empty where that is implicit) and the length of its value, which lies within `end`."""
+    """Read an element's tag, its type (empty if implicit) and the length of its value, which must end before `end`."""
     tag = _unpacked(stream, f"{encoding.order}HH")
     kind = stream.read(2) if encoding.explicit else b""
     if kind and not (kind.isalpha() and kind.isupper()):

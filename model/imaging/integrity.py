@@ -1,10 +1,10 @@
-"""Whether the voxels of a file are whole: ITK's readers pass some damage on silently, and a scan must never be half another.
+"""Checks that a file is complete and its header safe to read: ITK's readers accept some damage without an error.
 
-What they were seen to do: a truncated NIfTI file is filled up with whatever is in memory, and so is a compressed MetaImage
-whose header asks for more slices than it holds; one that asks for fewer loses the rest; a flipped bit in a compressed
-MetaImage goes unnoticed unless it breaks the stream's structure, because its checksum is not looked at; a header that names
-another file as its voxels is followed wherever it leads, to a device or another patient's folder; one with a negative or
-huge number of dimensions, or an overlong line, ends the process; and one with an infinite place keeps it busy for ever.
+They were observed to fill a truncated NIfTI file with uninitialised memory, and likewise a compressed MetaImage whose header
+states more slices than the file holds; to drop slices that the header does not mention; to miss flipped bits in a compressed
+MetaImage, because they do not compare its checksum; to follow a header that names another file, even a device or a file in
+another patient's folder; to crash on a negative or huge number of dimensions and on overlong lines; and to loop forever on an
+infinite position.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from ..errors import InputError
 
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
-_ZLIB_OR_GZIP = 47  # for zlib.decompressobj: find out which by the first bytes
+_ZLIB_OR_GZIP = 47  # for zlib.decompressobj: detect the format by the first bytes
 _NIFTI_HEADER = 348
 _FARTHEST = 1e7
-"""In mm: ten kilometres."""
+"""Largest plausible number in a NIfTI transform, in mm."""
 
 _LONGEST_FIELD = 500
-"""Of NRRD; its reader was seen to overrun its stack with a line from about 1000 bytes on, if it is no comment or pair."""
+"""Longest line of a NRRD header in bytes, except comments and pairs: from about 1000 bytes, its reader overruns its stack."""
 
 _DESCRIBED = (".mha", ".mhd", ".nrrd")
 """Formats whose header is text."""
 
 _DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
-"""Bytes that may follow the voxels: some programs write a line break or fill up a block."""
+"""Bytes that may follow the voxels: some programs append a line break or padding."""
 
-_BESIDE = "the voxels in the file itself, or in one file beside it"
+_BESIDE = "the voxel data in the file itself, or in one file beside it"
 
 
 def check_header(path: Path) -> None:
-    """Check what a reader must not meet: it would follow the header elsewhere, crash on it, or never come back.
+    """Check a header before a reader opens the file: some headers lead the reader elsewhere, crash it or block it.
 
     Raises:
-        InputError: the header names voxels other than its own or those of one regular file in the same folder or below; it
-            scales its values, which no reader does; or it speaks of dimensions or a place that no image has.
+        InputError: the header refers to voxel data that are neither its own nor in one regular file in the same folder or
+            below; it scales the values, which the readers ignore; or it states invalid dimensions or positions.
     """
     if path.name.lower().endswith((".nii", ".nii.gz")):
         _check_nifti_place(path)
@@ -64,14 +64,14 @@ def check_header(path: Path) -> None:
 
 
 def check_payload(path: Path, needed: int) -> None:
-    """Check the length and, where its format has one, the checksum of a file's voxels; a DICOM file or folder has neither.
+    """Check the length of a file's voxel data and, where the format has one, the checksum; DICOM has neither.
 
     Args:
-        path: a file that `check_header` let pass, or a folder.
-        needed: bytes of all voxels in memory (NIfTI files say themselves what they take on disk).
+        path: a file that passed `check_header`, or a folder.
+        needed: bytes of all voxels in memory (NIfTI headers state the bytes on disk).
 
     Raises:
-        InputError: they are cut off, damaged, or more than the header speaks of.
+        InputError: the data are cut off, damaged, or longer than the header states.
     """
     name = path.name.lower()
     try:
@@ -86,7 +86,7 @@ def check_payload(path: Path, needed: int) -> None:
 
 
 def has_checksum(path: Path) -> bool:
-    """Whether `matches_checksum` can answer: for files whose header is text, with compressed voxels."""
+    """Whether a file ends with a checksum of its voxels: the header is text, and the voxels are compressed."""
     if not path.is_file() or not path.name.lower().endswith(_DESCRIBED):
         return False
     with path.open("rb") as stream:
@@ -94,10 +94,10 @@ def has_checksum(path: Path) -> bool:
 
 
 def matches_checksum(path: Path, voxels: np.ndarray) -> bool:
-    """Whether the checksum at the end of a file, for which `has_checksum`, is that of the voxels that a reader made of it.
+    """Whether the checksum at the end of a file (see `has_checksum`) is that of the voxels that were read from it.
 
-    If so, they are whole, and need not be decompressed once more. If not, `check_payload` says what is wrong, if anything is:
-    the reader may have swapped bytes, or something may follow the checksum.
+    If so, they are complete, and need not be decompressed a second time. If not, `check_payload` decides: the reader may have
+    swapped bytes, or padding may follow the checksum.
     """
     _, data_file, start = _payload(path)
     with data_file.open("rb") as stream:
@@ -113,22 +113,22 @@ def matches_checksum(path: Path, voxels: np.ndarray) -> bool:
 
 
 def _check_nifti_place(path: Path) -> None:
-    """Voxel sizes and both transforms: the reader was seen to search for a rotation for ever where one is infinite."""
+    """Check voxel sizes and both transforms: the reader was observed to loop forever on an infinite rotation."""
     try:
         with _nifti(path) as stream:
             header = stream.read(_NIFTI_HEADER)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(path, f"it is damaged or cut off ({error})", "a whole file") from error
     if len(header) < _NIFTI_HEADER:
-        return  # no NIfTI file at all, which the reader will say
+        return  # not a NIfTI file; the reader reports that
     order = _nifti_order(header)
     numbers = (*struct.unpack(f"{order}4f", header[76:92]), *struct.unpack(f"{order}18f", header[256:328]))
     if not all(abs(number) < _FARTHEST for number in numbers):
-        raise InputError(path, "its header places the voxels where no image lies", "voxel sizes and transforms in mm")
+        raise InputError(path, "its header states an implausible position or voxel size", "voxel sizes and transforms in mm")
 
 
 def _nifti(path: Path) -> BinaryIO:
-    """What a NIfTI file holds, without its compression if it has one (whatever its name says, as its reader does)."""
+    """Open a NIfTI file, decompressed if it is compressed, whatever its name; its reader does the same."""
     with path.open("rb") as stream:
         compressed = stream.read(2) == b"\x1f\x8b"
     return cast(BinaryIO, gzip.open(path)) if compressed else path.open("rb")
@@ -156,7 +156,7 @@ def _check_nifti(path: Path) -> None:
 
 
 def _check_described(path: Path, needed: int) -> None:
-    """A format whose header is text (MetaImage, NRRD)."""
+    """Check a format whose header is text (MetaImage, NRRD)."""
     fields, data_file, start = _payload(path)
     with data_file.open("rb") as stream:
         stream.seek(start)
@@ -167,7 +167,7 @@ def _check_described(path: Path, needed: int) -> None:
 
 
 def _payload(path: Path) -> tuple[dict[str, str], Path, int]:
-    """The fields of a header that is text, the file that holds the voxels, and where in it they begin."""
+    """The fields of a text header, the file that holds the voxels, and their offset in it."""
     with path.open("rb") as stream:
         fields = _header(stream, path)
         data_file = _data_file(path, fields)
@@ -179,12 +179,12 @@ def _is_compressed(fields: dict[str, str]) -> bool:
 
 
 def _is_true(value: str | None) -> bool:
-    """As MetaImage's reader has it."""
+    """Whether a value means true to MetaImage's reader."""
     return value is not None and value[:1].lower() in ("t", "1")
 
 
 def _has_own_layout(fields: dict[str, str]) -> bool:
-    """Whether the voxels are text, or lie behind something that is to be skipped: their length tells nothing then."""
+    """Whether the voxels are text or begin after skipped bytes: then their length cannot be checked."""
     is_text = not _is_true(fields.get("BinaryData", "True")) or fields.get("encoding", "raw").lower() != "raw"
     return is_text or any(fields.get(key, "0") != "0" for key in ("HeaderSize", "lineskip", "byteskip"))
 
@@ -193,14 +193,13 @@ def _check_length(present: int, needed: int, *, at_end: bool = True) -> None:
     if at_end and present < needed:
         raise EOFError(f"{present} of {needed} bytes")
     if present > needed + _SLACK:
-        raise EOFError(f"{present - needed} bytes more than the {needed} that its header speaks of")
+        raise EOFError(f"{present - needed} bytes more than the {needed} that its header states")
 
 
 def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
-    """The fields of a MetaImage or NRRD header, and of any other format none; leaves the stream behind the header.
+    """The fields of a MetaImage or NRRD header, empty for other formats; the stream is then at the end of the header.
 
-    Names are spelt as the formats' descriptions do, those of NRRD (which its reader takes in any spelling) in small letters
-    without spaces.
+    Names are spelt as in the file; those of NRRD, whose reader ignores case and spaces, in lower case without spaces.
     """
     fields: dict[str, str] = {}
     name = path.name.lower()
@@ -210,7 +209,7 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
             separator = min((place for place in (text.find("="), text.find(":")) if place >= 0), default=len(text))
             key, value = text[:separator].strip(), text[separator + 1 :].strip()
             if key == "NDims" and value not in _DIMENSIONS:
-                raise InputError(path, "its header speaks of a number of dimensions that no image has", "a 3D volume")
+                raise InputError(path, "its header states an invalid number of dimensions", "a 3D volume")
             fields[key] = value
             if key == "ElementDataFile":
                 break
@@ -218,7 +217,7 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
         while (line := stream.readline(_LONGEST_HEADER)) not in (b"\n", b"\r\n", b""):
             key, _, value = os.fsdecode(line).partition(":")
             if len(line) > _LONGEST_FIELD and not line.startswith(b"#") and not value.startswith("="):
-                raise InputError(path, "its header has a line too long for a field", f"at most {_LONGEST_FIELD} bytes")
+                raise InputError(path, "its header has an overlong line", f"at most {_LONGEST_FIELD} bytes")
             fields[key.strip().lower().replace(" ", "")] = value.strip()
     return fields
 
@@ -231,12 +230,12 @@ def _data_file(path: Path, fields: dict[str, str]) -> Path:
     data_file = path.parent / name
     inside = name.isprintable() and not Path(name).is_absolute() and ".." not in Path(name).parts
     if not inside or not data_file.is_file():
-        raise InputError(path, "its header names voxels that lie elsewhere, in several files, or nowhere", _BESIDE)
+        raise InputError(path, "its header refers to voxel data that lie elsewhere, in several files, or do not exist", _BESIDE)
     return data_file
 
 
 def _inflate(stream: BinaryIO, needed: int) -> None:
-    """Run through a compressed payload, which compares its checksum, count what comes out, and forget it."""
+    """Decompress a payload, which compares its checksum, and count its bytes without keeping them."""
     decompressor = zlib.decompressobj(_ZLIB_OR_GZIP)
     present = 0
     while not decompressor.eof:

@@ -1,4 +1,4 @@
-"""What the readers' C++ code prints on stderr: it says there, and nowhere else, that a file was damaged."""
+"""Captures what the readers' C++ code prints on stderr: some damage of files is reported only there."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 _ONE_AT_A_TIME = threading.RLock()
 _kept_aside: list[int] = []
-"""What stderr was before it was captured; the last is of the innermost block."""
+"""Descriptors of the original stderr, one per nested block, the innermost last."""
 
 
 @contextlib.contextmanager
 def captured_stderr() -> Iterator[list[str]]:
-    """Collect the lines that native code prints on stderr during the block; the list is filled when it ends.
+    """Collect the lines that native code prints on stderr during the block; the list is filled when the block ends.
 
-    Stderr is the process's: another thread's block, as in the viewer, waits for the end of this one.
-    The lines may quote the file, and so a patient's name: they are for decisions, not for logs.
+    The process has one stderr: a block in another thread, as in the viewer, waits for the end of this one. The lines may
+    quote the file, and thus a patient's name: do not log them.
     """
     lines: list[str] = []
     with _ONE_AT_A_TIME, _buffer() as capture:
@@ -39,18 +39,18 @@ def captured_stderr() -> Iterator[list[str]]:
 
 
 def print_error(message: str) -> None:
-    """Print a line on stderr, once no other thread captures it."""
+    """Print a line on stderr, as soon as no other thread captures it."""
     with _ONE_AT_A_TIME:
         print(message, file=sys.stderr, flush=True)
 
 
 def stderr_descriptor() -> int:
-    """Where a signal handler, which cannot wait, may write what is meant for stderr."""
+    """The descriptor of the original stderr, for signal handlers, which cannot wait."""
     return _kept_aside[0] if _kept_aside else 2
 
 
 def _buffer() -> BinaryIO:
-    """In memory where the system can, so that a full or missing temporary folder does not stop a run."""
+    """A file in memory where the system has them: a full or missing temporary folder must not stop a run."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("stderr"), "w+b")
     return tempfile.TemporaryFile()

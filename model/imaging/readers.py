@@ -80,7 +80,7 @@ def _checked_header(path: Path, files: tuple[Path, ...]) -> tuple[tuple[int, int
     """The size in x, y, z, and the size of all voxels in bytes."""
     reader = _file_information(path, files[0])
     if reader.GetNumberOfComponents() != 1:
-        raise InputError(path, f"{reader.GetNumberOfComponents()} numbers a voxel", "a scalar image")
+        raise InputError(path, f"{reader.GetNumberOfComponents()} numbers per voxel", "a scalar image")
     size = reader.GetSize()
     if len(files) > 1 and size[2:] in ((), (1,)):
         size = (*size[:2], len(files))

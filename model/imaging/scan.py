@@ -126,7 +126,7 @@ class Scan:
         return z, y, x
 
     def to_file_grid(self, array: np.ndarray) -> sitk.Image:
-        """Make an image with exactly the CT file's size, spacing, origin and direction of an array in the patient's frame."""
+        """Make an image of an array in the patient's frame, with the CT file's size, spacing, origin and direction."""
         return self.geometry.apply(sitk.GetImageFromArray(np.ascontiguousarray(self.orientation.to_file(array))))
 
 
@@ -176,7 +176,7 @@ def _as_labels(array: np.ndarray) -> npt.NDArray[np.uint8]:
 def _check_volume(volume_ml: float, name: str) -> None:
     low, high = LUNG_VOLUME_ML
     if not low <= volume_ml <= high:
-        raise InputError(name, f"the mask holds {volume_ml:.0f} ml", f"lungs of {low:.0f} to {high:.0f} ml")
+        raise InputError(name, f"the mask has a volume of {volume_ml:.0f} ml", f"lungs of {low:.0f} to {high:.0f} ml")
 
 
 def _hounsfield(

@@ -1,1 +1,1 @@
-"""Measures of a masked lung: segmentation, regions, densitometry, plausibility."""
+"""Lungs: anatomy, segmentation, regions, densitometry, and the plausibility of masks."""

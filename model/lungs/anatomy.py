@@ -1,4 +1,4 @@
-"""What is known of the chest's anatomy: body, trachea, right and left lung, told by size, shape and place.
+"""Finds anatomy by size, shape and position: body, trachea, right and left lung.
 
 Arrays are z, y, x in the patient's frame (LPS), so that the right lung lies at low x. Lengths are in mm.
 """
@@ -45,7 +45,7 @@ def depth(mask: Bools, spacing: Spacing, beyond: bool = False) -> npt.NDArray[np
 
 
 def within(mask: Bools, distance_mm: float, spacing: Spacing) -> Bools:
-    """The mask and everything at most `distance_mm` away from it."""
+    """All voxels at most `distance_mm` from the mask, itself included."""
     if not mask.any():
         return mask
     return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= distance_mm)
@@ -73,15 +73,15 @@ def body_of(tissue: Bools) -> Bools:
 def trachea_of(air: Bools, spacing: Spacing, is_lumen: Callable[[int, Bools], bool] | None = None) -> Bools:
     """The longest run, from slice to slice, of spots as large and as compact as a section through the trachea.
 
-    The tops of the lungs are such spots too, but soon grow larger; air in the oesophagus comes in short runs.
+    The tops of the lungs are such spots too, but soon grow larger; air in the oesophagus forms short runs.
 
     Args:
-        air: where to look for spots.
+        air: the voxels to search.
         spacing: z, y, x; mm.
-        is_lumen: whether a spot of that size in an axial slice, given by its index, can be one; without it, all can.
+        is_lumen: a further condition on a spot, given with the index of its axial slice.
 
     Returns:
-        the run, of whatever length; `length_mm` measures it.
+        the run, of any length (see `length_mm`); empty if there is no such spot.
     """
     _, row_mm, column_mm = spacing
     smallest, largest = (area / (row_mm * column_mm) for area in TRACHEA_AREA_MM2)
@@ -109,21 +109,21 @@ def trachea_of(air: Bools, spacing: Spacing, is_lumen: Callable[[int, Bools], bo
 
 
 def _continues(above: Bools, spot: Bools) -> bool:
-    """Whether two spots in neighbouring slices are of one tube: they overlap by half, and neither is twice the other."""
+    """Whether spots in neighbouring slices belong to one tube: they overlap by half, and neither is over twice as large."""
     small, large = sorted((np.count_nonzero(above), np.count_nonzero(spot)))
     return bool(np.count_nonzero(above & spot) >= small / 2 and large <= 2 * small)
 
 
 def length_mm(tube: Bools, spacing: Spacing) -> float:
-    """Length of a tube along z: the thickness of the slices that it passes."""
+    """Length of a tube along z in mm."""
     return int(np.count_nonzero(tube.any(axis=(1, 2)))) * spacing[0]
 
 
 def tell_sides(lung: Bools, spacing: Spacing) -> Labels | None:
     """Label the right lung `RIGHT` and the left `LEFT`; None where they cannot be told apart.
 
-    Works on every few-th voxel. Lungs that touch, as they do at the anterior junction, are eroded until they part; each
-    voxel is then given to the nearer of the two.
+    Works on voxels about 2.5 mm apart. Lungs that touch, as they do at the anterior junction, are eroded until they separate;
+    each voxel is then assigned to the nearer lung.
     """
     steps = [max(round(_COARSE_MM / distance), 1) for distance in spacing]
     coarse = lung[:: steps[0], :: steps[1], :: steps[2]]

@@ -1,4 +1,4 @@
-"""What people use today: low-attenuation area, 15th percentile density and volume of the lung, reported beside the scores."""
+"""Established CT measures of emphysema: low-attenuation area, 15th percentile density and lung volume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HIGHEST_HU = 3071
 
 @dataclass(frozen=True)
 class Densitometry:
-    """Density of a lung or of a part of it.
+    """Density of the lung or of a region of it.
 
     Attributes:
         laa950_percentage: voxels below -950 HU, in percent of the region (0 to 100).
@@ -33,8 +33,11 @@ class Densitometry:
 def measure(scan: Scan, regions: Regions) -> tuple[Densitometry, dict[str, Densitometry]]:
     """Measure the whole lung and each region.
 
-    Values below -1024 HU (padding) count as -1024. Voxels are binned by whole HU, rounded down, which leaves the count
-    below -950 exact for integers and floating-point numbers alike.
+    Values below -1024 HU (padding) count as -1024. Voxels are binned by whole HU, rounded down: the count below -950 HU is
+    exact for integers and floating-point numbers.
+
+    Returns:
+        the whole lung's density, and that of each region by name.
     """
     voxel_ml = scan.geometry.voxel_ml
     histograms = _histograms(scan, regions)

@@ -1,8 +1,8 @@
-"""Whether a lung mask can be that of the scan: warnings with the numbers that give away one that is not.
+"""Warnings about implausible lung masks, with the measurements that show it.
 
-The network reads what the mask shows it. A mask of another patient, one that covers the airways or the table, or one lung
-alone is scored like any other, and nothing but these warnings tells. The bounds are wide: masks of whole lungs pass, drawn
-with vessels or without, with emphysema or with an infiltrate.
+The network scores whatever the mask covers. These warnings are the only sign that a mask is another patient's, covers the
+airways or the table, or covers one lung only. The bounds are wide: masks of complete lungs pass, with or without vessels,
+with emphysema or with an infiltrate.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..imaging.scan import Scan
 from .anatomy import Bools, body_of, length_mm, trachea_of
 
 TISSUE_HU = -300
-"""Above this lies soft tissue: the top of the window that the network sees."""
+"""Soft tissue lies above this, the upper end of the network's window."""
 
 BODY_HU = -500
-"""Between tissue and the air in lungs, airways and bowel."""
+"""Separates tissue from the air in lungs, airways and bowel."""
 
 LUMEN_HU = -910
-"""The median of a section through an airway lies below this, also after a smooth kernel; that of an aerated lung above."""
+"""The median of a section through an airway lies below this, even with a smooth kernel; that of aerated lung lies above."""
 
 _COARSE_MM = 2.5
 _AIRWAY_STEPS_MM = (5.0, 1.0, 1.0)
-"""Distances z, y, x at which airways are looked for."""
+"""Distance of the voxels in which airways are searched: z, y, x."""
 
 _AIRWAY_FROM_MIDDLE_MM = 30.0
 _SHORTEST_AIRWAY_MM = 30.0
@@ -34,19 +34,19 @@ _SHORTEST_AIRWAY_MM = 30.0
 
 @dataclass(frozen=True)
 class MaskFigures:
-    """What can be measured about a mask without knowing the lungs.
+    """Measurements of a mask that need no knowledge of the true lungs.
 
     Attributes:
         mean_hu: mean inside the mask.
         tissue: share of the mask above -300 HU.
-        outside_body: share of the mask that lies outside of the body.
+        outside_body: share of the mask outside the body.
         uncovered: share of the air inside the body (below -500 HU) that the mask leaves out.
         uncovered_ml: the same as a volume.
         right: share of the mask on the right half of the body.
         uncovered_right: share of that air on the right half of the body.
-        pieces: connected parts.
-        small_pieces: share of the mask that lies outside of the two largest.
-        airway_mm: length of a tube of air in the middle of the chest that the mask covers, 0 where there is none.
+        pieces: number of connected parts.
+        small_pieces: share of the mask outside the two largest parts.
+        airway_mm: length of an air-filled tube in the middle of the chest that the mask covers; 0 if there is none.
     """
 
     mean_hu: float
@@ -62,9 +62,9 @@ class MaskFigures:
 
     @classmethod
     def of(cls, scan: Scan) -> MaskFigures:
-        """Measure on every few-th voxel, 2.5 mm apart."""
+        """Measure in voxels about 2.5 mm apart."""
         steps = [max(round(_COARSE_MM / distance), 1) for distance in scan.spacing]
-        if not scan.lung[:: steps[0], :: steps[1], :: steps[2]].any():  # a mask with less than that between its parts
+        if not scan.lung[:: steps[0], :: steps[1], :: steps[2]].any():  # a sparse mask, whose voxels lie between those
             steps = [1, 1, 1]
         hounsfield = scan.hounsfield[:: steps[0], :: steps[1], :: steps[2]]
         lung = scan.lung[:: steps[0], :: steps[1], :: steps[2]]
@@ -90,35 +90,35 @@ class MaskFigures:
 
 
 def mask_warnings(figures: MaskFigures) -> list[str]:
-    """Say what a mask of a whole pair of lungs would not have, one sentence each, with the numbers that gave it away."""
+    """Warn of what a mask of two complete lungs does not show, one sentence each, with the measurements."""
 
     def percent(share: float) -> str:
         return f"{100 * share:.0f}%"
 
     tissue = f"{percent(figures.tissue)} of it lies above {TISSUE_HU} HU, as soft tissue does (mean {figures.mean_hu:.0f} HU)"
-    uncovered = f"{percent(figures.uncovered)} of the air inside the body ({figures.uncovered_ml:.0f} ml) lies outside of it"
+    uncovered = f"{percent(figures.uncovered)} of the air inside the body ({figures.uncovered_ml:.0f} ml) lies outside it"
     side, on_side = ("right", figures.right) if figures.right > 0.5 else ("left", 1 - figures.right)
     on_other_side = 1 - figures.uncovered_right if side == "right" else figures.uncovered_right
     warnings = []
     if on_side > 0.95 and figures.uncovered > 0.25 and on_other_side > 0.75:
         warnings.append(
-            f"the mask holds one lung only: {percent(on_side)} of it lies on the patient's {side}, and {uncovered}, "
+            f"the mask covers one lung only: {percent(on_side)} of it lies on the patient's {side}, and {uncovered}, "
             f"{percent(on_other_side)} of that on the other side"
         )
     elif figures.tissue > 0.1 and figures.uncovered > 0.1:
-        warnings.append(f"the mask does not fit the scan, as another patient's would not: {tissue}, and {uncovered}")
+        warnings.append(f"the mask does not fit the scan and may be another patient's: {tissue}, and {uncovered}")
     elif figures.tissue > 0.3:
         warnings.append(f"the mask covers more than lung: {tissue}")
     elif figures.uncovered > 0.25:
         warnings.append(f"the mask leaves out a part of the lungs: {uncovered}")
     if figures.outside_body > 0.02:
         warnings.append(
-            f"the mask covers the table or the air around the patient: {percent(figures.outside_body)} of it lies outside of "
+            f"the mask covers the table or the air around the patient: {percent(figures.outside_body)} of it lies outside "
             "the body"
         )
     if figures.small_pieces > 0.05:
         warnings.append(
-            f"the mask falls into {figures.pieces} pieces, and {percent(figures.small_pieces)} of it lies outside of the "
+            f"the mask consists of {figures.pieces} pieces, and {percent(figures.small_pieces)} of it lies outside the "
             "two largest"
         )
     if figures.airway_mm >= _SHORTEST_AIRWAY_MM:
@@ -133,7 +133,7 @@ def _share(part: Bools, whole: Bools) -> float:
 
 
 def _airway_length(scan: Scan, middle_mm: float) -> float:
-    """Length in mm of the longest tube of air near the middle that the mask holds apart from the lungs, as a trachea is."""
+    """Length in mm of the longest air-filled tube near the middle that the mask covers, apart from the lungs in each slice."""
     steps = [max(round(wanted / distance), 1) for wanted, distance in zip(_AIRWAY_STEPS_MM, scan.spacing, strict=True)]
     every = tuple(slice(None, None, step) for step in steps)
     hounsfield, lung = scan.hounsfield[every], scan.lung[every]

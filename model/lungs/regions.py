@@ -1,4 +1,4 @@
-"""The parts of the lungs that results are reported for: right and left lung, and the lobes where the mask names them."""
+"""Regions that results are reported for: right and left lung, and the lobes where the mask labels them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .anatomy import LEFT, LOBES, RIGHT, tell_sides
 
 @dataclass(frozen=True)
 class Regions:
-    """Which voxel of the lung's bounding box belongs to which region.
+    """The regions of a lung, as labels in its bounding box.
 
     Attributes:
         labels: z, y, x of `box`; uint8, 0 outside the lung.
-        members: for each region its labels; regions may overlap (a lobe lies in a lung).
-        box: where `labels` lies in the scan.
+        members: the labels of each region by name; regions may overlap (a lobe is part of a lung).
+        box: the part of the scan that `labels` covers.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -28,9 +28,9 @@ class Regions:
 
     @classmethod
     def of(cls, scan: Scan) -> Regions:
-        """Name the lobes where the scan's mask holds them; else tell right from left by connected parts and their side.
+        """The lobes and lungs of a mask of lobes; else the right and the left lung, as `tell_sides` finds them.
 
-        Where neither can be done (one lung, or two that cannot be parted), the only region is `both`.
+        If it finds none (one lung, or lungs that it cannot separate), the only region is `both`.
         """
         box = scan.lung_box()
         lung = scan.lung[box]

@@ -1,9 +1,9 @@
-"""Lungs of a chest CT without a mask, by threshold, shape and place: for lungs that are mostly filled with air.
+"""Segments the lungs of a chest CT by threshold, shape and position, for lungs that are mostly aerated.
 
-The steps are the classical ones (Hu, Hoffman and Reinhardt, IEEE Trans Med Imaging 2001; van Rikxoort et al., Med Phys
-2009): air inside the body, less the trachea and main bronchi, the right lung apart from the left, each closed over its
-vessels. They run on voxels of about 2 mm; the surface then follows the CT's own voxels. With weights of the lungmask
-network (Hofmanninger et al., Eur Radiol Exp 2020), that network does it instead.
+The steps are the established ones (Hu, Hoffman and Reinhardt, IEEE Trans Med Imaging 2001; van Rikxoort et al., Med Phys
+2009): find the air inside the body, remove the trachea and main bronchi, separate the right lung from the left, and close each
+over its vessels. They run on voxels of about 2 mm; the surface is then refined on the CT's own voxels. With weights of the
+lungmask network (Hofmanninger et al., Eur Radiol Exp 2020), that network is used instead.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ AIR_BELOW_HU = -400
 """About halfway between aerated lung and soft tissue."""
 
 BRIGHTEST_HU = 200
-"""Bone counts as this: a rib in a coarse voxel must not outweigh the lung beside it."""
+"""Values are clipped to this: in a coarse voxel, a rib must not outweigh the lung beside it."""
 
 TABLE_MM = 4.0
-"""Tissue thinner than this is no chest wall: the table's shell, clothes, blankets."""
+"""Thinner tissue is not chest wall but the table's shell, clothes or blankets."""
 
 LUMEN_HU = tuple(range(-650, -1000, -25))
-"""Thresholds for the inside of airways. The trachea's wall, thinner than a coarse voxel, is brighter than the first."""
+"""Thresholds for the lumen of airways. The trachea's wall, thinner than a coarse voxel, is brighter than the first."""
 
 SHORTEST_TRACHEA_MM = 20.0
 
 BRONCHI_ML = 45.0
-"""Airways beyond the trachea hold less than this; a lumen that grows to more has leaked into the lung."""
+"""Airways beyond the trachea have a smaller volume; a larger lumen has leaked into the lung."""
 
 MAIN_BRONCHUS_RADIUS_MM = 3.5
-"""Narrower airways lie inside the lungs and belong to them."""
+"""Narrower airways are part of the lungs."""
 
 AIRWAY_RIM_MM = 2.5
-"""The rim of an airway is partly wall, and brighter than its inside."""
+"""The rim of an airway is partly wall, and thus brighter than its lumen."""
 
 SECOND_LUNG_FRACTION = 0.05
-"""A second part of the air in the chest that is smaller than this share of the first is no lung."""
+"""A second part of the air in the chest is a lung if it has at least this share of the first part's volume."""
 
 BULLA_WALL_MM = 3.0
-"""Air this near to a lung is a bulla, whose wall is thin; the stomach's and the bowel's is farther off."""
+"""Air this near to a lung is a bulla, which has a thin wall; stomach and bowel are farther away."""
 
 CLOSING_MM = 8.0
-"""Vessels at the hilum, and nodules at the pleura, up to about twice this across are closed over."""
+"""Vessels at the hilum and nodules at the pleura of up to about twice this diameter are included."""
 
-EXPECTED = "a chest CT in HU that shows both lungs whole, or a lung mask"
+EXPECTED = "a chest CT in HU that shows both lungs completely, or a lung mask"
 EXPECTED_LUNGMASK = "weights of a lungmask network (such as unet_r231-d5d2fc3d.pth)"
 
 
@@ -72,8 +72,8 @@ def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
         lungmask_weights: a state dict of a lungmask network; without it, thresholds are used.
 
     Returns:
-        uint8 labels on the CT's grid: 1 right lung, 2 left lung, 0 elsewhere; all of it 1 where thresholds cannot tell the two
-        apart. Vessels, bullae and small airways inside the lungs belong to them; trachea and main bronchi do not.
+        uint8 labels on the CT's grid: 1 right lung, 2 left lung, 0 elsewhere; both lungs 1 if thresholds cannot separate them.
+        The labels include vessels, bullae and small airways inside the lungs, but not the trachea and main bronchi.
 
     Raises:
         InputError: no lungs were found, or the network cannot be used.
@@ -84,11 +84,11 @@ def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
     else:
         coarse = _CoarseScan.of(image)
         labels = _on_grid_of(image, coarse.image_of(_coarse_lungs(coarse.hounsfield, coarse.spacing, ct.name)))
-    return Volume(labels, f"{ct.name} (the lungs found in it)")
+    return Volume(labels, f"{ct.name} (segmented lungs)")
 
 
 def _finite(ct: sitk.Image) -> sitk.Image:
-    """Values that are not a number count as air."""
+    """The CT with values that are not a number replaced by air."""
     if ct.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         return ct
     voxels = np.nan_to_num(sitk.GetArrayFromImage(ct), nan=AIR_HU, posinf=BRIGHTEST_HU, neginf=AIR_HU)
@@ -126,7 +126,7 @@ class _CoarseScan:
 
 
 def _coarse_lungs(hounsfield: Hounsfield, spacing: Spacing, name: str) -> Labels:
-    """Label the right lung 1 and the left 2 on the coarse grid."""
+    """Label the right and the left lung on the coarse grid; both as right if they cannot be separated."""
     air = (hounsfield < AIR_BELOW_HU) & body_of(_thick(hounsfield >= AIR_BELOW_HU, spacing))
     airways = _main_airways(hounsfield, air, spacing)
     air &= ~airways
@@ -148,18 +148,18 @@ def _coarse_lungs(hounsfield: Hounsfield, spacing: Spacing, name: str) -> Labels
 
 
 def _thick(tissue: Bools, spacing: Spacing) -> Bools:
-    """The largest part of the tissue without what is thinner than `TABLE_MM`.
+    """The largest part of the tissue that is at least `TABLE_MM` thick.
 
-    Beyond the image there is tissue, for this: a body that the field of view cuts off has no wall there.
+    Voxels outside the image count as tissue: a body cut off by the field of view has no wall there.
     """
     core = largest_part(depth(tissue, spacing, beyond=True) > TABLE_MM / 2)
     return within(core, TABLE_MM / 2, spacing)
 
 
 def _main_airways(hounsfield: Hounsfield, air: Bools, spacing: Spacing) -> Bools:
-    """Trachea and main bronchi with their rims; nothing where no trachea is seen.
+    """Trachea and main bronchi with their rims; empty if no trachea is found.
 
-    From the trachea the lumen is grown under one threshold after another, until one does not leak into the lung.
+    The lumen is grown from the trachea at decreasing thresholds, until one does not leak into the lung.
     """
     trachea = trachea_of(air & (hounsfield < LUMEN_HU[0]), spacing)
     if length_mm(trachea, spacing) < SHORTEST_TRACHEA_MM:
@@ -177,7 +177,7 @@ def _main_airways(hounsfield: Hounsfield, air: Bools, spacing: Spacing) -> Bools
 
 
 def _lung_parts(air: Bools) -> Bools:
-    """The largest part of the air, and the next one where it is a lung of its own: gas in the bowel stays below them."""
+    """The largest part of the air, and the next one if it is a second lung, which bowel gas, lying below, is not."""
     labels, count = ndimage.label(air)
     if count == 0:
         return np.zeros_like(air)
@@ -193,19 +193,19 @@ def _lung_parts(air: Bools) -> Bools:
 
 
 def _loose_air(air: Bools, airways: Bools) -> Bools:
-    """Air that is no part of the lungs yet, less what is left over at the rim of an airway."""
+    """Air outside the lungs, without remains at the rim of an airway."""
     labels, _ = ndimage.label(air)
     leftover = np.unique(labels[ndimage.binary_dilation(airways)])
     return air & ~np.isin(labels, leftover[leftover > 0])
 
 
 def _with_bullae(lung: Bools, loose: Bools, spacing: Spacing) -> Bools:
-    """A lung with the parts of the loose air that only a thin wall parts from it."""
+    """A lung with the parts of the loose air behind a thin wall."""
     return lung | _touched(loose, within(lung, BULLA_WALL_MM, spacing))
 
 
 def _closed(lung: Bools, spacing: Spacing) -> Bools:
-    """Closing by a ball, then filling of what is enclosed."""
+    """A lung after closing by a ball and filling of holes."""
     margin = [int(np.ceil(CLOSING_MM / distance)) + 1 for distance in spacing]
     (box,) = ndimage.find_objects(lung.astype(np.uint8))
     padded = np.pad(lung[box], [(width, width) for width in margin])
@@ -216,12 +216,12 @@ def _closed(lung: Bools, spacing: Spacing) -> Bools:
 
 
 def _touched(mask: Bools, seeds: Bools) -> Bools:
-    """The connected parts of the mask that hold a seed."""
+    """The connected parts of the mask that contain a seed."""
     return np.asarray(ndimage.binary_propagation(seeds & mask, mask=mask))
 
 
 def _on_grid_of(ct: sitk.Image, sides: sitk.Image) -> sitk.Image:
-    """Bring coarse labels to the CT's grid; within about a coarse voxel of their surface, the CT's own voxels decide."""
+    """Resample coarse labels to the CT's grid; within about a coarse voxel of their surface, threshold the CT's own voxels."""
     resampler = sitk.ResampleImageFilter()
     resampler.SetReferenceImage(ct)
     resampler.SetUseNearestNeighborExtrapolator(True)
@@ -238,7 +238,7 @@ def _on_grid_of(ct: sitk.Image, sides: sitk.Image) -> sitk.Image:
 def _by_lungmask(ct: sitk.Image, name: str, weights: Path) -> sitk.Image:
     if not weights.is_file():
         raise InputError(weights, "no such file", EXPECTED_LUNGMASK)
-    with warnings.catch_warnings():  # the package mutes every UserWarning when it is imported
+    with warnings.catch_warnings():  # on import, the package mutes every UserWarning
         try:
             from lungmask import LMInferer
         except ImportError as error:
@@ -247,8 +247,8 @@ def _by_lungmask(ct: sitk.Image, name: str, weights: Path) -> sitk.Image:
             network = LMInferer(modelpath=str(weights), tqdm_disable=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(weights, f"not such weights ({reason})", EXPECTED_LUNGMASK) from error
+            raise InputError(weights, f"not weights of a lungmask network ({reason})", EXPECTED_LUNGMASK) from error
         labels = network.apply(ct)
     if not labels.any():
-        raise InputError(name, "the lungmask network found no lungs in it", EXPECTED)
+        raise InputError(name, "the lungmask network found no lungs", EXPECTED)
     return ImageGeometry.of(ct).apply(sitk.GetImageFromArray(labels))

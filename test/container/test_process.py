@@ -350,7 +350,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Phantom, Path], None], str, str]] = {
     "asks for too much memory": (header_alone, "scan.mha", "its header asks for 2.16e+14 voxels"),
     "2D": (of_other_dimension(np.zeros((9, 9), np.int16)), "scan.mha", "a 2D image of 9 x 9 voxels; expected a 3D volume"),
     "4D": (of_other_dimension(np.zeros((2, 9, 9, 9), np.int16)), "scan.mha", "a 4D image of 9 x 9 x 9 x 2 voxels"),
-    "vector": (of_other_dimension(np.zeros((9, 9, 9, 3), np.int16), True), "scan.mha", "3 numbers a voxel"),
+    "vector": (of_other_dimension(np.zeros((9, 9, 9, 3), np.int16), True), "scan.mha", "3 numbers per voxel"),
     "no mask": (without("lung-mask"), "input", "there is no lung mask; expected one in images/lung-mask"),
     "no CT": (without("ct"), "images/ct", "there is no CT"),
     "unpaired": (unpaired, "input", "2 CTs and 1 masks, no two of one name"),
@@ -361,7 +361,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[Phantom, Path], None], str, str]] = {
         "lung-mask/scan.mha",
         "ml; expected lungs of 100 to 15000 ml",
     ),
-    "mask too large": (wide_mask, "lung-mask/scan.mha", "the mask holds 186624 ml"),
+    "mask too large": (wide_mask, "lung-mask/scan.mha", "the mask has a volume of 186624 ml"),
     "all NaN": (not_finite, "ct/scan.mha", "no voxel is a finite number"),
     "constant": (lambda p, f: altered(p, f, hounsfield=0 * p.hounsfield), "ct/scan.mha", "every voxel is 0"),
     "not HU": (

@@ -57,7 +57,7 @@ def test_a_nifti_file_with_more_slices_than_its_header_says_is_refused(image: si
     content[46] = 10  # the fourth of eight 16-bit numbers from byte 40 on: slices
     path = tmp_path / f"ct{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
-    with pytest.raises(InputError, match=r"24000 bytes more than the 24352 that its header speaks of"):
+    with pytest.raises(InputError, match=r"24000 bytes more than the 24352 that its header states"):
         read_volume(path)
 
 
@@ -102,7 +102,7 @@ def test_voxels_are_read_only_from_a_file_beside_the_header(image: sitk.Image, t
         sitk.WriteImage(image, str(path))
         header = path.read_bytes().partition(b"\n\n")[0]
         path.write_bytes(header + f"\ndata file: {name}\n\n".encode())
-    with pytest.raises(InputError, match="its header names voxels that lie elsewhere, in several files, or nowhere"):
+    with pytest.raises(InputError, match="voxel data that lie elsewhere, in several files, or do not exist"):
         read_header(path)
 
 
@@ -111,7 +111,7 @@ def test_voxels_are_read_only_from_a_file_beside_the_header(image: sitk.Image, t
 )
 def test_no_spelling_of_the_field_leads_elsewhere(image: sitk.Image, tmp_path: Path, spelling: str) -> None:
     path = edited(image, tmp_path / "ct.mhd", ("ElementDataFile = ct.raw", spelling.format("/etc/passwd")))
-    with pytest.raises(InputError, match="names voxels that lie elsewhere"):
+    with pytest.raises(InputError, match="refers to voxel data that lie elsewhere"):
         read_volume(path)
 
 
@@ -119,7 +119,7 @@ def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(image: sitk.Image, tmp_
     path = edited(image, tmp_path / "ct.mhd", ("ct.raw", "pipe.raw"))
     os.mkfifo(tmp_path / "pipe.raw")
     os.mkfifo(tmp_path / "ct.nii")
-    with pytest.raises(InputError, match="names voxels that lie elsewhere"):
+    with pytest.raises(InputError, match="refers to voxel data that lie elsewhere"):
         read_header(path)
     with pytest.raises(InputError, match="not a file"):
         read_header(tmp_path / "ct.nii")
@@ -151,14 +151,14 @@ def test_a_grid_that_no_scanner_makes_is_refused(image: sitk.Image, tmp_path: Pa
 @pytest.mark.parametrize("count", ["-1", "0", "2147483648", "4294967297", "9223372036854775808", "3 4", "nan", ""])
 def test_a_number_of_dimensions_that_crashes_the_reader_is_refused(image: sitk.Image, tmp_path: Path, count: str) -> None:
     for header in (f"NDims = {count}", f"NDims = {count}\nNDims = 3", f"NDims: {count}"):
-        with pytest.raises(InputError, match="a number of dimensions that no image has"):
+        with pytest.raises(InputError, match="an invalid number of dimensions"):
             read_header(edited(image, tmp_path / "ct.mha", ("NDims = 3", header)))
 
 
 @pytest.mark.parametrize("line", ["{}", "content: {}", "space: {}", "{}: 1", "K: ey:={}"])
 def test_an_overlong_field_that_crashes_the_reader_is_refused(image: sitk.Image, tmp_path: Path, line: str) -> None:
     path = edited(image, tmp_path / "ct.nrrd", ("encoding", f"{line.format('A' * 1100)}\nencoding"))
-    with pytest.raises(InputError, match="its header has a line too long for a field"):
+    with pytest.raises(InputError, match="its header has an overlong line"):
         read_header(path)
 
 
@@ -180,7 +180,7 @@ def test_a_place_that_is_no_number_is_refused_before_the_reader_sees_it(
     struct.pack_into("<f", content, place, value)
     path = tmp_path / f"odd{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
-    with pytest.raises(InputError, match="its header places the voxels where no image lies"):
+    with pytest.raises(InputError, match="its header states an implausible position or voxel size"):
         read_header(path)
 
 

@@ -53,11 +53,11 @@ def pieces(lungs: np.ndarray) -> None:
 
 
 WARNINGS: list[tuple[Callable[[np.ndarray], None], str]] = [
-    (one_lung, r"the mask holds one lung only: \d+% of it lies on the patient's right, and \d+% of the air inside the body"),
+    (one_lung, r"the mask covers one lung only: \d+% of it lies on the patient's right, and \d+% of the air inside the body"),
     (airways, r"the mask covers airways: it holds a tube of air, \d+ mm long"),
-    (table, r"the mask covers the table or the air around the patient: \d+% of it lies outside of the body"),
-    (another_patient, r"the mask does not fit the scan, as another patient's would not: \d+% of it lies above -300 HU"),
-    (pieces, r"the mask falls into \d+ pieces, and \d+% of it lies outside of the two largest"),
+    (table, r"the mask covers the table or the air around the patient: \d+% of it lies outside the body"),
+    (another_patient, r"the mask does not fit the scan and may be another patient's: \d+% of it lies above -300 HU"),
+    (pieces, r"the mask consists of \d+ pieces, and \d+% of it lies outside the two largest"),
 ]
 
 
