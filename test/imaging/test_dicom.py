@@ -1,4 +1,4 @@
-"""DICOM series: what the reader underneath passes on without a word is refused or reported."""
+"""DICOM series: what the library's reader accepts without an error is refused or reported."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_evenly_spaced_slices_of_one_scan_pass() -> None:
         (POSITION, "-150\\-120\\5", r"slice distances from 1\.00 to 3\.00 mm; expected evenly spaced slices"),
     ],
 )
-def test_one_slice_that_is_of_another_scan_or_cannot_be_placed_is_refused(tag: str, value: str, message: str) -> None:
+def test_a_slice_of_another_scan_or_without_a_position_is_refused(tag: str, value: str, message: str) -> None:
     odd = slices()
     odd[2][tag] = value
     with pytest.raises(InputError, match=f"^series: {message}") as refused:
@@ -79,7 +79,7 @@ def test_one_slice_that_is_of_another_scan_or_cannot_be_placed_is_refused(tag: s
         (ORIENTATION, "0\\0\\0\\0\\0\\0", "an orientation whose axes are not at right angles"),
     ],
 )
-def test_what_no_slice_may_have_is_refused(tag: str, value: str, message: str) -> None:
+def test_invalid_tags_of_all_slices_are_refused(tag: str, value: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_slices(Path("series"), [section | {tag: value} for section in slices()])
 
@@ -95,7 +95,7 @@ def test_gantry_tilt_is_reported_with_its_angle() -> None:
 def test_a_series_of_which_one_file_was_copied_in_part_is_refused(
     phantom: Phantom, tmp_path: Path, place: int, share: float
 ) -> None:
-    """At either end of a series nothing but the file itself tells that a slice is missing."""
+    """At either end of a series, only the file itself shows that a slice is missing."""
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     path = sorted(folder.iterdir())[place]
     content = path.read_bytes()
@@ -105,7 +105,7 @@ def test_a_series_of_which_one_file_was_copied_in_part_is_refused(
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "nowhere", "pipe"])
-def test_nobody_waits_for_what_is_no_file(phantom: Phantom, tmp_path: Path, target: str) -> None:
+def test_devices_broken_links_and_pipes_are_refused_at_once(phantom: Phantom, tmp_path: Path, target: str) -> None:
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     if target == "pipe":
         os.mkfifo(folder / "0099.dcm")
@@ -131,7 +131,7 @@ def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: 
 
 
 def with_sequences(data_set: pydicom.Dataset, *, undefined: bool) -> None:
-    """Add sequences in sequences, of known or of undefined length, and an element of a type that nobody knows."""
+    """Add sequences in sequences, of known or of undefined length, and an element of an unknown type."""
     inner = pydicom.Dataset()
     inner.PatientID = "in the depth"
     inner.ImagePositionPatient = [9, 9, 9]
@@ -149,7 +149,7 @@ SYNTAXES = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "
 
 @pytest.mark.parametrize("undefined", [False, True])
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=["implicit", "explicit", "big endian", "compressed"])
-def test_every_encoding_is_walked_through_and_read(phantom: Phantom, tmp_path: Path, syntax: str, undefined: bool) -> None:
+def test_every_encoding_is_parsed_and_read(phantom: Phantom, tmp_path: Path, syntax: str, undefined: bool) -> None:
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series", tags=lambda _: {"0010|0020": "4711"})
     for path in folder.iterdir():
         data_set = pydicom.dcmread(path)
@@ -173,7 +173,7 @@ def test_every_encoding_is_walked_through_and_read(phantom: Phantom, tmp_path: P
 def test_an_element_that_claims_to_be_longer_than_its_file_is_refused_at_once(
     phantom: Phantom, tmp_path: Path, length: int
 ) -> None:
-    """The library's reader was seen to make room for it."""
+    """The library's reader was observed to allocate that much."""
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     path = folder / "0004.dcm"
     data = path.read_bytes()
@@ -186,8 +186,8 @@ def test_an_element_that_claims_to_be_longer_than_its_file_is_refused_at_once(
 
 
 @pytest.mark.parametrize("tag", ["Rows", "Columns", "BitsAllocated", "NumberOfFrames"])
-def test_a_file_with_fewer_pixels_than_it_speaks_of_is_refused(phantom: Phantom, tmp_path: Path, tag: str) -> None:
-    """The library's reader was seen to fill them up with whatever was in memory, or to make room for gigabytes of them."""
+def test_a_file_with_fewer_pixels_than_it_states_is_refused(phantom: Phantom, tmp_path: Path, tag: str) -> None:
+    """The library's reader was observed to fill them with uninitialised memory, or to allocate gigabytes."""
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     path = folder / "0004.dcm"
     data_set = pydicom.dcmread(path)
@@ -208,7 +208,7 @@ def test_a_data_set_that_is_compressed_as_a_whole_is_refused(phantom: Phantom, t
         read_header(folder)
 
 
-def test_a_tower_of_sequences_is_refused(tmp_path: Path) -> None:
+def test_deeply_nested_sequences_are_refused(tmp_path: Path) -> None:
     item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HH2s2xI", 0x40, 0x275, b"SQ", 0xFFFFFFFF)
     meta = struct.pack("<HH2sH", 2, 0x10, b"UI", 20) + b"1.2.840.10008.1.2.1\0"
     start = struct.pack("<HH2s2xI", 0x40, 0x275, b"SQ", 0xFFFFFFFF)

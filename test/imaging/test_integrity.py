@@ -1,4 +1,4 @@
-"""Files whose header and voxels do not belong together, or that lead somewhere else, are never read as a scan."""
+"""Files whose header and voxels do not match, or that refer to other files, are never read as a scan."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def edited(image: sitk.Image, path: Path, *edits: tuple[str, str], compressed: b
 def test_a_header_that_asks_for_other_slices_than_there_are_is_refused(
     image: sitk.Image, tmp_path: Path, suffix: str, size: str, slices: int, compressed: bool
 ) -> None:
-    """Fewer would be dropped in silence, and more were seen to be filled up with whatever is in memory."""
+    """The reader was observed to drop further slices without an error, and to fill missing ones with uninitialised memory."""
     path = edited(image, tmp_path / f"ct{suffix}", (size.format(20), size.format(slices)), compressed=compressed)
     with pytest.raises(InputError, match=r"its voxels (are damaged or cut off|cannot be read)"):
         read_volume(path)
@@ -115,7 +115,7 @@ def test_no_spelling_of_the_field_leads_elsewhere(image: sitk.Image, tmp_path: P
         read_volume(path)
 
 
-def test_a_named_pipe_is_no_file_and_nobody_waits_for_it(image: sitk.Image, tmp_path: Path) -> None:
+def test_a_named_pipe_is_refused_at_once(image: sitk.Image, tmp_path: Path) -> None:
     path = edited(image, tmp_path / "ct.mhd", ("ct.raw", "pipe.raw"))
     os.mkfifo(tmp_path / "pipe.raw")
     os.mkfifo(tmp_path / "ct.nii")
@@ -171,10 +171,10 @@ def test_a_long_comment_or_pair_is_read(image: sitk.Image, tmp_path: Path, line:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("place", [76, 80, 268, 280, 316], ids=["qfac", "voxel size", "qform", "sform x", "sform z"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_place_that_is_no_number_is_refused_before_the_reader_sees_it(
+def test_a_position_that_is_no_finite_number_is_refused_before_the_reader_opens_the_file(
     image: sitk.Image, tmp_path: Path, suffix: str, place: int, value: float
 ) -> None:
-    """An infinite sform was seen to keep the reader busy for ever."""
+    """An infinite sform was observed to keep the reader in a loop."""
     sitk.WriteImage(image, str(tmp_path / "ct.nii"))
     content = bytearray((tmp_path / "ct.nii").read_bytes())
     struct.pack_into("<f", content, place, value)
@@ -241,7 +241,7 @@ def test_files_without_compression_or_of_other_formats_have_no_checksum(image: s
 
 
 def test_every_flipped_byte_of_a_compressed_metaimage_is_found(image: sitk.Image, tmp_path: Path) -> None:
-    """The reader alone was seen to pass a third of them."""
+    """The reader alone was observed to accept a third of them."""
     sitk.WriteImage(image, str(tmp_path / "whole.mha"), useCompression=True)
     content = (tmp_path / "whole.mha").read_bytes()
     start = content.index(b"LOCAL\n") + 6

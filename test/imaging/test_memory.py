@@ -1,4 +1,4 @@
-"""The memory that is left, and the check before an image is read."""
+"""The available memory, and the check before an image is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What native code prints on stderr is collected, and stderr comes back as it was."""
+"""What native code prints on stderr is captured, and stderr is restored."""
 
 from __future__ import annotations
 

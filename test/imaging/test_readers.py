@@ -1,4 +1,4 @@
-"""Reading files and DICOM series: what is damaged or is no volume is never read as one."""
+"""Files and DICOM series: damaged ones, and those that are no volume, are refused."""
 
 from __future__ import annotations
 

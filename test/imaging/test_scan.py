@@ -1,4 +1,4 @@
-"""Reading scans: every format and orientation gives the same patient, and what is odd is mended or refused."""
+"""Scans: every format and orientation gives the same patient, and unusual input is corrected, with a warning, or refused."""
 
 from __future__ import annotations
 

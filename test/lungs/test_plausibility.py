@@ -1,4 +1,4 @@
-"""Masks that cannot be those of the scan are reported with the numbers that give them away, and right ones are not."""
+"""Implausible masks are reported with the measurements that show it, and correct ones are not."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_lungs_with_vessels_emphysema_and_an_infiltrate_give_no_warning(chest: P
 
 
 @pytest.mark.parametrize(("label", "side"), [(1, "right"), (2, "left")])
-def test_a_mask_of_one_lung_is_told_by_its_side_and_the_air_on_the_other(chest: Phantom, label: int, side: str) -> None:
+def test_a_mask_of_one_lung_is_reported_by_its_side_and_the_air_on_the_other(chest: Phantom, label: int, side: str) -> None:
     (warning,) = found(chest, chest.lungs == label)
     assert warning.startswith(f"the mask covers one lung only: 100% of it lies on the patient's {side}, and ")
     figures = MaskFigures.of(
@@ -77,7 +77,7 @@ def airway_ml(chest: Phantom) -> float:
     return float(np.count_nonzero((chest.hounsfield == AIR_HU) & (chest.lungs == 0) & inner)) * 0.01
 
 
-def test_a_mask_that_covers_the_trachea_is_told_by_the_tube_of_air(chest: Phantom) -> None:
+def test_a_mask_that_covers_the_trachea_is_reported_by_the_tube_of_air(chest: Phantom) -> None:
     tube = (chest.hounsfield == AIR_HU) & (np.hypot(*centred(chest)[1:]) <= 24)[None]
     tube[:60] = False
     (warning,) = found(chest, (chest.lungs > 0) | tube)
@@ -91,7 +91,9 @@ def centred(chest: Phantom) -> list[np.ndarray]:
     return [np.zeros(0), y + 10, x]
 
 
-def test_a_mask_that_covers_the_table_and_the_air_around_it_is_told_by_what_lies_outside_of_the_body(chest: Phantom) -> None:
+def test_a_mask_that_covers_the_table_and_the_air_around_it_is_reported_by_what_lies_outside_the_body(
+    chest: Phantom,
+) -> None:
     mask = chest.lungs > 0
     mask[30:60, 122:130, 20:140] = True
     (warning,) = (text for text in found(chest, mask) if "the table" in text)
@@ -101,7 +103,7 @@ def test_a_mask_that_covers_the_table_and_the_air_around_it_is_told_by_what_lies
 
 
 @pytest.mark.parametrize("shift", [(0, 0, 20), (0, -18, 0), (24, 0, 0), (-16, 8, 8)])
-def test_a_mask_that_lies_elsewhere_is_told_by_the_tissue_in_it_and_the_air_outside(
+def test_a_mask_that_lies_elsewhere_is_reported_by_the_tissue_in_it_and_the_air_outside(
     chest: Phantom, shift: tuple[int, int, int]
 ) -> None:
     """40 mm to the left, 36 mm to the front, 60 mm up; and 40 mm down, 16 mm back and left."""
@@ -111,7 +113,7 @@ def test_a_mask_that_lies_elsewhere_is_told_by_the_tissue_in_it_and_the_air_outs
     assert "of the air inside the body" in warnings[0]
 
 
-def test_a_mask_of_the_whole_body_is_told_by_the_tissue_in_it(chest: Phantom) -> None:
+def test_a_mask_of_the_whole_body_is_reported_by_the_tissue_in_it(chest: Phantom) -> None:
     y, x = centred(chest)[1:]
     body = np.broadcast_to(((y - 10) / 100) ** 2 + (x / 120) ** 2 <= 1, chest.lungs.shape)
     warnings = found(chest, body & (np.arange(110) < 80)[:, None, None] & (np.arange(110) > 30)[:, None, None])
@@ -120,7 +122,7 @@ def test_a_mask_of_the_whole_body_is_told_by_the_tissue_in_it(chest: Phantom) ->
     )
 
 
-def test_half_of_each_lung_is_told_by_the_air_outside(chest: Phantom) -> None:
+def test_half_of_each_lung_is_reported_by_the_air_outside(chest: Phantom) -> None:
     mask = chest.lungs > 0
     mask[:55] = False
     (warning,) = found(chest, mask)
