@@ -1,7 +1,10 @@
 # The last stage, and so the default, is the inference image in the manner of grand-challenge.org: it reads /input, writes /output
 # and needs no network. Other stages are built by --target. Build with ./build.sh [target]; torch comes in its CUDA build unless
-# PIP_FIND_LINKS offers another.
-ARG BASE_IMAGE=python:3.11-slim-bookworm
+# PIP_FIND_LINKS offers another. Of what pip installs, every file is checked against the sha256 that a lock lists.
+#
+# The base is named by its digest, so that every build starts from the same files; the tag beside it says what that is. Both are from
+# the record of Docker's official images (docker-library/repo-info, 19 September 2026).
+ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 
 # What every image that runs starts from. What is copied into it belongs to root: the process can read it, not change it. There is
@@ -22,9 +25,9 @@ FROM ${BASE_IMAGE} AS inference-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/inference.lock requirements/cuda.lock /tmp/
+COPY requirements/install.sh requirements/inference.lock requirements/torch.lock requirements/cuda.lock /tmp/
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/inference.lock
+    && /tmp/install.sh /opt/venv/bin/python /tmp/inference.lock --no-cache-dir
 
 
 # What the inference image is made of, as /bill-of-materials.cdx.json; the tools that list it stay in this stage.
@@ -34,9 +37,9 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG VERSION=unknown
 COPY weights /opt/app/weights
-COPY requirements/bill_of_materials.lock requirements/cuda.lock requirements/bill_of_materials.py /tmp/
+COPY requirements/install.sh requirements/bill_of_materials.lock requirements/bill_of_materials.py /tmp/
 RUN python3 -m venv /opt/tools \
-    && /opt/tools/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/bill_of_materials.lock \
+    && /tmp/install.sh /opt/tools/bin/python /tmp/bill_of_materials.lock --no-cache-dir \
     && /opt/tools/bin/python /tmp/bill_of_materials.py "${VERSION}" /opt/venv "$(dirname /opt/app/weights/*/bundle.json)" \
         >/bill-of-materials.cdx.json
 
@@ -46,9 +49,9 @@ FROM ${BASE_IMAGE} AS training-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/training.lock requirements/cuda.lock /tmp/
+COPY requirements/install.sh requirements/training.lock requirements/torch.lock requirements/cuda.lock /tmp/
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/training.lock
+    && /tmp/install.sh /opt/venv/bin/python /tmp/training.lock --no-cache-dir
 
 
 FROM runtime AS training
@@ -76,9 +79,9 @@ FROM ${BASE_IMAGE} AS evaluation-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/evaluation.lock requirements/cuda.lock /tmp/
+COPY requirements/install.sh requirements/evaluation.lock /tmp/
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/evaluation.lock
+    && /tmp/install.sh /opt/venv/bin/python /tmp/evaluation.lock --no-cache-dir
 
 
 FROM runtime AS evaluation
@@ -105,9 +108,9 @@ FROM ${BASE_IMAGE} AS viewer-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/viewer.lock requirements/cuda.lock /tmp/
+COPY requirements/install.sh requirements/viewer.lock requirements/torch.lock requirements/cuda.lock /tmp/
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -r /tmp/viewer.lock
+    && /tmp/install.sh /opt/venv/bin/python /tmp/viewer.lock --no-cache-dir
 
 
 FROM runtime AS viewer
@@ -128,6 +131,8 @@ COPY viewer.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 USER 1000
 EXPOSE 8501
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["/opt/venv/bin/python", "-c", \
+    "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:8501/_stcore/health', timeout=4)"]
 ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/viewer.py"]
 
 

@@ -11,5 +11,7 @@ arguments=(--build-arg VERSION="$VERSION" --build-arg REVISION="$(git rev-parse 
 for name in BASE_IMAGE PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
     [ -n "${!name:-}" ] && arguments+=(--build-arg "$name=${!name}")
 done
+# Podman's own format has no health check, docker's has.
+[ "$(basename "$CONTAINER_ENGINE")" = podman ] && arguments+=(--format docker)
 # shellcheck disable=SC2086  # the flags are several words
 "$CONTAINER_ENGINE" build ${CONTAINER_BUILD_FLAGS:-} "${arguments[@]}" --target "$target" --tag "$IMAGE:$target" .

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Look every package of every lock up among known vulnerabilities, and print what is found: requirements/audit.sh [seconds]
+# Check every package of every lock against known vulnerabilities, and print what is found: requirements/audit.sh [seconds]
 # Advisory: the exit code is always 0. Without a network, or when it takes longer than that (default 300), it says so in one line.
 set -uo pipefail
 cd "$(dirname "$0")"

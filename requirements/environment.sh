@@ -1,12 +1,13 @@
 # Source this, then call `ensure_environment NAME`: makes .venv hold what requirements/NAME.lock lists.
-# A copy of each installed lock lies in .venv; when a lock has changed since, .venv is made anew.
+# A copy of each installed lock lies in .venv, with those of torch beside it; when one has changed since, .venv is made anew.
 
 ensure_environment() {
-    local root lock stamp python candidate
+    local root lock locks stamp python candidate
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     lock=$root/requirements/$1.lock
     stamp=$root/.venv/$1.lock
-    cmp -s "$lock" "$stamp" && return
+    locks=$(cat "$lock" "$root/requirements/torch.lock" "$root/requirements/cuda.lock")
+    [ -e "$stamp" ] && [ "$locks" = "$(cat "$stamp")" ] && return
     if [ -e "$stamp" ] || ! "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
         rm -rf "$root/.venv"
         python=
@@ -26,6 +27,6 @@ ensure_environment() {
         fi
     fi
     echo "Installing requirements/$1.lock into .venv (the first time takes some minutes)"
-    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$lock"
-    cp "$lock" "$stamp"
+    "$root/requirements/install.sh" "$root/.venv/bin/python" "$lock" --quiet
+    printf '%s\n' "$locks" >"$stamp"
 }
