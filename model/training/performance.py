@@ -148,10 +148,15 @@ def agreement(
     )
 
 
-def _separation(subtype: Subtype, percentages: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64]) -> float | None:
+def known_presence(subtype: Subtype, bounds: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which cases must have a subtype and which cannot, by their bounds (N x 2, percent, nan if not known); N each."""
     absent = subtype.grades[0].upper
-    present_or_not = (bounds[:, 0] >= absent) | (bounds[:, 1] <= absent)  # nan is neither
-    present = bounds[present_or_not, 0] >= absent
-    if not present.any() or present.all() or np.isnan(percentages).any():
+    return bounds[:, 0] >= absent, bounds[:, 1] <= absent  # nan is neither
+
+
+def _separation(subtype: Subtype, percentages: npt.NDArray[np.float64], bounds: npt.NDArray[np.float64]) -> float | None:
+    present, absent = known_presence(subtype, bounds)
+    if not present.any() or not absent.any() or np.isnan(percentages).any():
         return None
-    return float(roc_auc_score(present, percentages[present_or_not]))
+    known = present | absent
+    return float(roc_auc_score(present[known], percentages[known]))

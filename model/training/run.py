@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from ..cohort.manifest import Manifest, TrainingCase
 from ..errors import InputError
-from ..fleischner import CENTRILOBULAR
+from ..fleischner import CENTRILOBULAR, SUBTYPES
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
 from ..weights import read_bundle
@@ -27,6 +28,7 @@ from .export import export_run, finished_epochs
 from .fresh import FRESH_FOLDER, CasePool, FreshCases
 from .loop import EmphysemaTraining, Reference, build_trainer
 from .options import RunOptions, resumable_checkpoint
+from .performance import known_presence
 from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, VoxelStrategy, score_counts
 
 LEAST_BFLOAT16_DEPTH = 24
@@ -59,6 +61,7 @@ def train(
         InputError: the output folder, a scan or the bundle cannot be used; nothing was written to `output` then.
     """
     _check_depth(options)
+    _check_monitor(options, manifest.of("validation"))
     place = ProcessPlace.here()
     output = output.resolve()  # Lightning's checkpoints store this path
     if place.is_first:
@@ -168,6 +171,20 @@ def _check_depth(options: RunOptions) -> None:
             raise InputError(option, f"{depth} slices", expected)
 
 
+def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase]) -> None:
+    bounds = _bounds(validation)
+    presence = [known_presence(subtype, bounds[:, place]) for place, subtype in enumerate(SUBTYPES)]
+    if options.monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
+        expected = "validation scans with bounds, some that must have a subtype and some that cannot"
+        raise InputError("--monitor separation", "the manifest has no such validation scans", expected)
+
+
+def _bounds(cases: Sequence[TrainingCase]) -> npt.NDArray[np.float64]:
+    """Bounds of each case, N x 2 x 2, percent of the lung; nan where they are not known."""
+    unknown = (np.nan, np.nan)
+    return np.array([[interval or unknown for interval in case.intervals] for case in cases], np.float64)
+
+
 def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwork:
     init = options.init if with_init else None
     if init is None:
@@ -216,7 +233,7 @@ def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path) -> 
     return Reference(
         entities=[case.entity for case in cases],
         scores=np.array(scores, np.int64),
-        bounds=np.array([[interval or unknown for interval in case.intervals] for case in cases], np.float64),
+        bounds=_bounds(cases),
         percentages=np.array([figure.percentages or unknown for figure in figures], np.float64),
         low_attenuation=np.array([figure.low_attenuation_percentage for figure in figures], np.float64),
     )

@@ -238,6 +238,14 @@ def test_a_folder_that_holds_something_is_not_trained_into(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_separation_is_watched_only_where_bounds_say_who_has_what(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(command(short(manifest), tmp_path / "run", "--monitor", "separation")) == 2
+    assert "--monitor separation: the manifest has no such validation scans" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_to_start_from_must_fit_the_network_and_the_profile(
     manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
