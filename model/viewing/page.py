@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .uploads import Upload, private_folder
 logger = logging.getLogger(__name__)
 
 WRONG_PASSWORD_SECONDS = 2.0
-_CASE, _ADMITTED, _LEVELS = "case", "admitted", "levels"
+_SCORED, _ADMITTED, _LEVELS, _UPLOADERS = "scored", "admitted", "levels", "uploaders"
 _ONE_AT_A_TIME = threading.Lock()
 """A full-size scan takes gigabytes of memory."""
 
@@ -59,6 +60,21 @@ class PageOptions:
     device: Any
     precision: Any
     access: Access
+
+
+@dataclass(frozen=True)
+class ScoredUploads:
+    """A case and the uploads that it was scored from: it is shown only as long as they are the ones in the fields.
+
+    Attributes:
+        files: identifiers that Streamlit gave to the uploads; another upload of the same file has another one.
+        name: of the CT, as the user called it; shown on the page, never logged.
+        case: the result.
+    """
+
+    files: tuple[tuple[str, ...], tuple[str, ...]]
+    name: str = field(repr=False)
+    case: ViewedCase = field(repr=False)
 
 
 def show(options: PageOptions) -> None:
@@ -116,23 +132,51 @@ def _errors_shown() -> Iterator[None]:
 
 def _scan_tab(options: PageOptions) -> None:
     left, right = st.columns(2)
+    uploaders = st.session_state.setdefault(_UPLOADERS, 0)
     ct_files = left.file_uploader(
         "CT: one .mha, .nii, .nii.gz or .nrrd file, or the DICOM files of one series (or a .zip of them)",
         accept_multiple_files=True,
-        key="ct",
+        key=f"ct-{uploaders}",
     )
     mask_files = right.file_uploader(
-        "Lung mask, on any grid; without one, the lungs are segmented", accept_multiple_files=True, key="mask"
+        "Lung mask, on any grid; without one, the lungs are segmented", accept_multiple_files=True, key=f"mask-{uploaders}"
     )
     buttons = st.columns([1, 1, 6])
-    if buttons[0].button("Score", type="primary", disabled=not ct_files):
-        st.session_state.pop(_CASE, None)
-        st.session_state[_CASE] = _scored(options, ct_files, mask_files)
-    if buttons[1].button("Forget", disabled=_CASE not in st.session_state, help="Remove the scan and its results from memory"):
-        st.session_state.pop(_CASE, None)
+    score = buttons[0].button("Score", type="primary", disabled=not ct_files)
+    anything = bool(ct_files or mask_files)
+    if buttons[1].button("Forget", disabled=not anything, help="Remove the scan and its results from memory"):
+        st.session_state.pop(_SCORED, None)
+        st.session_state[_UPLOADERS] = uploaders + 1  # fields of another key start without files
         st.rerun()
-    if _CASE in st.session_state:
-        _show_case(st.session_state[_CASE], "scan")
+    files = _identifiers(ct_files), _identifiers(mask_files)
+    scored: ScoredUploads | None = st.session_state.get(_SCORED)
+    if scored is not None and (score or scored.files != files):
+        del st.session_state[_SCORED]  # it is of other files than those in the fields now, or about to be made anew
+        scored = None
+    shown = st.empty()  # replaces what an earlier run of the page drew, before the minute of scoring
+    if score:
+        case = _scored(options, ct_files, mask_files)
+        scored = st.session_state[_SCORED] = ScoredUploads(files, _name_of(ct_files), case)
+    if scored is not None:
+        with shown.container():
+            st.subheader(f"Scan: {_as_text(scored.name)}")
+            _show_case(scored.case, "scan")
+    elif ct_files:
+        shown.info("Press Score to see the result of these files.")
+
+
+def _identifiers(files: Sequence[UploadedFile]) -> tuple[str, ...]:
+    return tuple(file.file_id for file in files)
+
+
+def _name_of(files: Sequence[UploadedFile]) -> str:
+    others = len(files) - 1
+    return f"{files[0].name} and {others} more files" if others > 1 else " and ".join(file.name for file in files)
+
+
+def _as_text(name: str) -> str:
+    """A user's text for Streamlit's Markdown, which shows it letter by letter."""
+    return re.sub(r"([^\w\s])", r"\\\1", name)
 
 
 def _scored(options: PageOptions, ct_files: Sequence[UploadedFile], mask_files: Sequence[UploadedFile]) -> ViewedCase:
@@ -181,6 +225,7 @@ def _finished_tab(options: PageOptions) -> None:
         return
     results = finished_cases(options.output)
     entity = st.selectbox("Case", list(results), key="entity")
+    st.subheader(f"Scan: {_as_text(entity)}")
     _show_case(_finished(options.output, results[entity], options.input), "finished")
 
 

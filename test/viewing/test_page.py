@@ -32,6 +32,7 @@ from test.viewing.conftest import write_finished_case
 pytestmark = pytest.mark.slow
 
 PATIENT = "DOE_JANE"
+OTHER_PATIENT = "ROE_RICHARD"
 PASSWORD = "correct horse"
 SCORING_MS = 300_000
 expect.set_options(timeout=60_000)  # a busy machine answers late
@@ -96,12 +97,15 @@ def slices_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scan, its mask and a slice, under a patient's name; files that are broken; and a scored folder."""
+    """A scan, its mask and a slice under a patient's name, another scan without emphysema, and broken files."""
     folder = tmp_path_factory.mktemp("files")
     ct, lungs = lesioned.images("RAS")
     ct.SetMetaData("PatientName", PATIENT)
     for name, image in ((f"{PATIENT}.mha", ct), (f"{PATIENT}_lungs.nii.gz", lungs)):
         sitk.WriteImage(image, str(folder / name), useCompression=True)
+    sound = sitk.GetImageFromArray(np.maximum(sitk.GetArrayFromImage(ct), -850))
+    sound.CopyInformation(ct)
+    sitk.WriteImage(sound, str(folder / f"{OTHER_PATIENT}.mha"), useCompression=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)).save(folder / f"{PATIENT}.png")
     (folder / f"{PATIENT}_broken.mha").write_bytes((folder / f"{PATIENT}.mha").read_bytes()[:5000])
     (folder / f"{PATIENT}_broken.png").write_bytes(b"nonsense")
@@ -197,8 +201,50 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     assert content.startswith(b"ObjectType = Image")
     nothing_was_kept(server)
 
-    panel.get_by_role("button", name="Forget").click()
+
+def shows_no_result(page: Page) -> None:
+    panel = page.get_by_role("tabpanel", name="CT scan")
     expect(panel.get_by_text("LAA-950", exact=True)).to_have_count(0)
+    expect(panel.get_by_test_id("stImage")).to_have_count(0)
+    expect(panel.get_by_role("heading", name="Scan: ")).to_have_count(0)
+
+
+def test_no_scan_is_shown_under_the_name_of_another(page: Page, files: Path) -> None:
+    first, second = files / f"{PATIENT}.mha", files / f"{OTHER_PATIENT}.mha"
+    panel = page.get_by_role("tabpanel", name="CT scan")
+    scored(page, files, with_mask=True)
+    expect(panel.get_by_role("heading", name=f"Scan: {first.name}")).to_be_visible()
+    expect(panel.get_by_text("3 (moderate)")).to_be_visible()
+
+    remover(page, first).click()
+    expect(remover(page, first)).to_have_count(0)
+    shows_no_result(page)
+    upload(page, 0, second)
+    expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
+    shows_no_result(page)
+
+    score(page)
+    expect(panel.get_by_role("heading", name=f"Scan: {second.name}")).to_be_visible(timeout=SCORING_MS)
+    expect(panel.get_by_text("3 (moderate)")).to_have_count(0)
+    expect(panel.get_by_text("0 (absent)").first).to_be_visible()
+
+    remover(page, files / f"{PATIENT}_lungs.nii.gz").click()
+    expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
+    shows_no_result(page)
+
+    score(page)
+    expect(panel.get_by_role("heading", name=f"Scan: {second.name}")).to_be_visible(timeout=SCORING_MS)
+    upload(page, 0, first)  # a second file beside the first: other input, too
+    expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
+    shows_no_result(page)
+
+
+def test_forget_takes_files_and_result_back(page: Page, files: Path) -> None:
+    scored(page, files, with_mask=True)
+    page.get_by_role("button", name="Forget").click()
+    shows_no_result(page)
+    expect(remover(page, files / f"{PATIENT}.mha")).to_have_count(0)
+    expect(page.get_by_role("button", name="Score", exact=True)).to_be_disabled()
 
 
 def test_lungs_are_found_where_no_mask_comes_with_the_scan(page: Page, server: Server, files: Path) -> None:
