@@ -133,6 +133,11 @@ class WholeFiles:
         self._pending[partial] = final
         return partial
 
+    @property
+    def pending(self) -> tuple[Path, ...]:
+        """The files that appear when the `with` block ends."""
+        return tuple(self._pending.values())
+
     def __enter__(self) -> Self:
         return self
 

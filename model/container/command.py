@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -25,9 +24,10 @@ from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES
 from ..imaging.native import print_error, stderr_descriptor
-from ..stages import Stage, observed_by, stage_line, timed
+from ..stages import Stage, observed_by, timed
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder
+from .logs import LogFormat, fields, log_stage, report, set_up_logging
 from .reading import ReadAhead
 from .results import CaseResult, SubtypeScore, failed_result
 
@@ -89,10 +89,21 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
         parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
         parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
+        parser.add_argument(
+            "--log-format", choices=get_args(LogFormat), default="text", help="json: one object a line; default: %(default)s"
+        ),
     ]
     flags = [
         parser.add_argument("--preview", action="store_true", help="write a picture of each case too"),
         parser.add_argument("--segment-lungs", action="store_true", help="find the lungs of CTs that have no lung mask"),
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="skip the cases that an earlier run into --output has finished with the same bundle, options and input",
+        ),
+        parser.add_argument(
+            "--verify", action="store_true", help="tell inputs by sha256 instead of by size and time of modification"
+        ),
     ]
     parser.add_argument("--version", action="version", version=__version__)
     preset = []
@@ -130,9 +141,9 @@ def granted_threads() -> int:
 def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     options = parsed_options(sys.argv[1:] if arguments is None else arguments)
-    set_up_logging()
+    set_up_logging(options.log_format)
     try:
-        outputs = OutputFolder(options.output)
+        outputs = OutputFolder(options.output, keep=options.resume)
     except InputError as error:
         print_error(str(error))
         return 2
@@ -149,15 +160,23 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
             cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
         with ReadAhead(cases) as scans, observed_by(log_stage):
+            if not options.resume:  # else it is known only with the bundle which case comes first
+                scans.begin()
             algorithm = scored(cases, scans, options, outputs)
     except Exception as error:
         is_input = isinstance(error, InputError)
         message = str(error) if is_input else printable(f"{options.output}: {unexpected(error)}")
-        with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
-            outputs.write_results([failed_result(message)])
+        if not outputs.has_results:  # of cases that were finished before this went wrong
+            with contextlib.suppress(OSError), outputs:  # a full disk may be what went wrong
+                outputs.write_results([failed_result(message)])
         print_error(message)
         return 2 if is_input else 1
-    report(summary(algorithm.results, time.perf_counter() - start, options.output))
+    seconds = time.perf_counter() - start
+    if options.log_format == "json":
+        done = sum(result.metrics is not None for result in algorithm.results)
+        logger.info("finished", extra=fields(cases=len(cases), scored=done, seconds=round(seconds, 3)))
+    else:
+        report(summary(algorithm.results, seconds, options.output))
     return algorithm.exit_code
 
 
@@ -176,31 +195,19 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
     for note in subtyper.notes:
         logger.info("%s", note)
     logger.info("running on %s in %s", subtyper.device, subtyper.precision)
-    algorithm = EmphysemaAlgorithm(cases, scans, subtyper, outputs, options.map_type, options.preview, options.lungmask_weights)
+    algorithm = EmphysemaAlgorithm(
+        cases,
+        scans,
+        subtyper,
+        outputs,
+        options.map_type,
+        options.preview,
+        options.lungmask_weights,
+        resume=options.resume,
+        verify=options.verify,
+    )
     algorithm.process()
     return algorithm
-
-
-def log_stage(stage: Stage, seconds: float) -> None:
-    """Log a stage that has ended, with its seconds."""
-    logger.info("%s", stage_line(stage, seconds))
-
-
-def set_up_logging() -> None:
-    """Log to stdout, whatever it can encode; a log that cannot be written, as on a full disk, is no reason to lose a result."""
-    logging.raiseExceptions = False
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.captureWarnings(True)
-
-
-def report(text: str) -> None:
-    """Print the run's last words, and give up stdout where nobody reads it any more."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
 
 
 def end_on_signals() -> None:

@@ -1,14 +1,14 @@
 """The platform's folders: which files are which case, and what is written where. No other module knows these names.
 
 Input: `/input/inputs.json` if the platform wrote one, else folders under `/input/images/`. Output: the score files, the
-activation maps and `results.json`, which is written last.
+activation maps and `results.json`, which is written anew after each case.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
-from .results import CaseResult, LungMaskSource, SubtypeScore, results_text, score_text
+from .results import CaseResult, LungMaskSource, SubtypeScore, read_results, results_text, score_text
+from .resume import Record, read_records, records_text
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")
@@ -34,6 +35,8 @@ LOBES_FOLDER = "images/pulmonary-lobes"
 """The one folder whose labels mean lobes."""
 
 RESULTS_FILE = "results.json"
+RECORDS_FILE = ".resume.json"
+"""What a later run needs to know of each scored case; see `resume`."""
 SCORE_FILES = {
     "centrilobular": "centrilobular-emphysema-score.json",
     "paraseptal": "paraseptal-emphysema-score.json",
@@ -194,19 +197,57 @@ def _write_map(image: sitk.Image, partial: Path, final: Path) -> None:
 class OutputFolder(WholeFiles):
     """Writes what the platform expects to find; files of one `with` block appear together when it ends, or not at all."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep: bool = False) -> None:
         """Make the folder if need be, and remove an earlier run's results, so that they cannot be taken for this one's.
+
+        Args:
+            keep: leave an earlier run's results, which this one continues.
 
         Raises:
             InputError: it cannot be written, or another run is writing there.
         """
         super().__init__(folder, (*MAP_FOLDERS.values(), PREVIEW_FOLDER))
         try:
-            for name in (RESULTS_FILE, *SCORE_FILES.values()):
+            for name in () if keep else (RESULTS_FILE, *SCORE_FILES.values()):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             self.close()
             raise InputError(folder, f"an earlier run's results cannot be removed ({error.strerror})", "a folder") from error
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is a `results.json`."""
+        return (self.folder / RESULTS_FILE).exists()
+
+    def earlier_results(self) -> dict[str, tuple[CaseResult, Record]]:
+        """Results of the cases that earlier runs have scored and noted, by entity, where all that was written is there."""
+        try:
+            results = {result.entity: result for result in read_results(self.folder / RESULTS_FILE) if result.metrics}
+        except InputError:
+            return {}
+        return {
+            entity: (results[entity], record)
+            for entity, record in read_records(self.folder / RECORDS_FILE).items()
+            if entity in results and all(self._inside(name) and (self.folder / name).is_file() for name in record.files)
+        }
+
+    def remove_others(self, entities: Collection[str]) -> list[Path]:
+        """Remove what earlier runs have noted to have written of other cases than these; return maps that nobody noted.
+
+        The latter are those of runs that were killed before they could, or of versions that did not.
+        """
+        noted = read_records(self.folder / RECORDS_FILE)
+        kept = {name for entity in entities if entity in noted for name in noted[entity].files}
+        for name in {name for record in noted.values() for name in record.files} - kept:
+            if self._inside(name):
+                (self.folder / name).unlink(missing_ok=True)
+        maps = [path for folder in MAP_FOLDERS.values() for path in sorted((self.folder / folder).glob("[!.]*.mha"))]
+        return [path for path in maps if str(path.relative_to(self.folder)) not in kept]
+
+    def _inside(self, name: str) -> bool:
+        """Whether a file that was noted lies in the folder, whatever links lead to."""
+        place = (self.folder / name).parent.resolve()
+        return ".." not in Path(name).parts and place.is_relative_to(self.folder.resolve())
 
     def discard(self, entity: str) -> None:
         """Remove an earlier run's maps and preview of this entity."""
@@ -234,6 +275,10 @@ class OutputFolder(WholeFiles):
     def write_results(self, results: Sequence[CaseResult]) -> None:
         """Write `results.json`."""
         self._write_text(RESULTS_FILE, results_text(results))
+
+    def write_records(self, records: Mapping[str, Record]) -> None:
+        """Write what a later run needs to know of the scored cases, by entity."""
+        self._write_text(RECORDS_FILE, records_text(records))
 
     def _write_text(self, name: str, text: str) -> None:
         self.partial(self.folder / name).write_text(text, encoding="utf-8")

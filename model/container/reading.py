@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,7 +32,7 @@ def read_case(case: Case) -> CaseVolumes:
 
 
 class ReadAhead:
-    """Reads the cases of a run in a thread, one ahead of the case taken last; the first when the `with` block begins.
+    """Reads the cases of a run in a thread, one ahead of the case taken last; the first when `begin` is called.
 
     At most two cases are in memory.
     """
@@ -41,10 +41,20 @@ class ReadAhead:
         self._cases = cases
         self._thread = ThreadPoolExecutor(1, "reading")
         self._ahead: tuple[int, Future[CaseVolumes]] | None = None
+        self._left_out: frozenset[int] = frozenset()
+        self._first = 0
 
     def __enter__(self) -> Self:
-        self._begin(0)
         return self
+
+    def begin(self, left_out: Collection[int] = ()) -> None:
+        """Start to read the first case.
+
+        Args:
+            left_out: places of cases that will not be taken.
+        """
+        self._left_out = frozenset(left_out)
+        self._first = self._begin(0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -65,11 +75,15 @@ class ReadAhead:
             try:
                 return ahead[1].result()
             except (InputError, MemoryError):
-                if index == 0:
+                if index == self._first:
                     raise
         # There may not have been enough memory while the case before was being scored.
         return read_case(self._cases[index])
 
-    def _begin(self, index: int) -> None:
+    def _begin(self, index: int) -> int:
+        """Start to read the first case from a place on that is not left out; return its place."""
+        while index in self._left_out:
+            index += 1
         if index < len(self._cases):
             self._ahead = index, self._thread.submit(read_case, self._cases[index])
+        return index

@@ -219,17 +219,22 @@ def case_result(
     return CaseResult(
         entity,
         case_metrics(subtyping.findings, *densitometry.measure(scan, subtyping.regions)),
-        Provenance(
-            bundle=subtyper.metadata.name,
-            sha256=subtyper.bundle_sha256,
-            trained_on=subtyper.metadata.trained_on,
-            profile=subtyper.metadata.profile,
-            lung_mask_source=lung_mask_source,
-            version=__version__,
-            device=subtyper.device.type,
-            precision=str(subtyper.precision).removeprefix("torch."),
-        ),
+        provenance(subtyper, lung_mask_source),
         (*scan.warnings, *subtyping.warnings),
+    )
+
+
+def provenance(subtyper: EmphysemaSubtyper, lung_mask_source: LungMaskSource) -> Provenance:
+    """The provenance of what a network scores."""
+    return Provenance(
+        bundle=subtyper.metadata.name,
+        sha256=subtyper.bundle_sha256,
+        trained_on=subtyper.metadata.trained_on,
+        profile=subtyper.metadata.profile,
+        lung_mask_source=lung_mask_source,
+        version=__version__,
+        device=subtyper.device.type,
+        precision=str(subtyper.precision).removeprefix("torch."),
     )
 
 

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from model.container.algorithm import EmphysemaAlgorithm
 from model.container.command import granted_threads
-from model.container.grand_challenge import OutputFolder, find_cases
+from model.container.grand_challenge import RECORDS_FILE, OutputFolder, find_cases
 from model.container.reading import ReadAhead
 from model.imaging.geometry import ImageGeometry
 from model.subtyping import EmphysemaSubtyper
@@ -59,7 +59,9 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.CompletedPro
 
 
 def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """All but the notes for `--resume`; see `test_resume`."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != RECORDS_FILE]
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:

@@ -55,9 +55,12 @@ def taken(scans: ReadAhead, *places: int) -> list[str]:
     return [scans.take(place).ct.name for place in places]
 
 
-def test_the_first_case_is_read_at_once_and_each_next_one_when_the_one_before_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_case_is_read_when_asked_for_and_each_next_one_when_the_one_before_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = with_reader(monkeypatch)
     with ReadAhead(CASES) as scans:
+        scans.begin()
         reader.wait_for("a")
         assert taken(scans, 0) == ["a"]
         reader.wait_for("a", "b")
@@ -69,7 +72,16 @@ def test_the_first_case_is_read_at_once_and_each_next_one_when_the_one_before_is
 def test_a_case_that_is_skipped_does_not_come_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     with_reader(monkeypatch)
     with ReadAhead(CASES) as scans:
+        scans.begin()
         assert taken(scans, 0, 2) == ["a", "c"]
+
+
+def test_cases_that_are_left_out_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = with_reader(monkeypatch)
+    with ReadAhead([*CASES, Case.of(Path("d.mha"), Path("lungs.mha"))]) as scans:
+        scans.begin(left_out={0, 2})
+        assert taken(scans, 1, 3) == ["b", "d"]
+    assert reader.begun == ["b", "d"]
 
 
 @pytest.mark.parametrize("error", [InputError, MemoryError])
@@ -78,6 +90,7 @@ def test_what_could_not_be_read_beside_another_case_is_read_once_more(
 ) -> None:
     reader = with_reader(monkeypatch, {"b": 1, "c": 2}, error)
     with ReadAhead(CASES) as scans:
+        scans.begin()
         assert taken(scans, 0, 1) == ["a", "b"]
         with pytest.raises(error):
             scans.take(2)
@@ -86,6 +99,8 @@ def test_what_could_not_be_read_beside_another_case_is_read_once_more(
 
 def test_the_first_case_which_had_the_memory_to_itself_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = with_reader(monkeypatch, {"a": 2})
-    with ReadAhead(CASES) as scans, pytest.raises(InputError, match=r"a\.mha: no room"):
-        scans.take(0)
+    with ReadAhead(CASES) as scans:
+        scans.begin()
+        with pytest.raises(InputError, match=r"a\.mha: no room"):
+            scans.take(0)
     assert reader.begun == ["a"]
