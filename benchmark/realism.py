@@ -58,6 +58,8 @@ DISEASES: tuple[tuple[int, int, float], ...] = (
     (5, 0, 0.0),
     (0, 2, 0.0),
     (0, 0, 45.0),
+    (1, 0, 45.0),
+    (0, 0, 60.0),
 )
 """CLE score, PSE score and percentage of panlobular emphysema of the cases, in turn, so that each class is met."""
 
@@ -70,14 +72,22 @@ EMPHYSEMA_HU = -950.0
 
 
 def patch_parameters(number: int, seed: int, look: Look) -> CaseParameters:
-    """Case `number`, in the protocol of COPDGene: slices of 0.6 to 0.9 mm, mostly smooth kernels (Regan et al. 2010)."""
+    """Case `number`, in the protocol of COPDGene: slices of 0.6 to 0.9 mm, smooth kernels, full dose (Regan et al. 2010)."""
     cle, pse, panlobular = DISEASES[number % len(DISEASES)]
     sequence = np.random.SeedSequence(seed, spawn_key=(number,))
     parameters = draw_parameters(sequence, cle, pse, panlobular=panlobular, look=look)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, 1)))
     scanner = parameters.scanner
     thickness = float(rng.uniform(0.6, 0.9))
-    return replace(parameters, scanner=replace(scanner, slice_thickness=thickness, slice_increment=thickness))
+    scanner = replace(parameters.scanner, slice_thickness=thickness, slice_increment=thickness)
+    if look == "measured":
+        sharpness = float(rng.uniform(0, 0.4))
+        scanner = replace(
+            scanner, sharpness=sharpness, mtf50=(0.32 + 0.25 * sharpness) * rng.uniform(0.9, 1.2), enhancement=0.0
+        )
+        seen = min(parameters.scanner.noise_hu, float(rng.uniform(12, 31)))
+        scanner = replace(scanner, noise=scanner.noise * seen / scanner.noise_hu)
+    return replace(parameters, scanner=scanner)
 
 
 def cut_patches(case: SimulatedCase, rng: np.random.Generator) -> Iterator[tuple[str, Patches]]:
@@ -92,16 +102,18 @@ def cut_patches(case: SimulatedCase, rng: np.random.Generator) -> Iterator[tuple
         near_pse = ndimage.binary_dilation(pse, iterations=1)
         margin = np.zeros_like(lung)
         margin[half:-half, half:-half] = True
-        away = ndimage.distance_transform_edt(lung, sampling=SPACING_MM) > 4
+        distance = ndimage.distance_transform_edt(lung, sampling=SPACING_MM)
+        tissue = ndimage.uniform_filter(case.hounsfield[z].astype(np.float32), 3) < LUNG_HU
+        away, peripheral = tissue & (distance > 4), distance < 22
         c, p, q = shares
         rest = (p < 0.03) & (q < 0.03)
         places = {
-            "normal": lung & away & (c + p + q < 0.002) & (inside > 0.85),
-            "paraseptal": near_pse & lung & (p > 0.08) & (inside > 0.25) & (inside < 0.99),
+            "normal": lung & away & peripheral & (c + p + q < 0.002) & (inside > 0.85),
+            "paraseptal": near_pse & lung & (p > 0.05) & (c < 0.1) & (inside > 0.25) & (inside < 0.99),
             "panlobular": pan & away & (q > 0.75) & (inside > 0.93),
-            "mild_centrilobular": near_cle & away & rest & (c > 0.015) & (c < 0.10) & (inside > 0.9),
-            "moderate_centrilobular": away & lung & rest & (c > 0.14) & (c < 0.50) & (inside > 0.9),
-            "severe_centrilobular": away & lung & rest & (c > 0.5) & (inside > 0.9),
+            "mild_centrilobular": near_cle & away & rest & (c > 0.01) & (c < 0.08) & (inside > 0.9),
+            "moderate_centrilobular": away & lung & rest & (c > 0.14) & (c < 0.55) & (inside > 0.9),
+            "severe_centrilobular": away & lung & rest & (c > 0.65) & (inside > 0.9),
         }
         for name, where in places.items():
             rows, columns = np.nonzero(where & margin)
@@ -273,7 +285,7 @@ def table(data: LabelledPatches) -> dict[str, float]:
         rows[f"{name}: median (HU)"] = float(np.median(lung[name]))
     for name in CLASSES:
         rows[f"{name}: above -700 HU (%)"] = 100 * float(np.mean(lung[name] > LUNG_HU))
-    for name in CLASSES[1:]:
+    for name in CLASSES:
         rows[f"{name}: below -950 HU (%)"] = 100 * float(np.mean(lung[name] < EMPHYSEMA_HU))
     pse = data.of("paraseptal").astype(float)
     middle = SIZE // 2

@@ -74,6 +74,21 @@ class ParenchymaParameters:
 
 
 @dataclass(frozen=True)
+class StrandParameters:
+    """Vessels and strands thinner than a voxel, which show as faint specks and lines.
+
+    Attributes:
+        spacing: mm between them, roughly.
+        radius: mm (standard deviation of their profile).
+        contrast: HU of their middle above the lung, at full resolution.
+    """
+
+    spacing: float
+    radius: float
+    contrast: float
+
+
+@dataclass(frozen=True)
 class AnatomyParameters:
     """All that describes a healthy chest.
 
@@ -82,6 +97,7 @@ class AnatomyParameters:
         vessel_scale: radius of the vessels relative to the usual one.
         vessel_hu: attenuation of blood.
         murray: how slowly vessels narrow (exponent of Murray's law; higher: thinner trunks); None: `trees.MURRAY`.
+        strands: vessels too thin to be grown; None in the first look.
     """
 
     thorax: ThoraxParameters
@@ -91,16 +107,17 @@ class AnatomyParameters:
     vessel_scale: float
     vessel_hu: float
     murray: float | None = None
+    strands: StrandParameters | None = None
 
 
 def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
     """Draw a chest.
 
-    Healthy lung at full inspiration has a median of -895 HU in COPDGene's patches; about one in six is hyperinflated and
-    darker still, so that no threshold parts it from emphysema.
+    Healthy lung at full inspiration has a median of -895 HU in COPDGene's patches; one in ten is hyperinflated and darker
+    still, so that no threshold parts it from emphysema.
     """
     density = rng.normal(-895, 20)
-    hyperinflated = rng.normal(-928, 10)
+    hyperinflated = rng.normal(-926, 10)
     return AnatomyParameters(
         thorax=draw_thorax(rng),
         fissures=FissureParameters(
@@ -108,11 +125,11 @@ def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
             slope=(rng.uniform(0.85, 1.25), rng.uniform(0.9, 1.3)),
             horizontal=rng.uniform(0.48, 0.56),
             waviness=rng.uniform(2, 6),
-            thickness=rng.uniform(0.4, 0.8),
+            thickness=rng.uniform(0.25, 0.6),
             completeness=rng.uniform(0.5, 1.0),
         ),
         parenchyma=ParenchymaParameters(
-            density=float(np.clip(hyperinflated if rng.random() < 0.16 else density, -950, -835)),
+            density=float(np.clip(hyperinflated if rng.random() < 0.1 else density, -948, -835)),
             gradient=rng.uniform(15, 45),
             mottle=rng.uniform(3, 9),
             mottle_length=rng.uniform(18, 45),
@@ -123,7 +140,8 @@ def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
         mask_margin=rng.uniform(-0.4, 0.9),
         vessel_scale=rng.uniform(0.85, 1.15),
         vessel_hu=rng.uniform(30, 70),
-        murray=rng.uniform(4.0, 5.0),
+        murray=rng.uniform(5.0, 6.5),
+        strands=StrandParameters(rng.uniform(3.2, 5.0), rng.uniform(0.4, 0.65), rng.uniform(70, 180)),
     )
 
 

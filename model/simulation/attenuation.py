@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import BONE_HU, LOBES_AT_HORIZONTAL, Anatomy, AnatomyParameters, label_lobes
+from .anatomy import BONE_HU, LOBES_AT_HORIZONTAL, Anatomy, AnatomyParameters, StrandParameters, label_lobes
 from .confounders import ConfounderFields, ConfounderParameters
-from .disease import LESION_HU, NEVER, DiseaseParameters, Emphysema
+from .disease import LESION_HU, NEVER, RIM_MM, DiseaseParameters, Emphysema, MeshParameters, septa
 from .grid import Floats, Grid, Labels, Resampler, smooth_field, smoothstep
 from .trees import Trees, Tubes, coverage
 
@@ -28,6 +28,8 @@ SMALL_VESSEL = 0.6
 """A voxel that vessels fill less than this has small vessels, which emphysema destroys."""
 
 LUNG_VALUES_HU = 6.0
+
+PANLOBULAR_EDGE_MM, PARASEPTAL_EDGE_MM = 4.0, 0.6
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,15 @@ def attenuation(
     mottle += confounders.trapping * np.minimum(trapped - mottle, 0) - confounders.speckle
     floor = HEALTHY_FLOOR_HU if tissue.floor is None else tissue.floor
     mottle = np.maximum(mottle, floor).astype(np.float32)
+    strands = _strands(anatomy_parameters.strands, anatomy, rng)
+    mesh = _Mesh.of(disease, anatomy, rng)
     destroyed = disease.attenuation + LUNG_VALUES_HU * smooth_field(lattice, 8.0, rng)
     destroyed = np.clip(destroyed, LESION_HU[0] + 2, LESION_HU[1] - 2).astype(np.float32)
 
     result = np.empty(rendered.shape, np.float32)
     body = anatomy.body
     whole, inner = Resampler(body.lattice, rendered), Resampler(lattice, lungs.grid)
-    layers = _LungLayers(anatomy, anatomy_parameters, disease, lungs, trees, emphysema, mottle, destroyed, inner)
+    layers = _LungLayers(anatomy, anatomy_parameters, disease, lungs, trees, emphysema, mottle, destroyed, strands, mesh, inner)
     for part in rendered.slabs():
         bone = whole.slab(body.bone, part)
         chest = whole.slab(body.tissue, part)
@@ -163,6 +167,37 @@ def attenuation(
     return result
 
 
+def _strands(parameters: StrandParameters | None, anatomy: Anatomy, rng: np.random.Generator) -> tuple[Floats, Floats] | None:
+    """Two fields on the lattice, in mm, whose common zeros are the middle lines of thin strands."""
+    if parameters is None:
+        return None
+    fields = []
+    for _ in range(2):
+        field = smooth_field(anatomy.lattice, parameters.spacing, rng)
+        slope = np.sqrt(sum(part**2 for part in np.gradient(field, *anatomy.lattice.spacing)))
+        fields.append(np.asarray(field / np.maximum(slope, 0.1), np.float32))
+    return fields[0], fields[1]
+
+
+@dataclass(frozen=True)
+class _Mesh:
+    """Fields on the lattice: two whose zeros are septa (mm), and how far lesions are destroyed (0 to 1)."""
+
+    parameters: MeshParameters
+    septa: tuple[Floats, Floats]
+    completeness: Floats
+
+    @classmethod
+    def of(cls, disease: DiseaseParameters, anatomy: Anatomy, rng: np.random.Generator) -> _Mesh | None:
+        # A stream of its own: what is drawn after it is the same with disease and without.
+        (own,) = rng.spawn(1)
+        if disease.mesh is None or not disease.present:
+            return None
+        uneven = disease.mesh.completeness + disease.mesh.unevenness * smooth_field(anatomy.lattice, 6.0, own)
+        completeness = np.asarray(np.clip(uneven, 0.3, 1), np.float32)
+        return cls(disease.mesh, septa(disease.mesh.lobule, anatomy, own), completeness)
+
+
 @dataclass(frozen=True)
 class _LungLayers:
     """What the lungs are made of, from the back layer to the front one."""
@@ -175,6 +210,8 @@ class _LungLayers:
     emphysema: Emphysema
     mottle: Floats
     destroyed: Floats
+    strands: tuple[Floats, Floats] | None
+    mesh: _Mesh | None
     resampler: Resampler
 
     def slab(self, part: slice) -> tuple[Floats, Floats]:
@@ -183,16 +220,29 @@ class _LungLayers:
         share = smoothstep(self.lungs.distance[part] / PLEURA_MM + 0.5)
         lung = take(self.mottle, part)
 
-        lesion = np.zeros_like(lung)
-        for depth, edge in (
-            (self.emphysema.panlobular[part], 4.0),
-            (self.emphysema.centrilobular[part], self.disease.edge),
-            (self.emphysema.paraseptal[part], 0.6),
-        ):
-            if depth.max() > -edge:
-                np.maximum(lesion, smoothstep(depth / edge + 0.5), out=lesion)
+        cle, pse, panlobular = (
+            _share(depth[part], edge)
+            for depth, edge in (
+                (self.emphysema.centrilobular, self.disease.edge),
+                (self.emphysema.paraseptal, PARASEPTAL_EDGE_MM),
+                (self.emphysema.panlobular, PANLOBULAR_EDGE_MM),
+            )
+        )
+        lesion = np.maximum(np.maximum(panlobular, cle), pse)
+        strands = self._faint_strands(part)
+        if strands is not None:
+            lung += strands * (1 - 0.8 * self.disease.vessel_loss * lesion)
+        if self.mesh is not None:
+            near = np.clip(1 + self.emphysema.centrilobular[part] / RIM_MM, 0, 1)
+            lung -= self.mesh.parameters.darkening * near
         if lesion.any():
-            lung += lesion * (take(self.destroyed, part) - lung)
+            destroyed = lesion
+            if self.mesh is not None:
+                destroyed = np.maximum(np.maximum(pse, panlobular), cle * take(self.mesh.completeness, part))
+            lung += destroyed * (take(self.destroyed, part) - lung)
+            if self.mesh is not None:
+                seen = self._septa(part) * np.maximum(cle, 0.4 * panlobular)
+                lung += seen * np.maximum(self.mesh.parameters.septum_hu - lung, 0)
             wall = self._walls(part)
             lung += wall * (SEPTUM_HU - lung)
 
@@ -206,9 +256,37 @@ class _LungLayers:
         lung += bronchi * (AIR_HU - lung)
         return share, lung
 
+    def _thin(self, distance: Floats, thickness: float) -> Floats:
+        """Share of a sheet of `thickness` mm in voxels at `distance` mm; one thinner than a voxel is seen as part of one."""
+        width = max(thickness, 0.5 * min(self.lungs.grid.spacing[1:]))
+        return np.maximum(1 - np.abs(distance) / width, 0) * np.float32(thickness / width)
+
+    def _faint_strands(self, part: slice) -> Floats | None:
+        """HU of strands thinner than a voxel, None where there are none."""
+        parameters = self.parameters.strands
+        if parameters is None or self.strands is None:
+            return None
+        first, second = (self.resampler.slab(field, part) for field in self.strands)
+        # A voxel sees a strand as wide as itself, and so much fainter.
+        pixel = self.lungs.grid.spacing[1] * self.lungs.grid.spacing[2] / 12
+        seen = parameters.radius**2 + pixel
+        height = np.float32(parameters.contrast * parameters.radius**2 / seen)
+        return np.asarray(height * np.exp(-(first**2 + second**2) / np.float32(2 * seen)), np.float32)
+
+    def _septa(self, part: slice) -> Floats:
+        """Share of interlobular septa."""
+        if self.mesh is None:
+            return np.zeros(1, np.float32)
+        first, second = (np.abs(self.resampler.slab(field, part)) for field in self.mesh.septa)
+        return self._thin(np.minimum(first, second), self.mesh.parameters.septum)
+
     def _walls(self, part: slice) -> Floats:
         """Share of thin wall: between paraseptal cells, and between them and the lung."""
         thickness = self.disease.paraseptal.wall
+        if self.mesh is not None:
+            depth = self.emphysema.paraseptal[part]
+            between = np.where(depth > 0, self._thin(self.emphysema.septum[part], thickness), 0)
+            return np.asarray(np.maximum(between, 0.4 * self._thin(depth, thickness)), np.float32)
         depth, septum = self.emphysema.paraseptal[part], self.emphysema.septum[part]
         inside = depth > -NEVER / 2
         wall = np.where(inside, np.maximum(1 - np.abs(septum) / thickness, 0), 0)
@@ -217,11 +295,16 @@ class _LungLayers:
 
     def _fissures(self, part: slice) -> Floats:
         """Share of pleura in the fissures; a fissure thinner than a voxel is seen as part of one."""
-        thickness = self.parameters.fissures.thickness
-        width = max(thickness, 0.5 * min(self.lungs.grid.spacing[1:]))
-        seen = np.maximum(1 - self.lungs.fissure[part] / width, 0) * np.float32(thickness / width)
+        seen = self._thin(self.lungs.fissure[part], self.parameters.fissures.thickness)
         presence = self.resampler.slab(self.anatomy.fissure_presence, part)
         return np.asarray(seen * presence * (self.lungs.lobes[part] > 0), np.float32)
+
+
+def _share(depth: Floats, edge: float) -> Floats:
+    """Share of destroyed lung from the depth inside a lesion, which fades over `edge` mm."""
+    if depth.max() <= -edge:
+        return np.zeros(depth.shape, np.float32)
+    return smoothstep(depth / edge + 0.5)
 
 
 def _draw_trunk(chest: Floats, grid: Grid, trunk: Tubes, lung: Floats, lung_box: tuple[slice, slice, slice]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage, spatial
 
 from ..fleischner import CENTRILOBULAR
 from .anatomy import LOBES_AT_HORIZONTAL, Anatomy
@@ -45,6 +46,9 @@ INWARD = 0.35
 HILUM_MM = 28.0
 """There is no pleura, and no paraseptal emphysema, where vessels and bronchi enter the lung."""
 
+RECESS_MM = 9.0
+"""How far around a place of the pleura the lung counts that makes it a recess or not."""
+
 CELL_LOBULARITY = 0.08
 
 THINNING = 3
@@ -66,6 +70,7 @@ class CentrilobularParameters:
         onset_radius: mm at which a lesion begins to show.
         satellites: share of lobules with a second, smaller lesion.
         lobularity: departure from round, as a share of the radius.
+        hole: radius beyond which a lesion hardly grows, as a share of the spacing; None: it goes on growing.
     """
 
     percentage: float
@@ -76,6 +81,7 @@ class CentrilobularParameters:
     onset_radius: float
     satellites: float
     lobularity: float
+    hole: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class ParaseptalParameters:
         apical_predominance: as `CentrilobularParameters.upper_predominance`.
         patchiness: how much it comes in runs.
         fissural: weight of the fissures relative to the costal pleura.
+        recess: how strongly it prefers tongues and recesses, where pleura surrounds little lung (0: not at all).
         wall: thickness of the walls between cells, in mm.
         bullae: number of bullae.
         bulla_radius: mm that the largest bulla reaches.
@@ -103,6 +110,7 @@ class ParaseptalParameters:
     wall: float
     bullae: int
     bulla_radius: float
+    recess: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,27 @@ class PanlobularParameters:
 
 
 @dataclass(frozen=True)
+class MeshParameters:
+    """What is left of the lung between destroyed parts: interlobular septa, and lung that is darkened but there.
+
+    Attributes:
+        lobule: mm between the centres of secondary lobules, whose septa form the mesh.
+        septum: thickness of the septa, in mm.
+        septum_hu: HU of a septum as thick as a voxel.
+        darkening: HU by which lung within 3 mm of a centrilobular lesion is darker.
+        completeness: how far lung inside lesions is destroyed, on average (1: all of it).
+        unevenness: standard deviation of that.
+    """
+
+    lobule: float
+    septum: float
+    septum_hu: float
+    darkening: float
+    completeness: float
+    unevenness: float
+
+
+@dataclass(frozen=True)
 class DiseaseParameters:
     """All three subtypes, and how destroyed lung looks.
 
@@ -129,6 +158,7 @@ class DiseaseParameters:
         edge: mm over which a centrilobular lesion fades into the lung around it.
         vessel_loss: share of the small vessels that is gone inside lesions.
         distortion: mm that inflated, destroyed regions push vessels and airways aside (advanced destructive disease).
+        mesh: what is left between lesions; None in the first look.
     """
 
     centrilobular: CentrilobularParameters
@@ -138,6 +168,12 @@ class DiseaseParameters:
     edge: float
     vessel_loss: float
     distortion: float
+    mesh: MeshParameters | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether there is any."""
+        return self.centrilobular.percentage + self.paraseptal.percentage + self.panlobular.percentage > 0
 
 
 def draw_disease(
@@ -171,9 +207,10 @@ def draw_disease(
             upper_predominance=upper,
             patchiness=rng.uniform(0.4, 1.4),
             onset_spread=rng.uniform(1.5, 4.0),
-            onset_radius=rng.uniform(0.8, 1.6),
+            onset_radius=rng.uniform(0.8, 1.4),
             satellites=rng.uniform(0.0, 0.4),
             lobularity=rng.uniform(0.15, 0.35),
+            hole=rng.uniform(0.36, 0.55),
         ),
         paraseptal=ParaseptalParameters(
             percentage=paraseptal,
@@ -182,15 +219,24 @@ def draw_disease(
             apical_predominance=apical,
             patchiness=rng.uniform(1.0, 2.5),
             fissural=rng.uniform(0.2, 1.0),
-            wall=rng.uniform(0.3, 0.6),
+            wall=rng.uniform(0.2, 0.5),
             bullae=bullae,
             bulla_radius=rng.uniform(12, 34),
+            recess=rng.uniform(6, 20),
         ),
         panlobular=PanlobularParameters(panlobular, rng.uniform(2, 6), rng.uniform(15, 40)),
-        attenuation=rng.uniform(-995, -970),
+        attenuation=rng.uniform(-1000, -972),
         edge=rng.uniform(0.3, 0.8),
-        vessel_loss=rng.uniform(0.5, 0.95),
+        vessel_loss=rng.uniform(0.6, 0.95),
         distortion=float((centrilobular >= CENTRILOBULAR.grades[-1].lower) * rng.uniform(2, 7)),
+        mesh=MeshParameters(
+            lobule=rng.uniform(9, 16),
+            septum=rng.uniform(0.2, 0.55),
+            septum_hu=rng.uniform(-830, -720),
+            darkening=rng.uniform(12, 48),
+            completeness=rng.uniform(0.9, 1.0),
+            unevenness=rng.uniform(0.02, 0.12),
+        ),
     )
 
 
@@ -438,11 +484,30 @@ def _centrilobular(
         lobe=anatomy.lobes[anatomy.lattice.nearest(centres)],
         onset=onset - onset.min(),
         first_radius=np.full(len(centres), parameters.onset_radius) * rng.uniform(0.8, 1.4, len(centres)),
-        last_radius=np.full(len(centres), np.inf),
+        last_radius=np.full(len(centres), parameters.hole * parameters.lobule_spacing if parameters.hole else np.inf),
         ball=1.0,
         least_form=float(np.exp(-FORM_LIMIT * parameters.lobularity)),
     )
     return _grow_until(lesions, grid, lobes, np.exp(parameters.lobularity * form), counted, wanted)[0]
+
+
+def septa(lobule: float, anatomy: Anatomy, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Two fields on the lattice whose zeros are the septa between secondary lobules, `lobule` mm apart; in mm.
+
+    Lobules are the cells around their centres. Each belongs to one of two groups, twice by chance; a septum is where the
+    nearest centres of both groups are equally far. One septum in four has the same groups on both sides, and is missing.
+    """
+    centres = lobule_centres(anatomy, lobule, rng)
+    inside = np.argwhere(anatomy.distance() > -anatomy.lattice.spacing[0])
+    points = anatomy.lattice.points(inside)
+    fields = []
+    for _ in range(2):
+        group = rng.random(len(centres)) < 0.5
+        nearest = [spatial.cKDTree(centres[part]).query(points)[0] for part in (group, ~group)]
+        field = np.full(anatomy.lattice.shape, lobule, np.float32)
+        field[tuple(inside.T)] = (nearest[0] - nearest[1]) / 2
+        fields.append(field)
+    return fields[0], fields[1]
 
 
 def lobule_centres(anatomy: Anatomy, spacing: float, rng: np.random.Generator) -> Points:
@@ -472,6 +537,10 @@ def _paraseptal(
     if wanted == 0:
         return np.broadcast_to(-NEVER, grid.shape), np.broadcast_to(NEVER, grid.shape)
     centres, inward, lobe, weight = pleural_sites(anatomy, 1.5 * parameters.cell_radius, parameters.fissural, rng)
+    if parameters.recess:
+        around = ndimage.gaussian_filter((anatomy.lobes > 0).astype(np.float32), RECESS_MM / anatomy.lattice.spacing[0])
+        # Flat pleura has lung on one side: half of what is around.
+        weight = weight * np.exp(np.clip(parameters.recess * (0.5 - around[anatomy.lattice.nearest(centres)]), -2, 3.5))
     rate = weight * _region_rate(anatomy, centres, parameters.apical_predominance, parameters.patchiness, 28.0, rng)
     onset = ONSET_MM * rng.gamma(3.0, 1 / 3, len(centres)) / rate
     last = parameters.cell_radius * np.exp(rng.normal(0, parameters.cell_variation, len(centres)))

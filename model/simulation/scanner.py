@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from .grid import Floats, Grid
+from .grid import Floats, Grid, smoothstep
 
 GridName = Literal["network", "scan", "example"]
 
@@ -44,6 +44,31 @@ SHIFTS = (
 """Ways to leave the trained range: thicker slices, a sharper kernel, more noise (never both of the last two)."""
 
 
+SHARP_NOISE_STEP = 0.05
+SHARP_NOISE = (0.0, 0.06, 0.16, 0.38, 0.64, 0.87, 1.0, 0.96, 0.81, 0.60, 0.40, 0.23, 0.12, 0.046, 0.017, 0.0)
+"""Noise power of a sharp kernel, relative, at multiples of `SHARP_NOISE_STEP` (1 / mm): one scan (Lung-PET-CT-Dx A0001)
+reconstructed with a sharp and a smooth kernel, the difference of the two inside the lungs."""
+
+
+@dataclass(frozen=True)
+class StreakParameters:
+    """Noise that runs one way, as where few photons pass the body sideways.
+
+    Attributes:
+        share: of the noise's variance that is streaks, above the base of the lungs.
+        shoulders: the same at the apices, between the shoulders.
+        gain: by how much more noise there is at the apices.
+        angle: degrees by which streaks rise from the horizontal towards the middle of the body.
+        spread: degrees (standard deviation) around that angle.
+    """
+
+    share: float
+    shoulders: float
+    gain: float
+    angle: float
+    spread: float
+
+
 @dataclass(frozen=True)
 class ScannerParameters:
     """A protocol.
@@ -56,6 +81,7 @@ class ScannerParameters:
         noise_centre: how much more noise there is in the middle of the body than at its surface.
         slice_thickness, slice_increment: in mm.
         spacing: in-plane spacing of a full-size matrix, in mm.
+        streaks: directed part of the noise; with it, sharp kernels have the noise of `SHARP_NOISE`. None in the first look.
     """
 
     sharpness: float
@@ -66,6 +92,7 @@ class ScannerParameters:
     slice_thickness: float
     slice_increment: float
     spacing: float
+    streaks: StreakParameters | None = None
 
     @property
     def noise_hu(self) -> float:
@@ -87,7 +114,8 @@ def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = Fa
     # Thin slices are the rule, as in the paper's data; thick ones must not be new to a network either.
     thickness = float(np.exp(rng.uniform(np.log(0.6), np.log(5.0))))
     # What the slices show, whatever kernel and thickness they have: dose and filters make up for both.
-    seen = rng.uniform(8, 20) if rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(20), np.log(26 + 40 * sharpness))))
+    usual = float(np.clip(rng.lognormal(np.log(16), 0.32), 7, 30))
+    seen = usual if rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(20), np.log(26 + 40 * sharpness))))
     if shifted:
         thicker, sharper, noisier = SHIFTS[rng.integers(len(SHIFTS))]
         if thicker:
@@ -99,15 +127,28 @@ def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = Fa
     smallest = float(np.clip((lung_width + 2 * SCAN_MARGIN_MM) / SCAN_MATRIX, *SPACING_MM))
     protocol = ScannerParameters(
         sharpness=sharpness,
-        mtf50=(0.28 + 0.27 * sharpness) * rng.uniform(0.94, 1.2),
+        mtf50=(0.32 + 0.25 * sharpness) * rng.uniform(0.9, 1.2),
         enhancement=max(0.0, 0.55 * (sharpness - 0.35)) * rng.uniform(0.7, 1.3),
         noise=1.0,
         noise_centre=rng.uniform(0.1, 0.6),
         slice_thickness=thickness,
         slice_increment=thickness * rng.uniform(0.7, 1.0),
         spacing=smallest + (SPACING_MM[1] - smallest) * rng.beta(1.2, 3),
+        streaks=_draw_streaks(rng),
     )
     return replace(protocol, noise=seen / protocol.noise_hu)
+
+
+def _draw_streaks(rng: np.random.Generator) -> StreakParameters:
+    """Nearly half of COPDGene's patches have noise that runs one way."""
+    share = rng.uniform(0.0, 0.25) if rng.random() < 0.6 else rng.uniform(0.25, 0.6)
+    return StreakParameters(
+        share=float(share),
+        shoulders=float(min(0.85, share + rng.uniform(0.0, 0.35))),
+        gain=rng.uniform(1.0, 1.7),
+        angle=rng.normal(0, 30),
+        spread=rng.uniform(8, 25),
+    )
 
 
 @dataclass(frozen=True)
@@ -130,12 +171,15 @@ class Sampling:
         every: rendered slices for each slice of the scan; odd.
         profile: weights (scan slices x rendered slices) that turn rendered slices into the signal of the scan's.
         noise_profile: weights (scan slices x acquired slices) that turn independent noise into the scan's.
+        low, high: mm, where the lungs begin and end along z.
     """
 
     rendered: Grid
     every: int
     profile: npt.NDArray[np.float32]
     noise_profile: npt.NDArray[np.float32]
+    low: float = 0.0
+    high: float = 1.0
 
     @property
     def grid(self) -> Grid:
@@ -162,14 +206,14 @@ def plan(scanner: ScannerParameters, name: GridName | Slab, low: npt.ArrayLike, 
         corner = middle - (np.array(shape) - 1) / 2 * steps
         grid = Grid(shape, (name.increment, name.spacing, name.spacing), (corner[0], corner[1], corner[2]))
         profile = _profile(grid.axis(0), grid.axis(0), scanner.slice_thickness)
-        return Sampling(grid, 1, profile, np.eye(name.slices, dtype=np.float32))
+        return Sampling(grid, 1, profile, np.eye(name.slices, dtype=np.float32), float(start[0]), float(stop[0]))
     if name == "network":
         spacing = extent / NETWORK_BOX
         origin = start + spacing / 2 - np.array(NETWORK_MARGIN) * spacing
         z, y, x = (n + 2 * margin for n, margin in zip(NETWORK_BOX, NETWORK_MARGIN, strict=True))
         grid = Grid((z, y, x), tuple(spacing.tolist()), tuple(origin.tolist()))
         acquired, noise = _acquire(grid, scanner.slice_thickness, scanner.slice_increment)
-        return Sampling(grid, 1, acquired, noise)
+        return Sampling(grid, 1, acquired, noise, float(start[0]), float(stop[0]))
     if name == "scan":
         matrix, spacing_yx, increment = SCAN_MATRIX, scanner.spacing, scanner.slice_increment
         slices = int(np.ceil((extent[0] + 2 * SCAN_MARGIN_MM) / increment))
@@ -184,7 +228,7 @@ def plan(scanner: ScannerParameters, name: GridName | Slab, low: npt.ArrayLike, 
     rendered = Grid((slices * every, matrix, matrix), (fine, spacing_yx, spacing_yx), tuple(origin.tolist()))
     thickness = scanner.slice_thickness if name == "scan" else increment
     profile = _profile(rendered.every(every).axis(0), rendered.axis(0), thickness)
-    return Sampling(rendered, every, profile, np.eye(slices, dtype=np.float32))
+    return Sampling(rendered, every, profile, np.eye(slices, dtype=np.float32), float(start[0]), float(stop[0]))
 
 
 def _profile(slices: Floats, rendered: Floats, thickness: float) -> npt.NDArray[np.float32]:
@@ -218,6 +262,8 @@ def scan(hounsfield: Floats, scanner: ScannerParameters, sampling: Sampling, rng
     middle = [(grid.axis(k) - grid.axis(k).mean()) / np.ptp(grid.axis(k)) * 2 for k in (1, 2)]
     centre = np.exp(-1.5 * (middle[0][:, None] ** 2 + middle[1][None, :] ** 2))
     level = scanner.noise_hu * (1 + scanner.noise_centre * (centre - 0.5)).astype(np.float32)
+    maker = _NoiseMaker.of(scanner, grid, texture)
+    height = (grid.axis(0) - sampling.low) / max(sampling.high - sampling.low, 1.0)
     noise: dict[int, Floats] = {}
     for k in range(grid.shape[0]):
         signal = _combine(sampling.profile[k], hounsfield)
@@ -230,12 +276,56 @@ def scan(hounsfield: Floats, scanner: ScannerParameters, sampling: Sampling, rng
             for i in used:
                 if i not in noise:
                     white = rng.standard_normal(signal.shape, dtype=np.float32)
-                    noise[i] = fft.irfft2(fft.rfft2(white, workers=1) * texture, s=signal.shape, workers=1)
+                    noise[i] = maker.picture(white, float(height[k]))
             noise = {i: noise[i] for i in noise if i >= used[0]}
             grainy = sum((sampling.noise_profile[k, i] * noise[i] for i in used), start=np.float32(0))
             picture += grainy * level
         result[k] = np.clip(np.rint(picture), *OUTPUT_HU)
     return result
+
+
+@dataclass(frozen=True)
+class _NoiseMaker:
+    """Turns white noise into the noise of a slice; `sides` are the textures of streaks in the right and the left half."""
+
+    texture: Floats
+    streaks: StreakParameters | None
+    sides: tuple[Floats, Floats] | None
+    leftness: Floats
+
+    @classmethod
+    def of(cls, scanner: ScannerParameters, grid: Grid, texture: Floats) -> _NoiseMaker:
+        x = grid.axis(2)
+        leftness = smoothstep((x - x.mean()) / 60 + 0.5)
+        if scanner.streaks is None:
+            return cls(texture, None, None, leftness)
+        sides = [_one_way(texture, grid, sign * scanner.streaks.angle, scanner.streaks.spread) for sign in (1, -1)]
+        return cls(texture, scanner.streaks, (sides[0], sides[1]), leftness)
+
+    def picture(self, white: Floats, height: float) -> Floats:
+        """Noise of variance 1 (more at the apices) from `white`; `height` is the slice's share of the lungs' height."""
+        spectrum = fft.rfft2(white, workers=1)
+        even: Floats = fft.irfft2(spectrum * self.texture, s=white.shape, workers=1)
+        if self.streaks is None or self.sides is None:
+            return even
+        apical = float(smoothstep(np.array((height - 0.65) / 0.3)))
+        share = self.streaks.share + (self.streaks.shoulders - self.streaks.share) * apical
+        # Rolled by half, the white noise of the streaks is not that of the rest.
+        other = spectrum * np.exp(1j * np.pi * np.arange(spectrum.shape[0], dtype=np.float32))[:, None]
+        right, left = (fft.irfft2(other * side, s=white.shape, workers=1) for side in self.sides)
+        streaks = np.sqrt(1 - self.leftness) * right + np.sqrt(self.leftness) * left
+        gain = 1 + (self.streaks.gain - 1) * apical
+        return np.asarray(gain * (np.sqrt(1 - share) * even + np.sqrt(share) * streaks), np.float32)
+
+
+def _one_way(texture: Floats, grid: Grid, angle: float, spread: float) -> Floats:
+    """The texture (for `rfft2`, of unit variance) of noise that runs along `angle` degrees from the rows."""
+    _, rows, columns = grid.shape
+    fy, fx = np.fft.fftfreq(rows, grid.spacing[1])[:, None], np.fft.rfftfreq(columns, grid.spacing[2])[None, :]
+    # Streaks along a direction vary across it.
+    across = np.arctan2(fy, fx) - np.deg2rad(angle + 90)
+    weight = np.exp(-((np.sin(across) / np.sin(np.deg2rad(spread))) ** 2) / 2)
+    return _unit_variance(texture**2 * weight, rows, columns)
 
 
 def _combine(weights: npt.NDArray[np.float32], slices: Floats) -> Floats:
@@ -255,10 +345,20 @@ def kernel(scanner: ScannerParameters, grid: Grid) -> tuple[Floats, Floats]:
     gauss = np.exp2(-((f / scanner.mtf50) ** 2))
     transfer = gauss * (1 + scanner.enhancement * (1 - np.exp2(-((2 * f / scanner.mtf50) ** 2))))
     power = (f + 0.03) * transfer**2
+    if scanner.streaks is not None:
+        measured = np.interp(f, SHARP_NOISE_STEP * np.arange(len(SHARP_NOISE)), SHARP_NOISE, right=0.0)
+        sharp = float(np.clip((scanner.sharpness - 0.3) / 0.6, 0, 1))
+        parts = [_unit_variance(part, rows, columns) ** 2 for part in (power, measured + 1e-4)]
+        power = (1 - sharp) * parts[0] + sharp * parts[1]
+    return transfer.astype(np.float32), _unit_variance(power, rows, columns)
+
+
+def _unit_variance(power: npt.NDArray[np.floating], rows: int, columns: int) -> Floats:
+    """The root of a power spectrum (for `rfft2`) after scaling it to unit variance."""
     # Frequencies of the half spectrum stand for two, except the first column and, for even sizes, the last.
     count = np.full(columns // 2 + 1, 2.0)
     count[0] = 1
     if columns % 2 == 0:
         count[-1] = 1
     variance = float((power * count).sum()) / (rows * columns)
-    return transfer.astype(np.float32), np.sqrt(power / variance).astype(np.float32)
+    return np.sqrt(power / variance).astype(np.float32)

@@ -119,6 +119,31 @@ def test_lesions_are_small_when_few_and_coalesce_when_disease_is_extensive() -> 
     assert np.sum(np.sort(trace)[-3:] ** 3) < 0.15 * np.sum(trace**3)
 
 
+def test_septa_show_between_destroyed_lobules_and_nowhere_else(ideal_case: CaseMaker) -> None:
+    with_septa = ideal_case(44, 4, 0)
+    parameters = with_septa.parameters
+    mesh = parameters.disease.mesh
+    assert mesh is not None
+    without = simulate(replace(parameters, disease=replace(parameters.disease, mesh=replace(mesh, septum=0.0))), "network")
+    np.testing.assert_array_equal(with_septa.centrilobular, without.centrilobular)
+    higher = with_septa.hounsfield.astype(int) - without.hounsfield
+    near = ndimage.binary_dilation(with_septa.centrilobular)
+    assert higher.min() >= -1
+    assert np.mean(higher[~near] > 3) < 1e-3
+    assert 0.1 < np.mean(higher[with_septa.centrilobular] > 10) < 0.6
+
+
+def test_paraseptal_disease_that_prefers_recesses_has_less_lung_around_it() -> None:
+    parameters = ideal(draw(43, 0, 1))
+    around = []
+    for recess in (0.0, 20.0):
+        paraseptal = replace(parameters.disease.paraseptal, recess=recess)
+        case = simulate(replace(parameters, disease=replace(parameters.disease, paraseptal=paraseptal)), "example")
+        share = ndimage.gaussian_filter((case.lungs > 0).astype(np.float32), [9 / s for s in case.spacing])
+        around.append(float(share[case.paraseptal].mean()))
+    assert around[1] < around[0] - 0.04
+
+
 def test_panlobular_emphysema_prefers_the_bases_and_displaces_no_other(ideal_case: CaseMaker) -> None:
     case = ideal_case(46, 1, 1, 15.0)
     assert case.panlobular_percentage == pytest.approx(15, abs=0.05)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from model.simulation.grid import Grid
-from model.simulation.scanner import Sampling, ScannerParameters, kernel, plan, scan
+from model.simulation.scanner import Sampling, ScannerParameters, Slab, StreakParameters, kernel, plan, scan
 
 LOW, HIGH = np.array([0.0, -90.0, -130.0]), np.array([256.0, 89.2, 129.2])
 PROTOCOL = ScannerParameters(
@@ -55,6 +55,35 @@ def test_noise_of_a_sharp_kernel_is_finer() -> None:
         return float(np.mean(field[:, :, :-1] * field[:, :, 1:]) / field.var())
 
     assert correlation(replace(PROTOCOL, mtf50=0.28)) > correlation(replace(PROTOCOL, mtf50=0.6)) + 0.2
+
+
+def test_streaks_run_one_way_and_leave_the_level_as_it_is() -> None:
+    streaks = StreakParameters(share=0.8, shoulders=0.8, gain=1.0, angle=0.0, spread=15.0)
+    level, field = replace(PROTOCOL, streaks=streaks).noise_hu, noise(replace(PROTOCOL, streaks=streaks))
+    assert field.std() == pytest.approx(level, rel=0.03)
+    along, across = np.mean(field[:, :, :-3] * field[:, :, 3:]), np.mean(field[:, :-3] * field[:, 3:])
+    assert along > across + 0.3 * level**2
+    even = noise(replace(PROTOCOL, streaks=replace(streaks, share=0.0, shoulders=0.0)))
+    assert abs(np.mean(even[:, :, :-3] * even[:, :, 3:]) - np.mean(even[:, :-3] * even[:, 3:])) < 0.05 * level**2
+
+
+def test_noise_of_the_sharpest_kernel_has_the_spectrum_of_a_real_one() -> None:
+    # Lung-PET-CT-Dx A0001: most power near 0.31 per mm, half of that below 0.18 and above 0.48, a tenth beyond 0.61.
+    streaks = StreakParameters(share=0.0, shoulders=0.0, gain=1.0, angle=0.0, spread=15.0)
+    field = noise(replace(PROTOCOL, sharpness=1.0, mtf50=0.55, streaks=streaks))
+    power = np.abs(np.fft.fft2(field)) ** 2
+    f = np.hypot(np.fft.fftfreq(128, 0.7)[:, None], np.fft.fftfreq(128, 0.7)[None, :])
+    at = {low: float(power[:, (f > low - 0.02) & (f < low + 0.02)].mean()) for low in (0.1, 0.31, 0.48, 0.63)}
+    assert at[0.1] / at[0.31] == pytest.approx(0.16, abs=0.05)
+    assert at[0.48] / at[0.31] == pytest.approx(0.48, abs=0.08)
+    assert at[0.63] / at[0.31] < 0.12
+
+
+def test_a_slab_has_its_place_and_its_pixels() -> None:
+    sampling = plan(PROTOCOL, Slab(level=0.75, slices=9, increment=0.8, spacing=0.65), LOW, HIGH)
+    assert sampling.grid.spacing == (0.8, 0.65, 0.65)
+    assert np.mean(sampling.grid.axis(0)) == pytest.approx(0.75 * 256)
+    assert sampling.grid.shape[2] * 0.65 > 259.2
 
 
 def test_half_of_the_contrast_is_left_at_the_frequency_of_the_protocol() -> None:
