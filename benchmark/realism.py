@@ -87,7 +87,7 @@ def patch_parameters(number: int, seed: int, look: Look) -> CaseParameters:
         )
         seen = min(parameters.scanner.noise_hu, float(rng.uniform(12, 31)))
         scanner = replace(scanner, noise=scanner.noise * seen / scanner.noise_hu)
-    return replace(parameters, scanner=scanner)
+    return replace(parameters, scanner=scanner, mask=None)
 
 
 def cut_patches(case: SimulatedCase, rng: np.random.Generator) -> Iterator[tuple[str, Patches]]:
@@ -109,7 +109,7 @@ def cut_patches(case: SimulatedCase, rng: np.random.Generator) -> Iterator[tuple
         rest = (p < 0.03) & (q < 0.03)
         places = {
             "normal": lung & away & peripheral & (c + p + q < 0.002) & (inside > 0.85),
-            "paraseptal": near_pse & lung & (p > 0.05) & (c < 0.1) & (inside > 0.25) & (inside < 0.99),
+            "paraseptal": near_pse & lung & (p > 0.04) & (p < 0.6) & (c < 0.1) & (inside > 0.25) & (inside < 0.99),
             "panlobular": pan & away & (q > 0.75) & (inside > 0.93),
             "mild_centrilobular": near_cle & away & rest & (c > 0.01) & (c < 0.08) & (inside > 0.9),
             "moderate_centrilobular": away & lung & rest & (c > 0.14) & (c < 0.55) & (inside > 0.9),

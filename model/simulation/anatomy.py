@@ -140,9 +140,28 @@ def draw_anatomy(rng: np.random.Generator) -> AnatomyParameters:
         mask_margin=rng.uniform(-0.4, 0.9),
         vessel_scale=rng.uniform(0.85, 1.15),
         vessel_hu=rng.uniform(30, 70),
-        murray=rng.uniform(5.0, 6.5),
+        murray=rng.uniform(4.4, 5.4),
         strands=StrandParameters(rng.uniform(3.2, 5.0), rng.uniform(0.4, 0.65), rng.uniform(70, 180)),
     )
+
+
+@dataclass(frozen=True)
+class MaskParameters:
+    """A lung mask made by a threshold, as many are, and not by a reader.
+
+    Attributes:
+        airways: whether trachea and main bronchi are in it.
+        vessels: whether vessels that fill most of a voxel are left out of it.
+    """
+
+    airways: bool
+    vessels: bool
+
+
+def draw_mask(rng: np.random.Generator) -> MaskParameters | None:
+    """One mask in three is made by a threshold."""
+    threshold, airways, vessels = rng.random(3) < (0.35, 0.7, 0.5)
+    return MaskParameters(bool(airways), bool(vessels)) if threshold else None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .anatomy import BONE_HU, LOBES_AT_HORIZONTAL, Anatomy, AnatomyParameters, StrandParameters, label_lobes
+from ..lungs.anatomy import LOBES
+from .anatomy import (
+    BONE_HU,
+    LOBES_AT_HORIZONTAL,
+    Anatomy,
+    AnatomyParameters,
+    MaskParameters,
+    StrandParameters,
+    label_lobes,
+)
 from .confounders import ConfounderFields, ConfounderParameters
 from .disease import LESION_HU, NEVER, RIM_MM, DiseaseParameters, Emphysema, MeshParameters, septa
 from .grid import Floats, Grid, Labels, Resampler, smooth_field, smoothstep
@@ -28,6 +37,9 @@ SMALL_VESSEL = 0.6
 """A voxel that vessels fill less than this has small vessels, which emphysema destroys."""
 
 LUNG_VALUES_HU = 6.0
+
+COMPRESSION_HU = 25.0
+"""How much denser lung is beside a paraseptal cell, which presses on it."""
 
 PANLOBULAR_EDGE_MM, PARASEPTAL_EDGE_MM = 4.0, 0.6
 
@@ -69,6 +81,23 @@ def room_for_emphysema(lungs: LungVoxels, trees: TreeVoxels) -> Labels:
     """Lobe labels where emphysema may grow: 0 in vessels and airways, and where the voxel is partly chest wall."""
     blocked = (trees.vessels > 0.5) | (trees.bronchial_walls > 0.5) | (lungs.distance < PLEURA_MM / 2)
     return np.where(blocked, 0, lungs.lobes).astype(np.uint8)
+
+
+def threshold_mask(
+    lungs: LungVoxels, parameters: MaskParameters | None, anatomy: Anatomy, trees: TreeVoxels, trunk: Tubes
+) -> Labels:
+    """Lobe labels as the mask has them: without vessels, or with trachea and main bronchi, labelled as upper lobes."""
+    if parameters is None:
+        return lungs.lobes
+    lobes = lungs.lobes.copy()
+    if parameters.vessels:
+        lobes[trees.vessels > 0.5] = 0
+    if parameters.airways:
+        z, _, x = lungs.grid.coordinates()
+        level = (z >= anatomy.low[0]) & (z <= anatomy.high[0])
+        inside = (coverage(trunk, lungs.grid) > 0.5) & level & (lobes == 0)
+        lobes[inside] = np.broadcast_to(np.where(x < 0, LOBES["right upper"], LOBES["left upper"]), lobes.shape)[inside]
+    return lobes
 
 
 def place_lungs(anatomy: Anatomy, mask_margin: float, rendered: Grid, every: int) -> LungVoxels:
@@ -235,6 +264,7 @@ class _LungLayers:
         if self.mesh is not None:
             near = np.clip(1 + self.emphysema.centrilobular[part] / RIM_MM, 0, 1)
             lung -= self.mesh.parameters.darkening * near
+            lung += COMPRESSION_HU * np.clip(1 + self.emphysema.paraseptal[part] / RIM_MM, 0, 1)
         if lesion.any():
             destroyed = lesion
             if self.mesh is not None:
@@ -286,7 +316,7 @@ class _LungLayers:
         if self.mesh is not None:
             depth = self.emphysema.paraseptal[part]
             between = np.where(depth > 0, self._thin(self.emphysema.septum[part], thickness), 0)
-            return np.asarray(np.maximum(between, 0.4 * self._thin(depth, thickness)), np.float32)
+            return np.asarray(np.maximum(between, 0.6 * self._thin(depth, thickness)), np.float32)
         depth, septum = self.emphysema.paraseptal[part], self.emphysema.septum[part]
         inside = depth > -NEVER / 2
         wall = np.where(inside, np.maximum(1 - np.abs(septum) / thickness, 0), 0)

@@ -18,8 +18,8 @@ from scipy.special import ndtr, ndtri
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from ..lungs.anatomy import LEFT, LOBES, RIGHT
 from . import first_look
-from .anatomy import AnatomyParameters, build_anatomy, draw_anatomy
-from .attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema
+from .anatomy import AnatomyParameters, MaskParameters, build_anatomy, draw_anatomy, draw_mask
+from .attenuation import TreeVoxels, attenuation, place_lungs, room_for_emphysema, threshold_mask
 from .confounders import ConfounderParameters, add_artefacts, build_confounders, draw_confounders
 from .disease import DiseaseParameters, draw_disease, spread
 from .grid import Bools, Labels
@@ -33,6 +33,9 @@ PARASEPTAL_CASES = (1145, 739, 623)
 
 SCORE_CORRELATION = 0.45
 """Of the severities of CLE and PSE in a patient (of the normal variables behind the scores)."""
+
+REPEATED_SHARE = 0.04
+"""Share of the cases, of those whose scores are not given, that repeat one slice."""
 
 NO_DISEASE_SHARE = 0.6
 """Share of the cases that score 0 which have none at all; the others have less than the first grade takes."""
@@ -72,13 +75,21 @@ FIRST = _Draws(first_look.draw_anatomy, first_look.draw_disease, first_look.draw
 
 @dataclass(frozen=True)
 class CaseParameters:
-    """All that is decided about a case; `seed` places what the parameters only describe."""
+    """All that is decided about a case; `seed` places what the parameters only describe.
+
+    Attributes:
+        mask: how its lung mask was made; None: it follows the pleura.
+        repeated_level: share of the lungs' height whose slice is repeated to fill the scan, as single slices are tried on
+            networks for volumes; percentages are then of that slice. None: a scan as it is.
+    """
 
     seed: int
     anatomy: AnatomyParameters
     disease: DiseaseParameters
     confounders: ConfounderParameters
     scanner: ScannerParameters
+    mask: MaskParameters | None = None
+    repeated_level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,11 @@ def _percentages(rng: np.random.Generator, centrilobular: int | None, paraseptal
     return percentages if centrilobular is not None or paraseptal is None else percentages[::-1]
 
 
+def _draw_repeated(rng: np.random.Generator) -> float | None:
+    level = float(rng.uniform(0.25, 0.9))
+    return level if rng.random() < REPEATED_SHARE else None
+
+
 def draw_parameters(
     seed: np.random.SeedSequence,
     centrilobular_score: int | None = None,
@@ -198,10 +214,11 @@ def draw_parameters(
         look: what the numbers are drawn from: `measured`, held to real patches, or `first`, as before that.
     """
     # Children are made here rather than spawned: spawning would change the caller's seed, and the next draw with it.
-    children = [np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, k)) for k in range(6)]
+    children = [np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, k)) for k in range(7)]
     streams = [np.random.default_rng(child) for child in children]
     percentages = _percentages(streams[0], centrilobular_score, paraseptal_score, look)
     panlobular = min(panlobular, ROOM - sum(percentages))
+    scored = centrilobular_score is not None or paraseptal_score is not None
     draw = MEASURED if look == "measured" else FIRST
     anatomy = draw.anatomy(streams[1])
     thorax = anatomy.thorax
@@ -212,6 +229,8 @@ def draw_parameters(
         disease=draw.disease(streams[2], percentages[0], percentages[1], panlobular, shifted_disease),
         confounders=draw.confounders(streams[3]),
         scanner=draw.scanner(streams[4], 2 * half_width, shifted_scanner),
+        mask=draw_mask(streams[6]) if look == "measured" else None,
+        repeated_level=_draw_repeated(streams[6]) if look == "measured" and not scored else None,
     )
 
 
@@ -240,8 +259,9 @@ def simulate(parameters: CaseParameters, grid: GridName | Slab = "network", lung
         coarse = spread(disease, anatomy, lattice, lobes, lobes, 1, stream(3))
         trees = trees.pushed((coarse.centrilobular >= 0).astype(np.float32), lattice, disease.distortion)
     tree_voxels = TreeVoxels.of(trees, placed.grid)
-    room = room_for_emphysema(placed, tree_voxels)
-    emphysema = spread(disease, anatomy, placed.grid, placed.lobes, room, sampling.every, stream(3))
+    mask = threshold_mask(placed, parameters.mask, anatomy, tree_voxels, trees.trunk)
+    room = np.where(mask > 0, room_for_emphysema(placed, tree_voxels), 0).astype(np.uint8)
+    emphysema = spread(disease, anatomy, placed.grid, mask, room, sampling.every, stream(3))
     hounsfield = attenuation(
         anatomy,
         parameters.anatomy,
@@ -259,15 +279,20 @@ def simulate(parameters: CaseParameters, grid: GridName | Slab = "network", lung
     final = scan(hounsfield, parameters.scanner, sampling, stream(5))
     z = slice(sampling.every // 2, None, sampling.every)
 
+    chosen: slice | npt.NDArray[np.intp] = slice(None)
+    if parameters.repeated_level is not None:
+        level = anatomy.low[0] + parameters.repeated_level * (anatomy.high[0] - anatomy.low[0])
+        chosen = np.full(sampling.grid.shape[0], int(np.argmin(np.abs(sampling.grid.axis(0) - level))))
+
     def on_scan(inner: npt.NDArray[Any]) -> npt.NDArray[Any]:
         whole = np.zeros(sampling.rendered.shape, inner.dtype)
         whole[placed.box] = inner
-        return np.ascontiguousarray(whole[z])
+        return np.ascontiguousarray(whole[z][chosen])
 
     return SimulatedCase(
         parameters=parameters,
-        hounsfield=final,
-        lungs=on_scan(SIDE_OF_LOBE[placed.lobes]),
+        hounsfield=final[chosen],
+        lungs=on_scan(SIDE_OF_LOBE[mask]),
         centrilobular=on_scan(emphysema.centrilobular >= 0),
         paraseptal=on_scan(emphysema.paraseptal >= 0),
         panlobular=on_scan(emphysema.panlobular >= 0),

@@ -21,9 +21,10 @@ def draw(
 
 
 def ideal(parameters: CaseParameters) -> CaseParameters:
-    """The same person without confounders, in a scanner without noise or blur that sees less than half a slice."""
+    """The same person without confounders, in a scanner without noise or blur that sees less than half a slice, and with
+    a mask that follows the pleura."""
     scanner = replace(parameters.scanner, noise=0.0, mtf50=50.0, enhancement=0.0, slice_thickness=0.6, slice_increment=0.5)
-    return replace(parameters, confounders=NO_CONFOUNDERS, scanner=scanner)
+    return replace(parameters, confounders=NO_CONFOUNDERS, scanner=scanner, mask=None, repeated_level=None)
 
 
 @pytest.fixture(scope="session")

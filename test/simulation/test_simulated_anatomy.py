@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from model.errors import InputError
 from model.lungs.anatomy import LOBES
-from model.simulation import LungShape, simulate
+from model.simulation import LungShape, first_look, simulate
 from model.simulation.anatomy import Anatomy, build_anatomy, draw_anatomy
 from model.simulation.grid import Grid, Resampler, smooth_field
 from model.simulation.trees import Tubes, coverage, grow_trees
@@ -21,8 +21,9 @@ from test.simulation.conftest import draw
 
 @pytest.fixture(scope="module")
 def anatomy() -> Anatomy:
+    # Shapes are the same in every look.
     rng = np.random.default_rng(5)
-    return build_anatomy(draw_anatomy(rng), rng)
+    return build_anatomy(first_look.draw_anatomy(rng), rng)
 
 
 def test_resampling_keeps_what_is_linear() -> None:

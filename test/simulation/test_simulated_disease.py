@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.simulation import SimulatedCase, simulate
-from model.simulation.anatomy import build_anatomy
+from model.simulation.anatomy import MaskParameters, build_anatomy
 from model.simulation.grid import Grid, Resampler
 from test.simulation.conftest import CaseMaker, draw, ideal
 
@@ -230,6 +230,32 @@ def test_same_person_with_and_without_disease_differs_only_where_the_disease_is(
     difference = np.abs(sick.hounsfield.astype(int) - well.hounsfield)
     assert np.mean(difference[~near] > 3) < 1e-4
     assert np.mean(difference[sick.centrilobular] > 30) > 0.7
+
+
+def test_a_mask_made_by_a_threshold_has_airways_but_no_vessels_and_the_same_percentages() -> None:
+    parameters = ideal(draw(41, 2, 1))
+    case = simulate(parameters, "example")
+    made = simulate(replace(parameters, mask=MaskParameters(airways=True, vessels=True)), "example")
+    more, less = (made.lungs > 0) & (case.lungs == 0), (made.lungs == 0) & (case.lungs > 0)
+    assert np.median(made.hounsfield[more]) < -950
+    assert np.median(made.hounsfield[less]) > -500
+    assert 0.003 < more.sum() / (case.lungs > 0).sum() < 0.06
+    assert 0.003 < less.sum() / (case.lungs > 0).sum() < 0.06
+    assert not ((made.centrilobular | made.paraseptal) & (made.lungs == 0)).any()
+    disease = parameters.disease
+    assert made.centrilobular_percentage == pytest.approx(disease.centrilobular.percentage, abs=0.05)
+    assert made.paraseptal_percentage == pytest.approx(disease.paraseptal.percentage, abs=0.05)
+
+
+def test_a_repeated_slice_fills_the_scan_with_its_truth() -> None:
+    parameters = replace(ideal(draw(42, 3, 2)), repeated_level=0.6)
+    once, case = simulate(replace(parameters, repeated_level=None), "example"), simulate(parameters, "example")
+    for name in ("hounsfield", "lungs", "centrilobular", "paraseptal"):
+        repeated, whole = getattr(case, name), getattr(once, name)
+        assert (repeated == repeated[0]).all()
+        assert any(np.array_equal(repeated[0], one) for one in whole[30:60]), name
+    share = 100 * case.centrilobular[0].sum() / (case.lungs[0] > 0).sum()
+    assert case.centrilobular_percentage == pytest.approx(share)
 
 
 def test_same_parameters_give_the_same_voxels() -> None:

@@ -109,7 +109,7 @@ def test_parameters_stay_in_the_ranges_that_they_are_meant_for(drawn: list[CaseP
     )
     assert all(p.confounders.trapping_hu <= -900 for p in drawn)
     assert all(6 <= p.disease.centrilobular.lobule_spacing <= 10 for p in drawn)
-    assert all(p.disease.edge <= 0.8 and -1000 <= p.disease.attenuation <= -970 for p in drawn)
+    assert all(p.disease.edge <= 0.8 and -995 <= p.disease.attenuation <= -968 for p in drawn)
     mild = [p.disease.paraseptal for p in drawn if p.disease.paraseptal.percentage < 3]
     assert all(p.cell_radius < 7 and p.bullae == 0 for p in mild)
     assert all(p.disease.paraseptal.wall < 1 for p in drawn)
