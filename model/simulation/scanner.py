@@ -114,8 +114,8 @@ def draw_scanner(rng: np.random.Generator, lung_width: float, shifted: bool = Fa
     # Thin slices are the rule, as in the paper's data; thick ones must not be new to a network either.
     thickness = float(np.exp(rng.uniform(np.log(0.6), np.log(5.0))))
     # What the slices show, whatever kernel and thickness they have: dose and filters make up for both.
-    usual = float(np.clip(rng.lognormal(np.log(16), 0.32), 7, 30))
-    seen = usual if rng.random() < 0.7 else float(np.exp(rng.uniform(np.log(20), np.log(26 + 40 * sharpness))))
+    usual = float(np.clip(rng.lognormal(np.log(15), 0.3), 7, 30))
+    seen = usual if rng.random() < 0.75 else float(np.exp(rng.uniform(np.log(20), np.log(26 + 40 * sharpness))))
     if shifted:
         thicker, sharper, noisier = SHIFTS[rng.integers(len(SHIFTS))]
         if thicker:
@@ -310,9 +310,12 @@ class _NoiseMaker:
             return even
         apical = float(smoothstep(np.array((height - 0.65) / 0.3)))
         share = self.streaks.share + (self.streaks.shoulders - self.streaks.share) * apical
-        # Rolled by half, the white noise of the streaks is not that of the rest.
-        other = spectrum * np.exp(1j * np.pi * np.arange(spectrum.shape[0], dtype=np.float32))[:, None]
-        right, left = (fft.irfft2(other * side, s=white.shape, workers=1) for side in self.sides)
+        # Rolled by half, the same white noise serves three times without being correlated where it meets.
+        rolled = (-1.0) ** np.arange(spectrum.shape[0])[:, None], (-1.0) ** np.arange(spectrum.shape[1])[None, :]
+        right, left = (
+            fft.irfft2(spectrum * (roll * side).astype(np.float32), s=white.shape, workers=1)
+            for roll, side in zip(rolled, self.sides, strict=True)
+        )
         streaks = np.sqrt(1 - self.leftness) * right + np.sqrt(self.leftness) * left
         gain = 1 + (self.streaks.gain - 1) * apical
         return np.asarray(gain * (np.sqrt(1 - share) * even + np.sqrt(share) * streaks), np.float32)
