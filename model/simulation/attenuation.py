@@ -96,7 +96,8 @@ def threshold_mask(
         z, _, x = lungs.grid.coordinates()
         level = (z >= anatomy.low[0]) & (z <= anatomy.high[0])
         inside = (coverage(trunk, lungs.grid) > 0.5) & level & (lobes == 0)
-        lobes[inside] = np.broadcast_to(np.where(x < 0, LOBES["right upper"], LOBES["left upper"]), lobes.shape)[inside]
+        upper = np.where(x < 0, LOBES["right_upper_lobe"], LOBES["left_upper_lobe"])
+        lobes[inside] = np.broadcast_to(upper, lobes.shape)[inside]
     return lobes
 
 
