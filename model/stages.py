@@ -26,6 +26,7 @@ class Stage(StrEnum):
     NETWORK = "network"
     MAPS = "maps"
     DENSITOMETRY = "densitometry"
+    DICOM = "dicom"
     WRITE = "write"
     REPORT = "report"
     """The viewer's: densitometry, map files and overview, all in memory."""

@@ -14,7 +14,7 @@ from test.conftest import ROOT
 MODEL = ROOT / "model"
 MODULES = sorted(MODEL.rglob("*.py"))
 ROOMS = {
-    "road": {"imaging", "lungs", "container"},
+    "road": {"imaging", "lungs", "dicom_output", "container"},
     "cohort": {"cohort"},
     "stages": {"simulation", "training", "evaluation", "slices", "viewing"},
 }
@@ -64,8 +64,8 @@ def test_no_module_imports_against_the_order_of_the_rooms(path: Path) -> None:
 
 
 def test_the_road_runs_one_way() -> None:
-    """imaging -> lungs -> preprocessing -> network -> subtyping -> container."""
-    order = ["imaging", "lungs", "network", "preprocessing", "weights", "subtyping", "rendering", "container"]
+    """imaging -> lungs -> preprocessing -> network -> subtyping -> dicom_output -> container."""
+    order = ["imaging", "lungs", "network", "preprocessing", "weights", "subtyping", "rendering", "dicom_output", "container"]
     against = set()
     for path in MODULES:
         if room_of(path) in order:
@@ -93,7 +93,18 @@ def test_inference_imports_only_what_its_requirements_bring() -> None:
     imported = {name.partition(".")[0] for path in (*ROAD, ROOT / "process.py") for name in imports_of(path)}
     third_party = imported - sys.stdlib_module_names - {"model"}
     third_party -= {"lungmask"}  # imported only when its weights are given; model.lungs.segmentation says where it is missing
-    assert third_party <= {"PIL", "SimpleITK", "evalutils", "numpy", "pandas", "safetensors", "scipy", "torch"}
+    required = {"PIL", "SimpleITK", "evalutils", "highdicom", "numpy", "pandas", "pydicom", "reportlab"}
+    required |= {"safetensors", "scipy", "torch"}
+    assert third_party <= required
+
+
+def test_what_only_some_runs_need_is_imported_late() -> None:
+    """highdicom and pydicom take about a second."""
+    for path in ROAD:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in names if is_under(name, ("highdicom", "pydicom", "reportlab"))], path
 
 
 def test_only_one_module_holds_the_intervals_of_table_1() -> None:

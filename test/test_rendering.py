@@ -11,7 +11,19 @@ from PIL import Image
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
-from model.rendering import COLOURS, OPACITY, grey_levels, most_affected_levels, overlay, preview
+from model.rendering import (
+    COLOURS,
+    OPACITY,
+    WARNING_COLOUR,
+    View,
+    contour,
+    grey_levels,
+    most_affected_levels,
+    overlay,
+    preview,
+    three_planes,
+    without_commands,
+)
 from model.subtyping import Finding, Subtyping
 from test.phantom import Phantom
 
@@ -55,31 +67,82 @@ def finding(subtype: Subtype, score: int, percentage: float, activation_map: np.
     return Finding(subtype, score, percentage, {}, None, activation_map)
 
 
+def result_of(scan: Scan, cle: np.ndarray, pse: np.ndarray) -> Subtyping:
+    return Subtyping(finding(CENTRILOBULAR, 3, 14.2, cle), finding(PARASEPTAL, 1, 3.1, pse), Regions.of(scan))
+
+
+def picture_of(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
+
+
+def painted(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where a picture has the hue of a map at full activation over lung: row, column."""
+    wanted = np.array(colour, float)
+    hue = (picture - picture.mean(axis=2, keepdims=True)) @ (wanted - wanted.mean())
+    return np.argwhere(hue > 0.5 * hue.max())
+
+
 def test_the_preview_paints_each_subtype_in_its_row_on_the_patients_side(phantom: Phantom) -> None:
+    """Centrilobular activation fills the right lung, which is on the left in all four columns, paraseptal the left lung."""
     scan = Scan.from_images(*phantom.images())
     right, left = ((255 * (phantom.lungs == label)).astype(np.uint8) for label in (1, 2))
-    result = Subtyping(finding(CENTRILOBULAR, 3, 14.2, right), finding(PARASEPTAL, 1, 3.1, left), Regions.of(scan))
-    picture = np.asarray(Image.open(io.BytesIO(preview(scan, result, "trained on nothing")))).astype(float)
-    height, width, _ = picture.shape
-    for name in ("centrilobular", "paraseptal"):
-        colour = np.array(COLOURS[name], float)
-        hue = (picture - picture.mean(axis=2, keepdims=True)) @ (colour - colour.mean())
-        painted = np.argwhere(hue[: round(0.86 * height)] > 0.3 * hue.max())
-        rows, columns = painted[:, 0] / height, painted[:, 1] / width
-        low, high = (0.3, 0.6) if name == "centrilobular" else (0.55, 0.9)
-        assert rows.min() > low
-        assert rows.max() < high
-        within_tile = (columns * 3) % 1
-        assert (within_tile < 0.5).all() if name == "centrilobular" else (within_tile > 0.45).all()
+    picture = picture_of(preview(scan, result_of(scan, right, left), "scan", "nothing"))
+    tiles = picture[: picture.shape[0] - 140]  # above scores and legend
+    height, width, _ = tiles.shape
+    for name, (low, high) in {"centrilobular": (0.34, 0.67), "paraseptal": (0.67, 1.0)}.items():
+        found = painted(tiles, COLOURS[name])
+        assert low < found[:, 0].min() / height
+        assert found[:, 0].max() / height < high
+        within_column = (found[:, 1] / width * 4) % 1
+        assert (within_column < 0.56).all() if name == "centrilobular" else (within_column > 0.5).all()
+        assert len({int(column) for column in found[:, 1] / width * 4}) == 4
 
 
 def test_the_preview_is_the_same_picture_for_both_types_of_map(phantom: Phantom) -> None:
     scan = Scan.from_images(*phantom.images())
     levels = (255 * (phantom.lungs > 0)).astype(np.uint8)
-    result = Subtyping(finding(CENTRILOBULAR, 3, 14.2, levels), finding(PARASEPTAL, 0, 0.0, 0 * levels), Regions.of(scan))
-    as_float = dataclasses.replace(
-        result,
-        centrilobular=finding(CENTRILOBULAR, 3, 14.2, (levels / 255).astype(np.float32)),
-        paraseptal=finding(PARASEPTAL, 0, 0.0, (0 * levels).astype(np.float32)),
-    )
-    assert preview(scan, result) == preview(scan, as_float)
+    pictures = [
+        preview(scan, result_of(scan, cle, 0 * cle), "scan", "nothing") for cle in (levels, (levels / 255).astype(np.float32))
+    ]
+    assert pictures[0] == pictures[1]
+
+
+def test_warnings_are_in_the_preview(phantom: Phantom) -> None:
+    scan = Scan.from_images(*phantom.images())
+    result = result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs)
+    odd = dataclasses.replace(result, warnings=("the lung mask is odd",))
+    plain, warned = (picture_of(preview(scan, one, "scan", "nothing")) for one in (result, odd))
+    assert warned.shape[0] > plain.shape[0]
+    assert (warned == WARNING_COLOUR).all(axis=2).any()
+    assert not (plain == WARNING_COLOUR).all(axis=2).any()
+
+
+def test_commands_are_left_out_of_what_weights_were_trained_on() -> None:
+    assert without_commands("400 simulated CTs (python -m model.simulation --cases 400)") == "400 simulated CTs"
+    assert without_commands("COPDGene (phase 1)") == "COPDGene (phase 1)"
+
+
+def test_the_contour_is_the_rim_of_a_mask() -> None:
+    mask = np.zeros((6, 7), bool)
+    mask[1:5, 1:6] = True
+    rim = mask.copy()
+    rim[2:4, 2:5] = False
+    assert np.array_equal(contour(mask), rim)
+
+
+def test_coronal_and_sagittal_slices_have_the_head_up_and_the_front_on_the_left() -> None:
+    array = np.zeros((3, 4, 5), np.uint8)  # z, y, x: head at high z, back at high y, left at high x
+    array[2, 0, 0] = 1  # head, front, right
+    view = View(array, array > 0, {"centrilobular": array}, (3.0, 2.0, 1.0))
+    for plane in ("axial", "coronal", "sagittal"):
+        assert view.section(array, plane, view.most_affected(plane))[0, 0] == 1
+    assert (view.size_mm("axial"), view.size_mm("coronal"), view.size_mm("sagittal")) == ((5, 8), (5, 9), (8, 9))
+
+
+def test_the_three_planes_show_both_maps_in_the_lower_row_alone(phantom: Phantom) -> None:
+    scan = Scan.from_images(*phantom.images())
+    right, left = ((255 * (phantom.lungs == label)).astype(np.uint8) for label in (1, 2))
+    picture = picture_of(three_planes(View.of(scan, result_of(scan, right, left))))
+    tiles = picture[: picture.shape[0] - 60]
+    for name in ("centrilobular", "paraseptal"):
+        assert painted(tiles, COLOURS[name])[:, 0].min() > 0.5 * len(tiles)

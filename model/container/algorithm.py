@@ -12,29 +12,54 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from evalutils.evalutils import Algorithm
 from evalutils.exceptions import FileLoaderError
 from evalutils.io import FileLoader
 from pandas import DataFrame, Series
 
 from ..command_line import MapType
+from ..dicom_output.derived import DerivedObjects
+from ..dicom_output.software import Software
+from ..dicom_output.source import SourceSeries
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES
 from ..imaging.native import print_error
 from ..imaging.readers import read_header
 from ..imaging.scan import Scan
+from ..lungs.densitometry import Densitometry
 from ..lungs.segmentation import segment_lungs
-from ..rendering import preview
+from ..rendering import View, preview, three_planes
 from ..stages import Stage, stage_line, timed
 from ..subtyping import EmphysemaSubtyper, Subtyping
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder
 from .logs import Progress, fields
 from .reading import ReadAhead
+from .report import report_page
 from .results import CaseResult, case_result, failed_result, provenance
 from .resume import Record, content_fingerprint, stat_fingerprint
 
 logger = logging.getLogger("process")
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What is written of a case beside its scores and maps.
+
+    Attributes:
+        map_type: of the activation maps.
+        lung_mask: the lungs that were scored; they are also written where they were found in the CT itself.
+        preview: a picture.
+        report: a page to print.
+        dicom: DICOM objects, of a CT that came as a DICOM series.
+    """
+
+    map_type: MapType = "uint8"
+    lung_mask: bool = False
+    preview: bool = False
+    report: bool = False
+    dicom: bool = False
 
 
 class HeaderLoader(FileLoader):  # type: ignore[misc]
@@ -67,8 +92,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         scans: ReadAhead,
         subtyper: EmphysemaSubtyper,
         outputs: OutputFolder,
-        map_type: MapType,
-        with_preview: bool,
+        written: Written,
         lungmask_weights: Path | None,
         *,
         resume: bool = False,
@@ -92,16 +116,14 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._scans = scans
         self._subtyper = subtyper
         self._outputs = outputs
-        self._map_type = map_type
-        self._with_preview = with_preview
+        self._written = written
         self._lungmask_weights = lungmask_weights
         self._resume = resume
         self._verify = verify
         self._finished: dict[int, CaseResult] = {}
         self._records: dict[str, Record] = {}
         self._options = {
-            "map_type": map_type,
-            "preview": str(with_preview),
+            **{name: str(value) for name, value in dataclasses.asdict(written).items()},
             "lungmask_weights": content_fingerprint([lungmask_weights]) if lungmask_weights else "",
         }
 
@@ -221,7 +243,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
 
     def predict(self, *, input_image: Scan) -> Subtyping:
         """Score one scan."""
-        return self._subtyper.predict(input_image, self._map_type)
+        return self._subtyper.predict(input_image, self._written.map_type)
 
     def save(self) -> None:
         """Nothing is left to write: `process_case` has written `results.json`."""
@@ -230,17 +252,29 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         start = time.perf_counter()
         content = self._content(case)
         scan = self._scan(case, index)
+        source = self._dicom_source(case, scan)
         subtyping = self.predict(input_image=scan)
         with timed(Stage.DENSITOMETRY):
             result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
         for warning in result.warnings:
             logger.info("%s: %s", printable(case.entity), warning, extra=fields(entity=case.entity, warning=warning))
+        dicom = None
+        if source is not None:
+            with timed(Stage.DICOM):
+                dicom = self._dicom_objects(source, scan, subtyping, result)
         with timed(Stage.WRITE), self._outputs as outputs:
             findings = subtyping.findings
             maps = {finding.subtype.name: scan.to_file_grid(finding.activation_map) for finding in findings}
             outputs.write_maps(case.entity, maps)
-            if self._with_preview:
-                outputs.write_preview(case.entity, preview(scan, subtyping, self._subtyper.metadata.trained_on))
+            if self._written.lung_mask or case.lung_mask_source == "automatic":
+                outputs.write_lung_mask(case.entity, scan.to_file_grid(scan.lung.astype(np.uint8)))
+            if self._written.preview:
+                trained_on = self._subtyper.metadata.trained_on
+                outputs.write_preview(case.entity, preview(scan, subtyping, case.entity, trained_on))
+            if self._written.report:
+                outputs.write_report(case.entity, *report_page(result, three_planes(View.of(scan, subtyping))))
+            if dicom is not None:
+                outputs.write_dicom(case.entity, dicom)
             files = tuple(str(path.relative_to(outputs.folder)) for path in outputs.pending)
             self._records[case.entity] = Record(stat, self._options, files, content)
             if index == 0:
@@ -257,6 +291,28 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
                 return Scan.of(volumes.ct, volumes.lung_mask, lobes=case.lobes)
         with timed(Stage.LUNGS):
             return Scan.of(volumes.ct, segment_lungs(volumes.ct, self._lungmask_weights))
+
+    def _dicom_source(self, case: Case, scan: Scan) -> SourceSeries | None:
+        """The headers that DICOM objects are derived from, if they are asked for; read before the case is scored."""
+        if not self._written.dicom:
+            return None
+        if not case.is_dicom:
+            logger.info("%s: the CT is not DICOM: no DICOM objects are written", printable(case.entity))
+            return None
+        return SourceSeries.read(case.ct, scan.geometry)
+
+    def _dicom_objects(self, source: SourceSeries, scan: Scan, subtyping: Subtyping, result: CaseResult) -> DerivedObjects:
+        """The DICOM objects of a case, with the numbers of its result."""
+        metrics, run = result.metrics, result.provenance
+        assert metrics is not None
+        assert run is not None
+        whole = Densitometry(metrics.laa950_percentage, metrics.perc15_hu, metrics.lung_volume_ml)
+        parts = {
+            name: Densitometry(region.laa950_percentage, region.perc15_hu, region.volume_ml)
+            for name, region in metrics.regions.items()
+        }
+        software = Software(run.bundle, run.sha256 or "", run.profile or "", run.trained_on)
+        return DerivedObjects.of(source, scan, subtyping, (whole, parts), software, result.warnings)
 
 
 def _stat_fingerprint(case: Case) -> str:

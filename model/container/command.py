@@ -95,6 +95,11 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
     ]
     flags = [
         parser.add_argument("--preview", action="store_true", help="write a picture of each case too"),
+        parser.add_argument("--report", action="store_true", help="write a page to print for each case too, as PDF and HTML"),
+        parser.add_argument("--save-lung-mask", action="store_true", help="write the lungs that were scored too"),
+        parser.add_argument(
+            "--dicom", action="store_true", help="write segmentations and a report as DICOM too, for CTs that came as DICOM"
+        ),
         parser.add_argument("--segment-lungs", action="store_true", help="find the lungs of CTs that have no lung mask"),
         parser.add_argument(
             "--resume",
@@ -186,7 +191,7 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
     from ..subtyping import EmphysemaSubtyper
     from ..weights import locate_bundle
-    from .algorithm import EmphysemaAlgorithm
+    from .algorithm import EmphysemaAlgorithm, Written
 
     torch.set_num_threads(granted_threads())
     with timed(Stage.WEIGHTS):
@@ -195,16 +200,9 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
     for note in subtyper.notes:
         logger.info("%s", note)
     logger.info("running on %s in %s", subtyper.device, subtyper.precision)
+    written = Written(options.map_type, options.save_lung_mask, options.preview, options.report, options.dicom)
     algorithm = EmphysemaAlgorithm(
-        cases,
-        scans,
-        subtyper,
-        outputs,
-        options.map_type,
-        options.preview,
-        options.lungmask_weights,
-        resume=options.resume,
-        verify=options.verify,
+        cases, scans, subtyper, outputs, written, options.lungmask_weights, resume=options.resume, verify=options.verify
     )
     algorithm.process()
     return algorithm

@@ -1,7 +1,7 @@
 """The platform's folders: which files are which case, and what is written where. No other module knows these names.
 
 Input: `/input/inputs.json` if the platform wrote one, else folders under `/input/images/`. Output: the score files, the
-activation maps and `results.json`, which is written anew after each case.
+activation maps, `results.json` and `results.csv` (written anew after each case), and what options ask for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import SimpleITK as sitk
 
@@ -22,6 +23,10 @@ from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
 from .results import CaseResult, LungMaskSource, SubtypeScore, read_results, results_text, score_text
 from .resume import Record, read_records, records_text
+from .table import results_table
+
+if TYPE_CHECKING:
+    from ..dicom_output.derived import DerivedObjects
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")
@@ -37,6 +42,7 @@ LOBES_FOLDER = "images/pulmonary-lobes"
 RESULTS_FILE = "results.json"
 RECORDS_FILE = ".resume.json"
 """What a later run needs to know of each scored case; see `resume`."""
+RESULTS_TABLE = "results.csv"
 SCORE_FILES = {
     "centrilobular": "centrilobular-emphysema-score.json",
     "paraseptal": "paraseptal-emphysema-score.json",
@@ -45,8 +51,13 @@ MAP_FOLDERS = {
     "centrilobular": "images/centrilobular-emphysema-heatmap",
     "paraseptal": "images/paraseptal-emphysema-heatmap",
 }
+LUNG_MASK_FOLDER = MASK_FOLDERS[0]
+"""In an output folder: the lungs that were scored."""
 PREVIEW_FOLDER = "preview"
-LONGEST_ENTITY = 255 - len(".mha")
+REPORT_FOLDER = "report"
+DICOM_FOLDERS = {"activation_maps": "dicom/activation-maps", "lungs": "dicom/lungs", "report": "dicom/report"}
+"""By the names of `DerivedObjects`."""
+LONGEST_ENTITY = 255 - len(".html")
 """In bytes: what file systems take."""
 
 PREDICTIONS_FILE = "predictions.json"
@@ -82,6 +93,11 @@ class Case:
         return cls(stem_of(ct), ct, lung_mask, lobes=lung_mask.absolute().parent.name == Path(LOBES_FOLDER).name)
 
     @property
+    def is_dicom(self) -> bool:
+        """Whether the CT is a DICOM series, or one DICOM object that holds it all."""
+        return self.ct.is_dir() or not self.ct.name.lower().endswith(FILE_SUFFIXES)
+
+    @property
     def lung_mask_source(self) -> LungMaskSource:
         """What results say of the mask."""
         return "given" if self.lung_mask else "automatic"
@@ -97,7 +113,7 @@ class Case:
             raise InputError(self.ct, "no lung mask has the same name", f"{self.entity}.mha beside the other masks")
         if len(os.fsencode(self.entity)) > LONGEST_ENTITY:
             raise InputError(
-                self.ct, "the name is too long to name results after", f"at most {LONGEST_ENTITY} bytes before .mha"
+                self.ct, "the name is too long to name results after", f"at most {LONGEST_ENTITY} bytes before the suffix"
             )
         return (self.ct, self.lung_mask) if self.lung_mask else (self.ct,)
 
@@ -206,9 +222,10 @@ class OutputFolder(WholeFiles):
         Raises:
             InputError: it cannot be written, or another run is writing there.
         """
-        super().__init__(folder, (*MAP_FOLDERS.values(), PREVIEW_FOLDER))
+        folders = (*MAP_FOLDERS.values(), LUNG_MASK_FOLDER, PREVIEW_FOLDER, REPORT_FOLDER, *DICOM_FOLDERS.values())
+        super().__init__(folder, folders)
         try:
-            for name in () if keep else (RESULTS_FILE, *SCORE_FILES.values()):
+            for name in () if keep else (RESULTS_FILE, RESULTS_TABLE, *SCORE_FILES.values()):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             self.close()
@@ -250,10 +267,16 @@ class OutputFolder(WholeFiles):
         return ".." not in Path(name).parts and place.is_relative_to(self.folder.resolve())
 
     def discard(self, entity: str) -> None:
-        """Remove an earlier run's maps and preview of this entity."""
+        """Remove what an earlier run wrote of this entity: maps, lung mask, preview, report and DICOM objects."""
         if len(os.fsencode(entity)) > LONGEST_ENTITY:
             return  # no run can have written them
-        for path in (*(map_path(self.folder, name, entity) for name in MAP_FOLDERS), self._preview(entity)):
+        for path in (
+            *(map_path(self.folder, name, entity) for name in MAP_FOLDERS),
+            self._lung_mask(entity),
+            self._preview(entity),
+            *(self._report(entity, suffix) for suffix in (".pdf", ".html")),
+            *(self._dicom(entity, kind) for kind in DICOM_FOLDERS),
+        ):
             path.unlink(missing_ok=True)
 
     def write_maps(self, entity: str, images: dict[str, sitk.Image]) -> None:
@@ -264,16 +287,36 @@ class OutputFolder(WholeFiles):
             for _ in beside.map(_write_map, images.values(), partials, finals):
                 pass
 
+    def write_lung_mask(self, entity: str, image: sitk.Image) -> None:
+        """Write the lungs that were scored as compressed .mha."""
+        final = self._lung_mask(entity)
+        with captured_stderr():
+            _write_map(image, self.partial(final), final)
+
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""
         self.partial(self._preview(entity)).write_bytes(png)
+
+    def write_report(self, entity: str, pdf: bytes, html: str) -> None:
+        """Write the page to print, in both formats."""
+        self.partial(self._report(entity, ".pdf")).write_bytes(pdf)
+        self.partial(self._report(entity, ".html")).write_text(html, encoding="utf-8")
+
+    def write_dicom(self, entity: str, objects: DerivedObjects) -> None:
+        """Write the DICOM objects, each into the folder of its kind."""
+        for kind in DICOM_FOLDERS:
+            objects.write(kind, self.partial(self._dicom(entity, kind)))
 
     def write_score(self, subtype: str, score: SubtypeScore) -> None:
         """Write the score file of one subtype."""
         self._write_text(SCORE_FILES[subtype], score_text(score))
 
     def write_results(self, results: Sequence[CaseResult]) -> None:
-        """Write `results.json`."""
+        """Write `results.json`, and before it the same as a table if a case was scored."""
+        if any(result.metrics is not None for result in results):
+            self.partial(self.folder / RESULTS_TABLE).write_bytes(results_table(results))
+        else:
+            (self.folder / RESULTS_TABLE).unlink(missing_ok=True)
         self._write_text(RESULTS_FILE, results_text(results))
 
     def write_records(self, records: Mapping[str, Record]) -> None:
@@ -283,5 +326,14 @@ class OutputFolder(WholeFiles):
     def _write_text(self, name: str, text: str) -> None:
         self.partial(self.folder / name).write_text(text, encoding="utf-8")
 
+    def _lung_mask(self, entity: str) -> Path:
+        return self.folder / LUNG_MASK_FOLDER / f"{entity}.mha"
+
     def _preview(self, entity: str) -> Path:
         return self.folder / PREVIEW_FOLDER / f"{entity}.png"
+
+    def _report(self, entity: str, suffix: str) -> Path:
+        return self.folder / REPORT_FOLDER / f"{entity}{suffix}"
+
+    def _dicom(self, entity: str, kind: str) -> Path:
+        return self.folder / DICOM_FOLDERS[kind] / f"{entity}.dcm"

@@ -77,7 +77,7 @@ def score_uploads(
         result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
         maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
         files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}
-        overview = preview(scan, subtyping, subtyper.metadata.trained_on)
+        overview = preview(scan, subtyping, ENTITY, subtyper.metadata.trained_on)
     return ViewedCase(result, scan.hounsfield, maps, scan.spacing, files, overview)
 
 

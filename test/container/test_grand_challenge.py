@@ -133,7 +133,7 @@ def test_a_folder_of_slices_named_by_their_identifiers_is_a_series(tmp_path: Pat
 def test_a_name_that_leaves_no_room_for_a_suffix_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, f"images/ct/{'n' * 255}/1.dcm", "images/lung-mask/m.mha")
     (case,) = find_cases(tmp_path)
-    with pytest.raises(InputError, match="the name is too long to name results after; expected at most 251 bytes"):
+    with pytest.raises(InputError, match="the name is too long to name results after; expected at most 250 bytes"):
         _ = case.files
     OutputFolder(tmp_path / "out").discard(case.entity)
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import panimg
+import pydicom
 import pytest
 import SimpleITK as sitk
 
-from model.container.algorithm import EmphysemaAlgorithm
+from model.container.algorithm import EmphysemaAlgorithm, Written
 from model.container.command import granted_threads
 from model.container.grand_challenge import RECORDS_FILE, OutputFolder, find_cases
 from model.container.reading import ReadAhead
@@ -28,6 +29,7 @@ from model.imaging.geometry import ImageGeometry
 from model.subtyping import EmphysemaSubtyper
 from test.conftest import ROOT
 from test.container.schema import problems_of
+from test.imaging.series import SCANNER_TAGS, write_dicom_series
 from test.phantom import Phantom, make_phantom, write_case, write_dark_detector
 from test.trust.provoke import Forks
 
@@ -80,7 +82,7 @@ def scored(lesioned: Phantom, full_bundle: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_a_run_writes_every_output_and_nothing_else(scored: tuple[Path, Path]) -> None:
-    expected = [*SCORES, "results.json", *(f"images/{name}/7d1a.mha" for name in MAPS), "preview/7d1a.png"]
+    expected = [*SCORES, "results.json", "results.csv", *(f"images/{name}/7d1a.mha" for name in MAPS), "preview/7d1a.png"]
     assert files_in(scored[1]) == sorted(expected)
 
 
@@ -182,7 +184,7 @@ def test_a_case_that_fails_is_listed_and_the_others_go_on(lesioned: Phantom, bun
         ("c", True, 0),
     ]
     assert problems_of(tmp_path / "output") == []
-    assert files_in(tmp_path / "output") == sorted(["results.json", *(f"images/{name}/c.mha" for name in MAPS)])
+    assert files_in(tmp_path / "output") == sorted(["results.csv", "results.json", *(f"images/{name}/c.mha" for name in MAPS)])
 
 
 def test_a_run_that_is_stopped_leaves_the_results_of_the_cases_before(
@@ -199,7 +201,7 @@ def test_a_run_that_is_stopped_leaves_the_results_of_the_cases_before(
     monkeypatch.setattr(subtyper, "predict", stop)
     cases = find_cases(tmp_path / "input")
     with ReadAhead(cases) as scans:
-        algorithm = EmphysemaAlgorithm(cases, scans, subtyper, OutputFolder(tmp_path / "output"), "uint8", False, None)
+        algorithm = EmphysemaAlgorithm(cases, scans, subtyper, OutputFolder(tmp_path / "output"), Written(), None)
         with pytest.raises(KeyboardInterrupt):
             algorithm.process()
     assert [result["entity"] for result in results_of(tmp_path / "output")] == ["a"]
@@ -254,6 +256,49 @@ def test_lungs_are_found_where_there_is_no_mask_and_results_say_so(
     assert automatic["provenance"] == given["provenance"]
     assert automatic["metrics"]["cle_percentage"] == pytest.approx(given["metrics"]["cle_percentage"], abs=0.5)
     assert automatic["metrics"]["lung_volume_ml"] == pytest.approx(given["metrics"]["lung_volume_ml"], rel=0.02)
+    assert not (tmp_path / "masked-output/images/lung-mask").exists()
+    found = sitk.ReadImage(str(tmp_path / "bare-output/images/lung-mask/scan.mha"))
+    assert ImageGeometry.of(found) == ImageGeometry.of(ct)
+    voxel_ml = ImageGeometry.of(ct).voxel_ml
+    volume_ml = np.count_nonzero(sitk.GetArrayFromImage(found)) * voxel_ml
+    assert volume_ml == pytest.approx(automatic["metrics"]["lung_volume_ml"], abs=0.5)
+
+
+def test_the_lungs_that_were_scored_are_written_on_the_cts_grid(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    """The mask lies on another grid than the CT, and has other labels."""
+    ct, lungs = lesioned.images("PIR")
+    write_case(tmp_path / "input", ct, 7 * lesioned.images("RAS")[1])
+    done = run("--input", tmp_path / "input", "--output", tmp_path, "--weights", bundle, "--save-lung-mask")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    written = sitk.ReadImage(str(tmp_path / "images/lung-mask/scan.mha"))
+    assert ImageGeometry.of(written) == ImageGeometry.of(ct)
+    assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(lungs) > 0)
+
+
+def test_a_ct_that_came_as_dicom_goes_back_as_dicom_and_another_does_not(bundle: Path, tmp_path: Path) -> None:
+    phantom = make_phantom((28, 40, 50), (9.0, 6.5, 6.5))
+    ct, lungs = phantom.images()
+    write_case(tmp_path / "input", ct, lungs, stem="plain")
+    write_dicom_series(ct, tmp_path / "input/images/ct/series", tags=lambda _: SCANNER_TAGS)
+    sitk.WriteImage(lungs, str(tmp_path / "input/images/lung-mask/series.mha"))
+    output = tmp_path / "output"
+    done = run("--input", tmp_path / "input", "--output", output, "--weights", bundle, EMPHYSEMA_DICOM="1")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "plain: the CT is not DICOM" in done.stdout
+    written = [name for name in files_in(output) if name.startswith("dicom/")]
+    assert written == [f"dicom/{kind}/series.dcm" for kind in ("activation-maps", "lungs", "report")]
+    levels = sitk.GetArrayFromImage(sitk.ReadImage(str(output / "images" / MAPS[0] / "series.mha")))
+    maps = pydicom.dcmread(output / "dicom/activation-maps/series.dcm")
+    stored = np.zeros_like(levels)
+    for frame, pixels in zip(maps.PerFrameFunctionalGroupsSequence, maps.pixel_array, strict=True):
+        if frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber == 1:
+            position = ct.TransformPhysicalPointToIndex(frame.PlanePositionSequence[0].ImagePositionPatient)
+            stored[position[2]] = pixels
+    assert levels.any()
+    assert np.array_equal(stored, levels)
+    done = run("--input", tmp_path / "input", "--output", output, "--weights", bundle)
+    assert done.returncode == 0
+    assert not [name for name in files_in(output) if name.startswith("dicom/")], "those of the run before are removed"
 
 
 def test_a_ct_without_lungs_is_refused_when_they_are_to_be_found(phantom: Phantom, bundle: Path, tmp_path: Path) -> None:

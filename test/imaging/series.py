@@ -9,6 +9,28 @@ import SimpleITK as sitk
 
 from test.trust.mutations import set_element
 
+IDENTIFIERS = {
+    "0010|0010": "Zweistein^Ottilie",
+    "0010|0020": "4711-0815",
+    "0010|0030": "19551105",
+    "0010|0040": "F",
+    "0008|0050": "A-77",
+    "0008|0090": "Sankt^Nirgendwo",
+    "0020|0010": "S-12",
+}
+"""Patient's name, number, date of birth and sex; accession number, physician and study number."""
+
+SCANNER_TAGS = {
+    **IDENTIFIERS,
+    "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+    "0008|0020": "20250102",
+    "0008|0030": "101112",
+    "0020|0011": "3",
+    "0020|0052": "1.2.826.0.1.3680043.2.1125.9",
+    "0018|0050": "2.5",
+}
+"""With class, date and time of the study, series number, frame of reference and slice thickness: as a scanner has them."""
+
 
 def write_dicom_series(
     image: sitk.Image,

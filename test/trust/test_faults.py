@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 MAPS = [f"images/{name}-emphysema-heatmap/scan.mha" for name in ("centrilobular", "paraseptal")]
 SCORES = [f"{name}-emphysema-score.json" for name in ("centrilobular", "paraseptal")]
-ALL_FILES = sorted([*MAPS, *SCORES, "results.json"])
+ALL_FILES = sorted([*MAPS, *SCORES, "results.csv", "results.json"])
 DISK = 1 << 16
 PAGE = mmap.PAGESIZE
 """What tmpfs gives to files is whole pages."""

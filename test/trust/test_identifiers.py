@@ -1,5 +1,7 @@
 """What a file says of the patient stays in it: no log, result or picture repeats it, whether the run ends well or not.
 
+The one exception is what `--dicom` asks for: objects derived from a DICOM series name its patient, and nothing else does.
+
 Files are named by the user, and results after them: these names are not looked for here.
 """
 
@@ -33,6 +35,7 @@ DICOM_TAGS = {
     "0008|103e": f"Thorax {NAME}",
     "0020|0010": NUMBER,
     "0020|4000": NAME,
+    "0020|0052": "1.2.826.0.1.3680043.2.1125.9",
 }
 """Patient's name, number, date of birth and comments; accession number, institution, physician, descriptions, study number."""
 
@@ -122,12 +125,17 @@ def test_nothing_that_names_the_patient_comes_out(
     damage(path)
     output = tmp_path / "output"
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own; process.main sets its up only where there are none
-    code = process.main(["--input", f"{tmp_path}/input", "--output", str(output), "--weights", str(bundle), "--preview"])
+    options = ["--input", f"{tmp_path}/input", "--output", str(output), "--weights", str(bundle)]
+    code = process.main([*options, "--preview", "--report", "--save-lung-mask", "--dicom"])
     assert code == (0 if damage is untouched else 2)
     logs = "".join(capfd.readouterr())
     assert "running on" in logs
-    written = [path for path in output.rglob("*") if path.is_file()]
-    assert len(written) == (6 if code == 0 else 1)
+    files = [path for path in output.rglob("*") if path.is_file()]
+    derived = [path for path in files if path.is_relative_to(output / "dicom")]
+    assert len(derived) == (3 if code == 0 and kind == "dicom" else 0)
+    assert all(identifier.encode() in path.read_bytes() for path in derived for identifier in (NAME, NUMBER, BIRTH_DATE))
+    written = [path for path in files if path not in derived]
+    assert len(written) == (11 if code == 0 else 1)
     for secret in SECRETS:
         assert secret not in logs
         assert not [path for path in written if secret.encode() in path.read_bytes() or secret in path.name]

@@ -1,0 +1,47 @@
+"""`results.csv`: the results as a table for a spreadsheet, one row for each case."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .results import CaseResult
+from .schema import to_json
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def results_table(results: Sequence[CaseResult]) -> bytes:
+    """The content of `results.csv`: the fields of `results.json`, with one column for each field of each region.
+
+    UTF-8 with a byte order mark, which Excel needs to recognise it. Text that a spreadsheet would run as a formula, such as a
+    file name that begins with `=`, is preceded by an apostrophe.
+    """
+    rows = [dict(_cells(result)) for result in results]
+    columns = {"entity": None} | {name: None for row in rows for name in row}
+    ends = [name for name in columns if name in ("warnings", "error_messages")]
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, [*(name for name in columns if name not in ends), *ends])
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue().encode("utf-8-sig")
+
+
+def _cells(result: CaseResult) -> Iterator[tuple[str, Any]]:
+    document = to_json(result)
+    metrics = dict(document.get("metrics", {}))
+    regions = metrics.pop("regions", {})
+    parts = {f"{region}_{name}": value for region, values in regions.items() for name, value in values.items()}
+    texts = {name: "; ".join(document[name]) for name in ("warnings", "error_messages")}
+    for name, value in ({"entity": document["entity"]} | metrics | parts | document.get("provenance", {}) | texts).items():
+        yield name, _cell(value)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+        return f"'{value}"
+    return "" if value is None else value

@@ -1,0 +1,222 @@
+"""DICOM objects as other programs read them: dcmqi, dciodvfy of dicom3tools, dsrdump of DCMTK, pydicom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+from model.dicom_output.derived import DerivedObjects
+from model.dicom_output.source import SourceSeries, quiet
+from model.errors import InputError
+from model.imaging.geometry import ImageGeometry
+from model.lungs import densitometry
+from test.conftest import need
+from test.dicom_output.cases import KINDS, OBLIQUE, SOFTWARE, WARNING, DerivedCase, dcmqi, derived_case
+from test.imaging.series import IDENTIFIERS, SCANNER_TAGS
+from test.phantom import make_phantom
+
+SECRET = "Zweistein"
+
+GRIDS = {"straight": ("LPS", None), "slices reversed": ("LPI", None), "sagittal": ("PIR", None), "oblique": ("LPS", OBLIQUE)}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> DerivedCase:
+    return derived_case(tmp_path_factory.mktemp("case"))
+
+
+@pytest.fixture(scope="module")
+def lobar(tmp_path_factory: pytest.TempPathFactory) -> DerivedCase:
+    return derived_case(tmp_path_factory.mktemp("lobar"), lobes=True)
+
+
+def read_by_dcmqi(path: Path, like: sitk.Image) -> list[np.ndarray]:
+    """The segments of a file, in their order, on the grid of an image; dcmqi leaves out slices at both ends that are empty."""
+    dcmqi("segimage2itkimage", "--inputDICOM", path, "--outputDirectory", path.parent, "--prefix", path.stem, "-t", "nrrd")
+    files = sorted(path.parent.glob(f"{path.stem}-*.nrrd"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    nearest = sitk.sitkNearestNeighbor
+    return [sitk.GetArrayFromImage(sitk.Resample(sitk.ReadImage(str(f)), like, sitk.Transform(), nearest)) for f in files]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_dcmqi_reads_the_same_voxels_at_the_same_places(grid: str, tmp_path: Path) -> None:
+    case = derived_case(tmp_path, *GRIDS[grid])
+    wanted = [case.map_image(subtype) for subtype in ("centrilobular", "paraseptal")]
+    found = read_by_dcmqi(case.files["activation_maps"], wanted[0])
+    for segment, image in zip(found, wanted, strict=True):
+        assert sitk.GetArrayFromImage(image).any()
+        assert np.array_equal(segment, sitk.GetArrayFromImage(image))
+    lungs = read_by_dcmqi(case.files["lungs"], wanted[0])
+    labels = np.zeros(case.scan.shape, np.uint8)
+    labels[case.subtyping.regions.box] = case.subtyping.regions.labels  # 1 is right, 2 is left
+    for segment, mask in zip(lungs, (labels > 0, labels == 1, labels == 2), strict=True):
+        on_grid = sitk.GetArrayFromImage(case.scan.to_file_grid(mask.astype(np.uint8)))
+        assert np.array_equal(segment > 0, on_grid > 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dciodvfy_finds_no_error(kind: str, case: DerivedCase, lobar: DerivedCase) -> None:
+    need(shutil.which("dciodvfy") is not None, "dciodvfy (Debian package dicom3tools)")
+    for path in (case.files[kind], lobar.files[kind]):
+        done = subprocess.run(["dciodvfy", path], capture_output=True, text=True, timeout=60, check=False)
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "<99EMPHYSUB>" not in line]
+        assert done.returncode == 0
+        assert said == [{"report": "EnhancedSR"}.get(kind, "Segmentation")]
+
+
+def test_dsrdump_prints_the_report(case: DerivedCase) -> None:
+    need(shutil.which("dsrdump") is not None, "dsrdump (Debian package dcmtk)")
+    command = ["dsrdump", "+Pc", "+Pl", str(case.files["report"])]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    for expected in (
+        '(68328006,SCT,"Centrilobular emphysema")',
+        '(31898008,SCT,"Paraseptal emphysema")',
+        '(CLE-3,99EMPHYSUB,"moderate")',
+        '(PSE-1,99EMPHYSUB,"mild")',
+        '="14.2" (%,UCUM,"percent")',
+        f"bundle_sha256={'ab' * 32}",
+        "Research software, not a medical device.",
+        WARNING,
+        "Zweistein^Ottilie",
+        "UNVERIFIED",
+    ):
+        assert expected in text
+
+
+def measured_by_dcmqi(case: DerivedCase) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
+    """What dcmqi reads from the report: by tracking identifier and finding site, each value with its unit."""
+    table = case.files["report"].with_suffix(".json")
+    dcmqi("tid1500reader", "--inputDICOM", case.files["report"], "--outputMetadata", table)
+    groups: dict[tuple[str, str], dict[str, tuple[float, str]]] = {}
+    for group in json.loads(table.read_text())["Measurements"]:
+        items: list[Any] = group["measurementItems"]
+        key = (group["TrackingIdentifier"], group["FindingSite"]["CodeValue"])
+        groups[key] = {i["quantity"]["CodeValue"]: (float(i["value"]), i["units"]["CodeValue"]) for i in items}
+    return groups
+
+
+def test_dcmqi_reads_the_measurements_of_lungs_and_sides(case: DerivedCase) -> None:
+    lungs, parts = densitometry.measure(case.scan, case.subtyping.regions)
+    groups = measured_by_dcmqi(case)
+    assert groups[("centrilobular emphysema", "39607008")] == {"FLEISCHNER-SCORE": (3, "{score}"), "CLE-PERCENT": (14.2, "%")}
+    assert groups[("paraseptal emphysema", "39607008")] == {"FLEISCHNER-SCORE": (1, "{score}"), "PSE-PERCENT": (3.1, "%")}
+    assert groups[("lungs", "39607008")]["118565006"] == (round(lungs.volume_ml), "ml")
+    assert groups[("right", "3341006")] == {
+        "118565006": (round(parts["right"].volume_ml), "ml"),
+        "LAA950": (round(parts["right"].laa950_percentage, 4), "%"),
+        "PERC15": (parts["right"].perc15_hu, "[hnsf'U]"),
+        "CLE-PERCENT": (14.2, "%"),
+        "PSE-PERCENT": (3.1, "%"),
+    }
+    assert groups[("left", "44029006")]["CLE-PERCENT"] == (15.2, "%")
+    assert len(groups) == 5
+
+
+def test_lobes_have_segments_and_measurements_of_their_own(lobar: DerivedCase) -> None:
+    sites = {
+        "right upper lobe": "42400003",
+        "right lower lobe": "266005",
+        "left upper lobe": "44714003",
+        "left lower lobe": "41224006",
+    }
+    groups = measured_by_dcmqi(lobar)
+    assert sites.items() <= dict(groups).keys()
+    segments = pydicom.dcmread(lobar.files["lungs"]).SegmentSequence
+    assert [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in segments] == [
+        *("39607008", "3341006", "44029006"),
+        *("44714003", "41224006", "42400003", "266005"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_belongs_to_the_study_and_the_patient_of_its_source(kind: str, case: DerivedCase) -> None:
+    source = pydicom.dcmread(min(case.series.iterdir()))
+    derived = pydicom.dcmread(case.files[kind])
+    for keyword in ("StudyInstanceUID", "StudyDate", "StudyTime"):
+        assert derived[keyword].value == source[keyword].value
+    for tag, value in IDENTIFIERS.items():
+        assert derived[int(tag.replace("|", ""), 16)].value == value
+    assert derived.SeriesInstanceUID != source.SeriesInstanceUID
+    assert derived.SoftwareVersions
+    assert derived.DeviceSerialNumber == "ab" * 32
+    if kind != "report":
+        assert derived.FrameOfReferenceUID == source.FrameOfReferenceUID
+        assert derived.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0].AlgorithmName == "emphysema-subtyping"
+        assert derived.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
+
+
+def test_each_frame_refers_to_the_slice_at_its_place(case: DerivedCase) -> None:
+    places = {}
+    for path in case.series.iterdir():
+        header = pydicom.dcmread(path)
+        places[header.SOPInstanceUID] = header.ImagePositionPatient
+    frames = pydicom.dcmread(case.files["activation_maps"]).PerFrameFunctionalGroupsSequence
+    for frame in frames:
+        (image,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert frame.PlanePositionSequence[0].ImagePositionPatient == places[image.ReferencedSOPInstanceUID]
+    assert 20 < len(frames) < 2 * case.scan.shape[0]  # those without activation are left out
+
+
+def test_maps_without_any_activation_can_be_written(case: DerivedCase) -> None:
+    empty = [dataclasses.replace(finding, activation_map=0 * finding.activation_map) for finding in case.subtyping.findings]
+    subtyping = dataclasses.replace(case.subtyping, centrilobular=empty[0], paraseptal=empty[1])
+    source = SourceSeries.read(case.series, case.scan.geometry)
+    density = densitometry.measure(case.scan, subtyping.regions)
+    derived = DerivedObjects.of(source, case.scan, subtyping, density, SOFTWARE)
+    assert not derived.activation_maps.pixel_array.any()
+
+
+def test_a_series_that_cannot_be_referred_to_is_refused_without_naming_the_patient(tmp_path: Path) -> None:
+    tags = {tag: value for tag, value in SCANNER_TAGS.items() if tag != "0020|0052"}
+    with pytest.raises(InputError, match="series: slices without an identifier of their frame of reference") as refused:
+        derived_case(tmp_path, tags=lambda _: tags)
+    assert not any(value in str(refused.value) for value in IDENTIFIERS.values())
+
+
+def test_a_series_without_what_may_be_missing_has_its_objects(tmp_path: Path) -> None:
+    kept = {tag: SCANNER_TAGS[tag] for tag in ("0020|0052", "0008|0016")}
+    derived = pydicom.dcmread(derived_case(tmp_path, tags=lambda _: kept).files["report"])
+    assert (derived.PatientName, derived.AccessionNumber) == ("", "")
+
+
+def test_one_object_that_holds_all_slices_is_refused(tmp_path: Path) -> None:
+    ct, _ = make_phantom().images()
+    (tmp_path / "ct.dcm").touch()
+    with pytest.raises(InputError, match=r"ct\.dcm: a DICOM object that holds several slices"):
+        SourceSeries.read(tmp_path / "ct.dcm", ImageGeometry.of(ct))
+
+
+def test_what_the_libraries_say_of_an_odd_header_is_not_repeated(
+    case: DerivedCase, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    shutil.copytree(case.series, tmp_path / "series")
+    for path in (tmp_path / "series").iterdir():
+        header = pydicom.dcmread(path)
+        del header.PatientBirthDate
+        header.add_new("PatientBirthDate", "LO", f"{SECRET} of {SECRET}")
+        header.add_new("StudyTime", "LO", SECRET)
+        header.save_as(path)
+    recwarn.clear()
+    caplog.clear()
+    with contextlib.suppress(InputError):
+        source = SourceSeries.read(tmp_path / "series", case.scan.geometry)
+        density = densitometry.measure(case.scan, case.subtyping.regions)
+        DerivedObjects.of(source, case.scan, case.subtyping, density, SOFTWARE).write("report", tmp_path / "report.dcm")
+    assert SECRET not in caplog.text
+    assert not [warning for warning in recwarn if SECRET in str(warning.message)]
+    with pytest.raises(InputError) as refused, quiet(tmp_path):
+        raise ValueError(f"{SECRET} is no date")
+    assert SECRET not in str(refused.value)
+    assert SECRET not in caplog.text
