@@ -42,7 +42,7 @@ def stopped(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("stopped")
     for stem in ("a", "b", "c"):
         write_case(folder / "input", *lesioned.images(), stem=stem)
-    files_of_a = 6  # two maps, two scores, the results and the notes
+    files_of_a = 7  # two maps, two scores, the results, their table and the notes
     done = FORKS.run(("kill-at", f"rename-{files_of_a}", "SIGTERM"), arguments(folder, bundle, "--verify"))
     assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM\n")
     return folder
