@@ -31,12 +31,23 @@ def results_table(results: Sequence[CaseResult]) -> bytes:
 
 def _cells(result: CaseResult) -> Iterator[tuple[str, Any]]:
     document = to_json(result)
-    metrics = dict(document.get("metrics", {}))
-    regions = metrics.pop("regions", {})
-    parts = {f"{region}_{name}": value for region, values in regions.items() for name, value in values.items()}
-    texts = {name: "; ".join(document[name]) for name in ("warnings", "error_messages")}
-    for name, value in ({"entity": document["entity"]} | metrics | parts | document.get("provenance", {}) | texts).items():
+    texts = {name: "; ".join(document.pop(name)) for name in ("warnings", "error_messages")}
+    for name, value in {**_flat(document), **texts}.items():
         yield name, _cell(value)
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Objects become columns: those of a region are named after it, those of other objects by their own names."""
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if name == "regions":
+            for region, values in value.items():
+                flat |= _flat(values, f"{region}_")
+        elif isinstance(value, dict):
+            flat |= _flat(value)
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _cell(value: Any) -> Any:
