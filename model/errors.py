@@ -20,6 +20,7 @@ class InputError(Exception):
 
     def __init__(self, source: Path | str, found: str, expected: str) -> None:
         found, expected = (" ".join(text.split()) for text in (found, expected))
+        self.found, self.expected = found, expected  # for whoever knows the file and raises anew
         super().__init__(printable(f"{source}: {found}; expected {expected}"))
 
 

@@ -1,7 +1,7 @@
-"""Single HRCT slices classified as centrilobular, panlobular or paraseptal emphysema or normal tissue, by transfer learning.
+"""Single CT slices classified as centrilobular, panlobular or paraseptal emphysema or normal tissue.
 
 After Sreeja et al., "Automated Classification of Emphysema Using Convolutional Neural Networks": four architectures, an
-ImageNet base under a small head, compared on 447 slices. Keras runs on torch, which the rest of the package needs anyway.
+ImageNet base under a small head (Keras on torch), compared on 447 slices. Two networks in plain torch are added.
 """
 
 import os
@@ -9,9 +9,16 @@ from typing import Literal, get_args
 
 os.environ["KERAS_BACKEND"] = "torch"  # Keras reads it when it is first imported
 
-ArchitectureName = Literal["inception_v3", "resnet50", "efficientnet", "simple_cnn"]
-ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
-"""Those of the paper's Table I; the first is the one that it puts behind its page."""
+PaperArchitecture = Literal["inception_v3", "resnet50", "efficientnet", "simple_cnn"]
+PAPER_ARCHITECTURES: tuple[PaperArchitecture, ...] = get_args(PaperArchitecture)
+"""Those of the paper's Table I, in Keras; the first is the one that it puts behind its page."""
+
+LungArchitecture = Literal["texture", "residual"]
+LUNG_ARCHITECTURES: tuple[LungArchitecture, ...] = get_args(LungArchitecture)
+"""Those that are added, in plain torch: early ImageNet features pooled by region, and a small residual network from scratch."""
+
+ArchitectureName = PaperArchitecture | LungArchitecture
+ARCHITECTURES: tuple[ArchitectureName, ...] = (*PAPER_ARCHITECTURES, *LUNG_ARCHITECTURES)
 
 CLASSES = ("CLE", "PLE", "PSE", "NT")
 """Folder names, and the order of all probabilities: centrilobular, panlobular, paraseptal, normal tissue."""

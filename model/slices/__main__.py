@@ -1,28 +1,26 @@
-"""The command line: `python -m model.slices simulate|train|compare|predict`."""
+"""The command line: `python -m model.slices simulate|train|compare|predict|evaluate`."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from .. import SHIPPED_WEIGHTS
 from ..command_line import OneLineParser, module_command
 from ..errors import InputError
-from . import ARCHITECTURES, CLASS_NAMES, CLASSES
-from .dataset import PATIENTS_FILE, SplitName
-from .images import FORMATS, LUNG_WINDOW, Window
+from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, LungArchitecture
+from .settings import Settings
 
 # Keras and torch take seconds to import: commands that need them import them themselves.
 if TYPE_CHECKING:
-    from .training import Settings
+    from .dataset import Slices
 
 SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
 
@@ -36,18 +34,8 @@ def _whole(lowest: int) -> Callable[[str], int]:
     return parse
 
 
-def _hounsfield(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HU")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=module_command("slices"), description="Classify single HRCT slices as CLE, PLE, PSE or NT.")
+    parser = OneLineParser(prog=module_command("slices"), description="Classify single CT slices as CLE, PLE, PSE or NT.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     simulate = commands.add_parser("simulate", help="make labelled slices of simulated patients")
@@ -58,49 +46,51 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--workers", type=_whole(1), default=1, metavar="K", help="processes; the result is the same")
 
     train = commands.add_parser("train", help="train one architecture, and write it as a bundle")
-    train.add_argument("--architecture", choices=ARCHITECTURES, default="inception_v3", help="default: %(default)s")
+    train.add_argument("--architecture", choices=ARCHITECTURES, default="texture", help="default: %(default)s")
     train.add_argument("--output", type=Path, required=True, metavar="BUNDLE")
     train.add_argument(
         "--split",
-        choices=get_args(SplitName),
-        help="what is set aside to measure on: patients where they are known (default), or images, as the paper does",
+        choices=("image", "patient"),
+        help="of the paper's architectures: what is set aside to measure on, patients where they are known (default), or "
+        "images, as the paper does; the others are measured in five folds by patient",
     )
     train.add_argument("--name", default=None, help="what the slices are, for the bundle; default: the folder's name")
+    train.add_argument("--report", type=Path, metavar="DIR", help="of the added networks: write the report and diagrams there")
     compare = commands.add_parser("compare", help="train all architectures, and print a table like the paper's Table I")
-    compare.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    compare.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=[*PAPER_ARCHITECTURES, "texture"])
+    compare.add_argument(
+        "--folds", type=_whole(1), default=5, help="of the split by patient, at most five; default: %(default)s"
+    )
     compare.add_argument("--output", type=Path, metavar="DIR", help="write comparison.json and comparison.md there too")
-    for command, weights in ((train, "a .h5 file of base weights"), (compare, "a folder with one such file an architecture")):
+    for command, weights in (
+        (train, "a .h5 file of base weights (.pth for texture)"),
+        (compare, "a folder of such files"),
+    ):
         command.add_argument(
-            "--data", type=Path, required=True, metavar="DIR", help=f"a folder a class ({', '.join(CLASSES)}); {PATIENTS_FILE}"
+            "--data", type=Path, required=True, metavar="DIR", help=f"a folder a class ({', '.join(CLASSES)}); patients.csv"
         )
         command.add_argument("--base-weights", metavar="WEIGHTS", help=f"{weights}, or `imagenet` to download; default: none")
-        command.add_argument("--epochs", type=_whole(1), default=20, help="default: %(default)s")
-        command.add_argument("--batch-size", type=_whole(1), default=32, help="default: %(default)s")
+        command.add_argument("--epochs", type=_whole(1), help="at most; default: 20 for the paper's, 40 for residual")
+        command.add_argument("--patience", type=_whole(1), help="of the paper's: stop after so many epochs without improvement")
+        command.add_argument("--batch-size", type=_whole(1), default=32, help="of the paper's; default: %(default)s")
         command.add_argument("--seed", type=_whole(0), default=0, help="of initial weights and augmentation")
-        _add_window(command)
 
     predict = commands.add_parser("predict", help="classify slices")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help=FORMATS)
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, one DICOM file, or a volume")
     predict.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: the included one")
     predict.add_argument("--slice", type=_whole(1), metavar="N", help="of volumes, the axial slice, from 1 at the base")
     predict.add_argument("--json", action="store_true", help="print a list of objects")
-    _add_window(predict)
+
+    evaluate = commands.add_parser("evaluate", help="report how a bundle does on a folder of labelled slices")
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help=f"a folder a class ({', '.join(CLASSES)})")
+    evaluate.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: the included one")
+    evaluate.add_argument("--windows", action="store_true", help="also show each slice in ten windows: does it keep its class?")
+    evaluate.add_argument("--output", type=Path, metavar="DIR", help="write report.json, report.md and two diagrams there too")
     return parser
 
 
-def _add_window(command: argparse.ArgumentParser) -> None:
-    for name, value in (("--window-centre", LUNG_WINDOW.centre), ("--window-width", LUNG_WINDOW.width)):
-        command.add_argument(name, type=_hounsfield, default=value, metavar="HU", help="default: %(default)s")
-
-
-def _window(options: argparse.Namespace) -> Window:
-    try:
-        return Window(options.window_centre, options.window_width)
-    except ValueError as error:
-        raise InputError("--window-width", str(error), "HU above 0") from error
-
-
 def _simulate(options: argparse.Namespace) -> None:
+    from .dataset import PATIENTS_FILE
     from .simulated import make_slices
 
     names = make_slices(options.images, options.seed, options.output, options.slices_per_patient, options.workers)
@@ -110,62 +100,132 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    from .training import Settings
+    return Settings(
+        epochs=options.epochs,
+        patience=options.patience,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
 
-    return Settings(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
+
+def _read(folder: Path) -> Slices:
+    from .dataset import read_slices
+
+    slices = read_slices(folder, lambda files: tqdm(files, unit="slice", desc="reading", disable=None))
+    for file, _, why in slices.refused:
+        print(f"{file} is left out: {why}", file=sys.stderr)
+    return slices
 
 
 def _train(options: argparse.Namespace) -> None:
     from .bundle import SliceMetadata, check_bundle_place, write_bundle
-    from .comparison import Trial, assess, class_table, splits_of, table
-    from .dataset import read_slices
-    from .training import train
+    from .comparison import Trial, class_table, splits_of, table
+    from .metrics import measure
+    from .training import predict, train
 
     check_bundle_place(options.output)
-    slices = read_slices(options.data, _window(options))
-    splits = splits_of(slices)
-    name: SplitName = options.split or ("patient" if "patient" in splits else "image")
-    if name not in splits:
-        raise InputError(options.data, "the patients are not known", f"{PATIENTS_FILE} in it, or --split image")
+    slices = _read(options.data)
     _say_what_is_missing(options.base_weights, slices.patients is not None)
-    network = train(options.architecture, slices, splits[name], _settings(options), options.base_weights)
-    trial = Trial(options.architecture, name, assess(network, slices, splits[name]))
+    if options.architecture in LUNG_ARCHITECTURES:
+        _train_folds(options, slices)
+        return
+    splits = splits_of(slices, folds=1)
+    name = options.split or ("patient" if "patient" in splits else "image")
+    if name not in splits:
+        raise InputError(options.data, "the patients are not known", "patients.csv in it, or --split image")
+    (split,) = splits[name]
+    network, epochs = train(options.architecture, slices, split, _settings(options), options.base_weights)
+    patients = None if slices.patients is None else slices.patients[split.test]
+    answers = predict(network, slices, split.test).argmax(axis=1)
+    trial = Trial(options.architecture, name, measure(slices.labels[split.test], answers, patients), (epochs,))
     metadata = SliceMetadata(
         architecture=options.architecture,
         trained_on=options.name or options.data.resolve().name,
         base_weights=_described(options.base_weights),
-        training={"slices": len(splits[name].train), "split": name, "epochs": options.epochs, "seed": options.seed},
+        training={"slices": len(split.train), "split": name, "epochs": epochs, "seed": options.seed},
         performance=trial.performance.as_json(),
     )
     write_bundle(options.output, network, metadata)
     print(f"{table([trial])}\n\n{class_table([trial])}\n\n{options.output}")
 
 
+def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
+    """Five networks, each without a fifth of the patients: what they say of those gives figures, temperature and threshold."""
+    from .bundle import SliceMetadata, write_bundle
+    from .comparison import splits_of
+    from .cross_validation import together, train_folds
+    from .report import report, summed_up, write_report
+
+    if options.report:
+        _make_report_folder(options.report)
+    architecture: LungArchitecture = options.architecture
+    splits = splits_of(slices, folds=5)
+    if "patient" not in splits:
+        raise InputError(options.data, "the patients are not known", "patients.csv in it")
+    weights = None if options.base_weights is None else Path(options.base_weights)
+    folds, networks = train_folds(
+        architecture, slices, splits["patient"], _settings(options), weights, lambda text: print(text, file=sys.stderr)
+    )
+    result = together(slices, folds)
+    metadata = SliceMetadata(
+        architecture=architecture,
+        trained_on=options.name or options.data.resolve().name,
+        base_weights=_described(options.base_weights),
+        members=len(networks),
+        temperature=result.temperature,
+        uncertain_below=result.uncertain_below,
+        training={
+            "slices": len(slices.labels),
+            "split": "patient, five folds",
+            "seed": options.seed,
+            "folds": result.by_fold(slices),
+        },
+        performance=result.performance.as_json(),
+    )
+    write_bundle(options.output, networks, metadata)
+    evaluation = summed_up(result.probabilities, slices, result.uncertain_below)
+    text = report(evaluation, metadata, f"{metadata.trained_on}, each answered by the fold without its patient")
+    if options.report:
+        write_report(options.report, text, evaluation, metadata)
+    print(f"{text}\n\n{options.output}")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from .comparison import class_table, compare, table
-    from .dataset import read_slices
 
     if options.output:
         _make_report_folder(options.output)
-    slices = read_slices(options.data, _window(options))
+    slices = _read(options.data)
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
     trials = []
-    for trial in compare(slices, options.architectures, _settings(options), options.base_weights):
+    for trial in compare(slices, options.architectures, _settings(options), options.base_weights, options.folds):
         trials.append(trial)
         print(f"{trial.architecture}, split by {trial.split}: accuracy {trial.performance.accuracy}", file=sys.stderr)
     text = f"{table(trials)}\n\n{class_table(trials)}\n"
     print(text)
     if options.output:
-        rows = [{"architecture": t.architecture, "split": t.split, **t.performance.as_json()} for t in trials]
-        document = {
-            "slices": len(slices.labels),
-            "epochs": options.epochs,
-            "seed": options.seed,
-            "notes": notes,
-            "trials": rows,
-        }
+        rows = [
+            {"architecture": t.architecture, "split": t.split, "epochs": t.epochs, **t.performance.as_json()} for t in trials
+        ]
+        document = {"slices": len(slices.labels), "seed": options.seed, "notes": notes, "trials": rows}
         (options.output / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         (options.output / "comparison.md").write_text(text, encoding="utf-8")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .bundle import SliceClassifier
+    from .report import evaluate, report, write_report
+
+    classifier = SliceClassifier.from_bundle(options.bundle)
+    if options.output:
+        _make_report_folder(options.output)
+    slices = _read(options.data)
+    indices = tqdm(range(len(slices.labels)), unit="slice", desc="answering", disable=None)
+    evaluation = evaluate(classifier, slices, options.data if options.windows else None, indices)
+    text = report(evaluation, classifier.metadata, options.data.resolve().name)
+    print(text)
+    if options.output:
+        write_report(options.output, text, evaluation, classifier.metadata)
 
 
 def _make_report_folder(folder: Path) -> None:
@@ -197,23 +257,35 @@ def _predict(options: argparse.Namespace) -> None:
     from .bundle import SliceClassifier
     from .images import read_slice
 
-    pictures = [read_slice(path, options.slice, _window(options)) for path in options.images]
+    levels = [read_slice(path, options.slice) for path in options.images]
     classifier = SliceClassifier.from_bundle(options.bundle)
-    answers = [classifier.predict(picture) for picture in pictures]
+    answers = []
+    for path, level in zip(options.images, levels, strict=True):
+        try:
+            answers.append(classifier.predict(level))
+        except InputError as error:
+            raise InputError(path, error.found, error.expected) from error
     if options.json:
         rows = [
-            {"image": str(path), "class": answer.label, "probabilities": answer.probabilities}
+            {"image": str(path), "class": answer.label, "likeliest": answer.likeliest, "probabilities": answer.probabilities}
             for path, answer in zip(options.images, answers, strict=True)
         ]
         print(json.dumps(rows, indent=2))
         return
     for path, answer in zip(options.images, answers, strict=True):
         shares = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answer.probabilities.items())
-        print(f"{path}: {answer.label} ({CLASS_NAMES[answer.label]}); {shares}")
+        name = f"uncertain, no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
+        print(f"{path}: {answer.label} ({name if answer.uncertain else CLASS_NAMES[answer.label]}); {shares}")
     print(f"network: {classifier.metadata.summary}")
 
 
-COMMANDS = {"simulate": _simulate, "train": _train, "compare": _compare, "predict": _predict}
+COMMANDS = {
+    "simulate": _simulate,
+    "train": _train,
+    "compare": _compare,
+    "predict": _predict,
+    "evaluate": _evaluate,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

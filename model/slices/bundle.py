@@ -1,34 +1,43 @@
-"""A trained network in a folder, and `SliceClassifier`, which reads it and answers.
+"""Trained networks in a folder, and `SliceClassifier`, which reads them and answers.
 
-The folder holds `slices.json` (architecture, classes, what it was trained on, how it did, sha256 of the weights) and the
-weights as Keras saves them, which is HDF5: reading it runs no code.
+The folder holds `slices.json` (architecture, classes, temperature, what it was trained on, how it did, sha256 of the weights)
+and the weights: one `.safetensors` file with all members of an ensemble (plain torch), or what Keras saves, which is HDF5.
+Reading either runs no code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from ..command_line import module_command
 from ..errors import InputError
 from ..whole_files import recover, whole_folder
-from . import ARCHITECTURES, CLASSES, ArchitectureName
-from .images import Picture, resized
-from .networks import SliceNetwork, attention, build_network, probabilities
+from . import ARCHITECTURES, CLASSES, LUNG_ARCHITECTURES, ArchitectureName
+from .images import as_hounsfield
+from .inputs import LungCrop, channels
+from .lung_networks import LungEnsemble, LungNetwork, build_lung_network
+
+if TYPE_CHECKING:  # Keras takes seconds to import, and only the paper's architectures need it
+    from .networks import SliceNetwork
 
 METADATA_FILE = "slices.json"
-WEIGHTS_FILE = "network.weights.h5"
-FORMAT = 1
+TORCH_FILE = "network.safetensors"
+KERAS_FILE = "network.weights.h5"
+FORMAT = 2
 
-EXPECTED = f"a folder with {METADATA_FILE} and {WEIGHTS_FILE}, as `{module_command('slices')} train` writes it"
+EXPECTED = f"a folder with {METADATA_FILE} and {TORCH_FILE} or {KERAS_FILE}, as `{module_command('slices')} train` writes it"
 
 
 @dataclass(frozen=True)
@@ -39,15 +48,25 @@ class SliceMetadata:
         architecture: one of `ARCHITECTURES`.
         trained_on: the slices that it was trained on.
         base_weights: where the base's weights came from; None where it was trained from scratch.
-        training: split, epochs and the like; free form.
+        members: networks whose probabilities are averaged.
+        temperature: what logits are divided by.
+        uncertain_below: the probability that a class must reach, or the answer is "uncertain".
+        training: split, epochs, learning curves and the like; free form.
         performance: on the slices set aside, as `model.slices.metrics.Performance` has it; may be empty.
     """
 
     architecture: ArchitectureName
     trained_on: str
     base_weights: str | None
+    members: int = 1
+    temperature: float = 1.0
+    uncertain_below: float = 0.0
     training: dict[str, Any] = field(default_factory=dict)
     performance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights_file(self) -> str:
+        return TORCH_FILE if self.architecture in LUNG_ARCHITECTURES else KERAS_FILE
 
     @property
     def summary(self) -> str:
@@ -61,6 +80,18 @@ class SliceMetadata:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {self.architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+        if not self.members >= 1 or not self.temperature > 0 or not 0 <= self.uncertain_below <= 1:
+            raise ValueError("members, temperature or uncertain_below is out of range")
+
+
+class Classifier(Protocol):
+    """What a bundle's network can do."""
+
+    def probabilities(self, pixels: Tensor, temperature: float = 1.0) -> Tensor:
+        """N x 4 probabilities for N x 3 x 336 x 336 (see `model.slices.inputs.channels`)."""
+
+    def attention(self, pixels: Tensor, class_index: int) -> Tensor:
+        """Grad-CAM for a class: rows x columns, 0 to 1, for 1 x 3 x 336 x 336."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +100,38 @@ class SliceAnswer:
 
     Attributes:
         probabilities: of each of `CLASSES`.
-        attention: what spoke for the likeliest class, on the picture's grid, 0 to 1 (see `model.slices.networks.attention`).
+        attention: what spoke for the likeliest class, on the slice's grid, 0 to 1.
+        uncertain: no class reaches the probability that an answer needs.
+        crop: the lungs that the network saw.
     """
 
     probabilities: dict[str, float]
     attention: npt.NDArray[np.float32]
+    uncertain: bool
+    crop: LungCrop
 
     @property
-    def label(self) -> str:
+    def likeliest(self) -> str:
         """The likeliest class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
+    @property
+    def label(self) -> str:
+        """The likeliest class, or "uncertain"."""
+        return "uncertain" if self.uncertain else self.likeliest
+
 
 class SliceClassifier:
-    """Classifies single slices with the network of one bundle.
+    """Classifies single slices with the networks of one bundle.
 
     Example:
         >>> answer = SliceClassifier.from_bundle("weights/slices").predict(read_slice("slice.png"))
         >>> print(answer.label, answer.probabilities)
     """
 
-    def __init__(self, metadata: SliceMetadata, network: SliceNetwork) -> None:
+    def __init__(self, metadata: SliceMetadata, network: Classifier) -> None:
         self.metadata = metadata
-        self._network = network
+        self.network = network
 
     @classmethod
     def from_bundle(cls, folder: Path | str) -> SliceClassifier:
@@ -102,32 +142,47 @@ class SliceClassifier:
         """
         folder = Path(folder)
         metadata, digest = _read_metadata(folder)
-        weights = folder / WEIGHTS_FILE
+        weights = folder / metadata.weights_file
         if not weights.is_file():
             raise InputError(weights, "no such file", EXPECTED)
-        found = hashlib.sha256(weights.read_bytes()).hexdigest()
+        content = weights.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
         if found != digest:
             raise InputError(weights, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
-        network = build_network(metadata.architecture)
-        try:
-            network.whole.load_weights(str(weights))
-        except (ValueError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(weights, f"not the weights of a {metadata.architecture} ({reason})", EXPECTED) from error
+        network = (
+            _read_ensemble(weights, content, metadata)
+            if metadata.weights_file == TORCH_FILE
+            else _read_keras(weights, metadata)
+        )
         return cls(metadata, network)
 
-    def predict(self, picture: Picture) -> SliceAnswer:
-        """Classify one picture: rows x columns x 3, uint8, of any size."""
-        pixels = torch.from_numpy(resized(picture)[None].astype(np.float32) / 255)
-        shares = probabilities(self._network, pixels)[0].tolist()
-        coarse = attention(self._network, pixels, int(np.argmax(shares))).numpy()
-        rows, columns, _ = picture.shape
-        fine = np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BILINEAR)).clip(0, 1)
-        return SliceAnswer(dict(zip(CLASSES, shares, strict=True)), fine)
+    def predict(self, level: np.ndarray, spacing_mm: float | None = None) -> SliceAnswer:
+        """Classify one slice.
+
+        Args:
+            level: rows x columns in HU, or grey levels from 0 to 255 (uint8, also rows x columns x 3), which are calibrated.
+            spacing_mm: width of a pixel, where it is known.
+
+        Raises:
+            InputError: it cannot be calibrated, or shows no lungs.
+        """
+        crop = LungCrop.find(as_hounsfield(level), spacing_mm)
+        pixels = channels(
+            torch.from_numpy(crop.hounsfield.astype(np.float32))[None],
+            torch.from_numpy(crop.lungs.astype(np.float32) / 255)[None],
+        )
+        shares = self.network.probabilities(pixels, self.metadata.temperature)[0].tolist()
+        seen = self.network.attention(pixels, int(np.argmax(shares))).numpy().astype(np.float32)
+        probabilities = dict(zip(CLASSES, shares, strict=True))
+        attention = crop.on_slice(seen, (level.shape[0], level.shape[1])).clip(0, 1)
+        return SliceAnswer(probabilities, attention, max(shares) < self.metadata.uncertain_below, crop)
 
 
-def write_bundle(folder: Path, network: SliceNetwork, metadata: SliceMetadata) -> None:
+def write_bundle(folder: Path, networks: Sequence[LungNetwork] | SliceNetwork, metadata: SliceMetadata) -> None:
     """Write a bundle, which appears whole or not at all.
+
+    Args:
+        networks: the members of an ensemble; or one of Keras.
 
     Raises:
         InputError: the folder already holds something else, or cannot be written.
@@ -135,15 +190,59 @@ def write_bundle(folder: Path, network: SliceNetwork, metadata: SliceMetadata) -
     check_bundle_place(folder)
     try:
         with whole_folder(folder) as partial:
-            plain = build_network(metadata.architecture).whole  # without the optimiser's state, which is twice as large
-            plain.set_weights(network.whole.get_weights())
-            plain.save_weights(partial / WEIGHTS_FILE)
-            digest = hashlib.sha256((partial / WEIGHTS_FILE).read_bytes()).hexdigest()
+            weights = partial / metadata.weights_file
+            if isinstance(networks, Sequence):
+                weights.write_bytes(save(_tensors(networks)))
+            else:
+                from .networks import build_network
+
+                plain = build_network(networks.architecture).whole  # without the optimiser's state, which is twice as large
+                plain.set_weights(networks.whole.get_weights())
+                plain.save_weights(weights)
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             document = {"format": FORMAT, "classes": CLASSES, **asdict(metadata), "sha256": digest}
             text = json.dumps(document, indent=2, allow_nan=False) + "\n"
             (partial / METADATA_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(folder, f"cannot be written ({error.strerror})", "a folder that can be written") from error
+
+
+def _tensors(members: Sequence[LungNetwork]) -> dict[str, Tensor]:
+    """Kernels in half precision, which changes no answer; all else as it is."""
+    return {
+        f"{index}.{name}": (tensor.half() if tensor.ndim > 1 else tensor).contiguous().clone()
+        for index, member in enumerate(members)
+        for name, tensor in member.state_dict().items()
+    }
+
+
+def _read_ensemble(path: Path, content: bytes, metadata: SliceMetadata) -> LungEnsemble:
+    try:
+        tensors = load(content)
+        members = []
+        for index in range(metadata.members):
+            member = build_lung_network(metadata.architecture)  # type: ignore[arg-type]
+            mine = {name.removeprefix(f"{index}."): value for name, value in tensors.items() if name.startswith(f"{index}.")}
+            member.load_state_dict(
+                {name: value.float() if value.is_floating_point() else value for name, value in mine.items()}
+            )
+            members.append(member.eval())
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(path, f"not the weights of a {metadata.architecture} ({reason})", EXPECTED) from error
+    return LungEnsemble(members)
+
+
+def _read_keras(path: Path, metadata: SliceMetadata) -> SliceNetwork:
+    from .networks import build_network
+
+    network = build_network(metadata.architecture)  # type: ignore[arg-type]
+    try:
+        network.whole.load_weights(str(path))
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(path, f"not the weights of a {metadata.architecture} ({reason})", EXPECTED) from error
+    return network
 
 
 def check_bundle_place(folder: Path) -> None:
@@ -163,7 +262,10 @@ def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
         raise InputError(folder, "no bundle of a slice network", EXPECTED)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if (document.pop("format"), tuple(document.pop("classes"))) != (FORMAT, CLASSES):
+        found = document.pop("format")
+        if found == 1:
+            raise ValueError("format 1, whose networks saw grey levels through whatever window: train them anew")
+        if (found, tuple(document.pop("classes"))) != (FORMAT, CLASSES):
             raise ValueError(f"another format than {FORMAT}, or other classes than {', '.join(CLASSES)}")
         digest = str(document.pop("sha256"))
         return SliceMetadata(**document), digest

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from torch import Tensor
 
 from ..errors import InputError
 from ..imaging.dicom import read_tags
 from . import CLASSES
-from .images import DICOM_SUFFIXES, PICTURE_SUFFIXES, Picture, Window, read_slice, resized
+from .images import DICOM_SUFFIXES, PICTURE_SUFFIXES, as_hounsfield, read_slice
+from .inputs import LungCrop, channels
 
 PATIENTS_FILE = "patients.csv"
 """Columns `file` (relative to the folder, CLASS/NAME) and `patient`; others are left alone."""
@@ -32,17 +36,28 @@ _EXPECTED = f"a folder with subfolders {', '.join(CLASSES)} that hold PNG, JPEG 
 
 @dataclass(frozen=True)
 class Slices:
-    """Labelled slices.
+    """Labelled slices, as the networks take them (see `model.slices.inputs.LungCrop`).
 
     Attributes:
-        pictures: N x 224 x 224 x 3, uint8.
+        hounsfield: N x 336 x 336, float16, HU.
+        lungs: N x 336 x 336, uint8, 0 or 255.
         labels: N indices into `CLASSES`.
         patients: of each slice; None where they are not known.
+        files: of each slice, relative to the folder.
+        refused: what cannot be used, and why: file, class, one line.
     """
 
-    pictures: npt.NDArray[np.uint8]
+    hounsfield: npt.NDArray[np.float16]
+    lungs: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     patients: npt.NDArray[np.str_] | None
+    files: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str, str], ...] = ()
+
+    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+        """The networks' input of some slices, N x 3 x 336 x 336, 0 to 1."""
+        levels = torch.from_numpy(self.hounsfield[indices].astype(np.float32))
+        return channels(levels, torch.from_numpy(self.lungs[indices].astype(np.float32) / 255))
 
 
 @dataclass(frozen=True)
@@ -53,23 +68,48 @@ class Split:
     test: npt.NDArray[np.int64]
 
 
-def read_slices(folder: Path, window: Window) -> Slices:
+def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] = iter) -> Slices:
     """Read every slice below `folder`.
 
-    Patients come from `patients.csv` where it is there, and else from the DICOM files themselves.
+    Patients come from `patients.csv` where it is there, and else from the DICOM files themselves. A slice that cannot be
+    calibrated or shows no lungs is left out, and listed in `refused`.
+
+    Args:
+        progress: gives the files one by one, such as `tqdm`.
 
     Raises:
-        InputError: the folder is none of this kind, a slice cannot be read, or `patients.csv` does not name every slice.
+        InputError: the folder is none of this kind, a file cannot be read, a class has no slice that can be used, or
+            `patients.csv` does not name every slice.
     """
     if not folder.is_dir():
         raise InputError(folder, "no such folder", _EXPECTED)
     files = [path for label in CLASSES for path in _slices_in(folder / label)]
+    _check_classes(folder, files)
+    patients = _patients(folder, files)
+    kept, crops, refused = [], [], []
+    for index, path in enumerate(progress(files)):
+        level = read_slice(path)
+        try:
+            crops.append(LungCrop.find(as_hounsfield(level)))
+            kept.append(index)
+        except InputError as error:
+            refused.append((path.relative_to(folder).as_posix(), path.parent.name, f"{error.found}; expected {error.expected}"))
+    used = [files[index] for index in kept]
+    _check_classes(folder, used)
+    return Slices(
+        np.stack([crop.hounsfield for crop in crops]),
+        np.stack([crop.lungs for crop in crops]),
+        np.array([CLASSES.index(path.parent.name) for path in used]),
+        None if patients is None else patients[kept],
+        tuple(path.relative_to(folder).as_posix() for path in used),
+        tuple(refused),
+    )
+
+
+def _check_classes(folder: Path, files: list[Path]) -> None:
     missing = [label for label in CLASSES if not any(path.parent.name == label for path in files)]
     if missing:
         raise InputError(folder, f"no slices of class {', '.join(missing)}", _EXPECTED)
-    pictures: list[Picture] = [resized(read_slice(path, window=window)) for path in files]
-    labels = np.array([CLASSES.index(path.parent.name) for path in files])
-    return Slices(np.stack(pictures), labels, _patients(folder, files))
 
 
 def _slices_in(folder: Path) -> list[Path]:
@@ -125,18 +165,39 @@ def split_by_image(slices: Slices, state: int = SPLIT_STATE) -> Split:
 
 
 def split_by_patient(slices: Slices, state: int = SPLIT_STATE) -> Split:
-    """80 % and 20 %, each class in about its share, no patient on both sides.
+    """80 % and 20 %, each class in about its share, no patient on both sides: the first of `folds_by_patient`.
 
     Raises:
         ValueError: patients are not known, or a class has fewer than five.
     """
+    return folds_by_patient(slices, round(1 / TEST_SHARE), state)[0]
+
+
+def folds_by_patient(slices: Slices, folds: int = 5, state: int = SPLIT_STATE) -> list[Split]:
+    """Each slice is set aside once; no patient is on both sides of a split.
+
+    Raises:
+        ValueError: patients are not known, or a class has fewer than there are folds.
+    """
     if slices.patients is None:
         raise ValueError("the patients are not known")
-    folds = round(1 / TEST_SHARE)
     for index, label in enumerate(CLASSES):
         count = len(set(slices.patients[slices.labels == index]))
         if count < folds:
             raise ValueError(f"class {label} has {count} patients, expected at least {folds}")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
-    train, test = next(splitter.split(slices.labels, slices.labels, slices.patients))
-    return Split(train, test)
+    return [Split(train, test) for train, test in splitter.split(slices.labels, slices.labels, slices.patients)]
+
+
+def part_of(slices: Slices, indices: npt.NDArray[np.int64], state: int = SPLIT_STATE) -> Split:
+    """Set a fifth of some slices aside for validation, by patient where patients are known and many enough, else by image."""
+    labels = slices.labels[indices]
+    few = slices.patients is not None and min(
+        len(set(slices.patients[indices][labels == index])) for index in range(len(CLASSES))
+    )
+    if slices.patients is not None and few >= round(1 / TEST_SHARE):
+        splitter = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=state)
+        train, test = next(splitter.split(labels, labels, slices.patients[indices]))
+    else:
+        train, test = train_test_split(np.arange(len(indices)), test_size=TEST_SHARE, stratify=labels, random_state=state)
+    return Split(indices[train], indices[test])

@@ -1,4 +1,4 @@
-"""Slices from a file: a picture (PNG, JPEG), a DICOM file, or a volume to choose one of; HU through a window."""
+"""Slices from a file: a picture (PNG, JPEG), a DICOM file, or a volume to choose one of; to HU, and to grey for a page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.native import captured_stderr
 from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, read_volume
+from .calibration import LOWEST_HU, Hounsfield, calibrate
 
 Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
@@ -25,11 +26,11 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 DICOM_SUFFIXES = (*dicom.SUFFIXES, "")
 FORMATS = f"{', '.join(PICTURE_SUFFIXES)}, one DICOM file, or a volume ({', '.join(FILE_SUFFIXES)} or a DICOM folder)"
 
-INPUT_SIZE = 224
-"""Rows and columns of what the networks see (the paper, section IV B)."""
-
 _BYTES_A_PIXEL = 16
 """What a DICOM slice takes at most: as it is read, as floating-point numbers, and as a picture."""
+
+_MOST_COLOUR = 12
+"""Mean difference of a grey picture's colours, which compression may bring about."""
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
@@ -54,24 +55,26 @@ class Window:
 LUNG_WINDOW = Window()
 
 
-def read_slice(path: Path | str, number: int | None = None, window: Window = LUNG_WINDOW) -> Picture:
-    """Read one slice as a picture.
+def read_slice(path: Path | str, number: int | None = None) -> np.ndarray:
+    """Read one slice, for `as_hounsfield` and `as_picture`.
 
     Args:
-        path: a picture, which is taken as it is; one DICOM file; or a volume, of which `number` chooses a slice.
+        path: a picture; one DICOM file; or a volume, of which `number` chooses a slice.
         number: of the axial slice of a volume, from 1 at the base; files that hold one slice need none, and ignore it.
-        window: for files that hold HU.
+
+    Returns:
+        as one of `read_levels`.
 
     Raises:
         InputError: the file cannot be read, or holds several slices and `number` names none of them.
     """
     levels = read_levels(path)
     if len(levels) == 1:
-        return as_picture(levels[0], window)
+        return np.asarray(levels[0])
     if number is None or not 1 <= number <= len(levels):
         found = f"it holds {len(levels)} slices" if number is None else f"there is no slice {number}"
         raise InputError(path, found, f"a slice from 1 (at the base) to {len(levels)} (--slice)")
-    return as_picture(levels[number - 1], window)
+    return np.asarray(levels[number - 1])
 
 
 def read_levels(path: Path | str) -> np.ndarray:
@@ -109,9 +112,20 @@ def as_picture(level: np.ndarray, window: Window) -> Picture:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def resized(picture: Picture) -> Picture:
-    """Bring a picture to the networks' 224 x 224, whatever its proportions, as the paper does."""
-    return np.asarray(Image.fromarray(picture).resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BILINEAR))
+def as_hounsfield(level: np.ndarray) -> Hounsfield:
+    """One slice of `read_levels` in HU: what comes in HU as it is, grey levels calibrated (see `calibrate`).
+
+    Raises:
+        InputError: a picture in colours, or one that cannot be calibrated.
+    """
+    if level.dtype != np.uint8:
+        return np.nan_to_num(level.astype(np.float32), nan=LOWEST_HU)
+    if level.ndim == 3:
+        shades = level.astype(np.int16)
+        if (shades.max(axis=2) - shades.min(axis=2)).mean() > _MOST_COLOUR:
+            raise InputError("picture", "it is in colours", "grey levels of a CT slice")
+        level = np.rint(shades.mean(axis=2)).astype(np.uint8)
+    return calibrate(level)
 
 
 def _read_picture(path: Path) -> Picture:

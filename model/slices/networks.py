@@ -1,5 +1,7 @@
 """The four architectures of the paper's Table I: an ImageNet base, or a small one of our own, under the paper's head.
 
+They see the lungs as the other networks do (see `model.slices.inputs`), where the paper shows them a whole picture.
+
 The paper rescales pixels to 0..1 for every architecture. The published ImageNet weights expect what they were trained on,
 which differs: -1..1 for InceptionV3, mean-free BGR for ResNet50, 0..255 for EfficientNet (for which the paper reports 14 %,
 less than chance). So a network here takes 0..1 and brings it to what its base expects.
@@ -20,8 +22,8 @@ from keras import layers
 from torch import Tensor
 
 from ..errors import InputError
-from . import CLASSES, ArchitectureName
-from .images import INPUT_SIZE
+from . import CLASSES, PaperArchitecture
+from .inputs import PAPER_SIZE, shrunk
 
 IMAGENET = "imagenet"
 """Given in place of a file of base weights: download them."""
@@ -41,14 +43,39 @@ class SliceNetwork:
     """A network in two halves, which share their weights with the whole.
 
     Attributes:
+        architecture: its name.
         whole: N x 224 x 224 x 3 (0 to 1) to N x 4 probabilities.
         base: the same to the last feature maps, N x rows x columns x channels.
         head: feature maps to probabilities.
     """
 
+    architecture: PaperArchitecture
     whole: keras.Model
     base: keras.Model
     head: keras.Model
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor, temperature: float = 1.0) -> Tensor:
+        """N x 4 probabilities for N x 3 x 336 x 336 pixels from 0 to 1."""
+        shares: Tensor = self.whole(shrunk(pixels).permute(0, 2, 3, 1), training=False).cpu()
+        return (shares.clamp_min(1e-12).log() / temperature).softmax(dim=1)
+
+    def attention(self, pixels: Tensor, class_index: int) -> Tensor:
+        """What speaks for a class: Grad-CAM (Selvaraju et al., ICCV 2017) of the last feature maps, rows x columns, 0 to 1.
+
+        Each map is weighted by the mean gradient of the class's log probability; what speaks against the class counts as 0.
+
+        Args:
+            pixels: 1 x 3 x 336 x 336, 0 to 1.
+        """
+        with torch.no_grad():
+            features: Tensor = self.base(shrunk(pixels).permute(0, 2, 3, 1), training=False)
+        features = features.detach().requires_grad_()
+        with torch.enable_grad():
+            score = self.head(features, training=False)[0, class_index].clamp_min(1e-12).log()
+            (gradient,) = torch.autograd.grad(score, features)
+        speaks = (features * gradient.mean(dim=(1, 2), keepdim=True)).sum(dim=3)[0].clamp_min(0).detach().cpu()
+        return speaks / speaks.max() if speaks.max() > 0 else speaks
 
 
 @dataclass(frozen=True)
@@ -66,7 +93,7 @@ _BASES: dict[str, _Base] = {
 }
 
 
-def build_network(architecture: ArchitectureName, base_weights: Path | str | None = None) -> SliceNetwork:
+def build_network(architecture: PaperArchitecture, base_weights: Path | str | None = None) -> SliceNetwork:
     """Build a network: flatten, dense 128 with ReLU, softmax over the four classes, on a base.
 
     Args:
@@ -76,13 +103,13 @@ def build_network(architecture: ArchitectureName, base_weights: Path | str | Non
     Raises:
         InputError: the weights cannot be had, or are of another architecture, or the architecture takes none.
     """
-    pixels = keras.Input((INPUT_SIZE, INPUT_SIZE, 3))
+    pixels = keras.Input((PAPER_SIZE, PAPER_SIZE, 3))
     if architecture == "simple_cnn":
         if base_weights is not None:
             raise InputError("--base-weights", "the simple network has no base", "one of the other architectures")
         features = _simple_base(pixels)
     else:
-        base = _BASES[architecture].build(include_top=False, weights=None, input_shape=(INPUT_SIZE, INPUT_SIZE, 3))
+        base = _BASES[architecture].build(include_top=False, weights=None, input_shape=(PAPER_SIZE, PAPER_SIZE, 3))
         if base_weights is not None:
             _load_base(base, architecture, base_weights)
             base.trainable = False
@@ -93,7 +120,7 @@ def build_network(architecture: ArchitectureName, base_weights: Path | str | Non
     flat = layers.Flatten()(maps)
     hidden = layers.Dense(HEAD_UNITS, activation="relu")(flat)
     head = keras.Model(maps, layers.Dense(len(CLASSES), activation="softmax")(hidden))
-    return SliceNetwork(keras.Model(pixels, head(features)), keras.Model(pixels, features), head)
+    return SliceNetwork(architecture, keras.Model(pixels, head(features)), keras.Model(pixels, features), head)
 
 
 def _simple_base(pixels: Any) -> Any:
@@ -110,7 +137,7 @@ def _adapt_to_few_steps(base: keras.Model) -> None:
             layer.momentum = SCRATCH_MOMENTUM
 
 
-def _load_base(base: keras.Model, architecture: ArchitectureName, weights: Path | str) -> None:
+def _load_base(base: keras.Model, architecture: PaperArchitecture, weights: Path | str) -> None:
     expected = f"ImageNet weights of {architecture} without its top, as keras.applications publishes them (.h5)"
     if weights == IMAGENET:
         try:
@@ -127,28 +154,3 @@ def _load_base(base: keras.Model, architecture: ArchitectureName, weights: Path 
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(weights, f"not the weights of this base ({reason})", expected) from error
-
-
-def probabilities(network: SliceNetwork, pixels: Tensor) -> Tensor:
-    """N x 4 probabilities for N x 224 x 224 x 3 pixels from 0 to 1."""
-    with torch.no_grad():
-        result: Tensor = network.whole(pixels, training=False).cpu()
-    return result
-
-
-def attention(network: SliceNetwork, pixels: Tensor, class_index: int) -> Tensor:
-    """What speaks for a class: Grad-CAM (Selvaraju et al., ICCV 2017) of the last feature maps, rows x columns, 0 to 1.
-
-    Each map is weighted by the mean gradient of the class's log probability; what speaks against the class counts as 0.
-
-    Args:
-        pixels: 1 x 224 x 224 x 3, 0 to 1.
-    """
-    with torch.no_grad():
-        features: Tensor = network.base(pixels, training=False)
-    features = features.detach().requires_grad_()
-    with torch.enable_grad():
-        score = network.head(features, training=False)[0, class_index].clamp_min(1e-12).log()
-        (gradient,) = torch.autograd.grad(score, features)
-    speaks = (features * gradient.mean(dim=(1, 2), keepdim=True)).sum(dim=3)[0].clamp_min(0).detach().cpu()
-    return speaks / speaks.max() if speaks.max() > 0 else speaks

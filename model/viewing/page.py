@@ -341,11 +341,16 @@ def _slice_tab(options: PageOptions) -> None:
     count = len(levels)
     number = st.slider("Slice of the volume, from the base", 1, count, (count + 1) // 2) if count > 1 else 1
     picture = as_picture(levels[number - 1], window)
-    answer = classifier.predict(picture)
+    answer = classifier.predict(levels[number - 1])
     left, middle, right = st.columns(3)
     left.image(picture, caption="the slice", width="stretch")
     middle.image(heat_over(picture, answer.attention), caption="what spoke for the answer (Grad-CAM)", width="stretch")
-    right.metric("Class", answer.label, CLASS_NAMES[answer.label], delta_color="off", delta_arrow="off")
+    if answer.uncertain:
+        needed = f"no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
+        right.metric("Class", "uncertain", needed, delta_color="off", delta_arrow="off")
+    else:
+        share = f"{CLASS_NAMES[answer.label]}, {100 * answer.probabilities[answer.label]:.0f} %"
+        right.metric("Class", answer.label, share, delta_color="off", delta_arrow="off")
     for label, share in answer.probabilities.items():
         right.progress(min(max(share, 0.0), 1.0), text=f"{label}, {CLASS_NAMES[label]}: {100 * share:.1f} %")
     right.caption(f"Network: {classifier.metadata.summary}.")
@@ -370,4 +375,7 @@ def _levels_of(file: UploadedFile) -> np.ndarray:
 
 
 def _slice_document(answer: Any) -> str:
-    return json.dumps({"class": answer.label, "probabilities": answer.probabilities}, indent=2) + "\n"
+    return (
+        json.dumps({"class": answer.label, "likeliest": answer.likeliest, "probabilities": answer.probabilities}, indent=2)
+        + "\n"
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,15 @@ import pytest
 from PIL import Image
 
 from model.errors import InputError
-from model.slices import CLASSES
-from model.slices.__main__ import SHIPPED_BUNDLE, main
-from model.slices.bundle import METADATA_FILE, WEIGHTS_FILE, SliceClassifier
+from model.slices import CLASSES, cross_validation
+from model.slices.__main__ import main
+from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
 from model.slices.dataset import PATIENTS_FILE, read_slices
-from model.slices.images import LUNG_WINDOW, read_slice
+from model.slices.images import read_slice
 from model.slices.networks import build_network
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
+from model.slices.texture_training import TextureSettings
+from test.slices.conftest import PATIENTS, SLICES_EACH
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(tr
     assert document["training"]["slices"] == 32
     assert np.array(document["performance"]["confusion"]).sum() == 8
     parameters = build_network("simple_cnn").whole.count_params()
-    assert (trained / WEIGHTS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
+    assert (trained / KERAS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
 
 
 def test_predict_prints_class_and_probabilities(trained: Path, slices_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,20 +68,59 @@ def test_a_classifier_answers_for_a_picture_of_any_size_on_its_own_grid(trained:
     assert classifier.predict(picture).probabilities == pytest.approx(answer.probabilities), "the same every time"
 
 
-def test_the_bundle_that_ships_answers_and_says_that_it_knows_simulated_slices_alone() -> None:
-    classifier = SliceClassifier.from_bundle(SHIPPED_BUNDLE)
-    assert "simulated" in classifier.metadata.trained_on
-    accuracy = classifier.metadata.performance["accuracy"]["percent"]
-    assert f"right about {accuracy:.0f} % of the slices" in classifier.metadata.summary
-    assert sum(classifier.predict(np.full((50, 60, 3), 90, np.uint8)).probabilities.values()) == pytest.approx(1, abs=1e-4)
+def test_evaluate_prints_and_writes_the_whole_report(
+    trained: Path, slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", "--data", str(slices_folder), "--bundle", str(trained)]
+    assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    confusion = np.array(report["performance"]["confusion"])
+    assert confusion.sum(axis=1).tolist() == [PATIENTS * SLICES_EACH] * 4
+    assert report["balanced"]["percent"] == pytest.approx(100 * np.mean(np.diag(confusion) / confusion.sum(axis=1)))
+    assert sum(bar["count"] for bar in report["reliability"]) == 40
+    assert set(report["near_pleura"]) == set(CLASSES)
+    for label, row in zip(CLASSES, confusion, strict=True):
+        cells = " | ".join(map(str, row))
+        assert any(line.startswith(f"| {label}, ") and line.endswith(f"| {cells} |") for line in printed.splitlines())
+    assert (tmp_path / "report" / "report.md").read_text() == printed
+    assert Image.open(tmp_path / "report" / "reliability.png").size[0] > 300
+
+
+def test_the_texture_network_is_trained_in_folds_and_answers_from_its_bundle(
+    slices_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cross_validation, "TextureSettings", functools.partial(TextureSettings, views=2, rounds=40))
+    bundle = tmp_path / "bundle"
+    assert main(["train", "--data", str(slices_folder), "--output", str(bundle), "--report", str(tmp_path / "report")]) == 0
+    metadata = json.loads((bundle / METADATA_FILE).read_text())
+    assert metadata["architecture"] == "texture"
+    assert metadata["performance"]["accuracy"]["percent"] > 70, "stripes can be told apart by random filters, too"
+    assert [fold["slices"] for fold in metadata["training"]["folds"]] == [8] * 5
+    assert metadata["temperature"] > 0
+    assert (tmp_path / "report" / "report.md").read_text().strip() in capsys.readouterr().out
+    answer = SliceClassifier.from_bundle(bundle).predict(read_slice(slices_folder / "PLE" / "p0-0.png"))
+    assert answer.likeliest == "PLE"
+    assert answer.attention.any()
+
+
+def test_below_the_threshold_the_answer_is_uncertain(trained: Path, slices_folder: Path) -> None:
+    classifier = SliceClassifier.from_bundle(trained)
+    level = read_slice(slices_folder / "CLE" / "p1-0.png")
+    sure = SliceClassifier(replace(classifier.metadata, uncertain_below=0.0), classifier.network).predict(level)
+    unsure = SliceClassifier(replace(classifier.metadata, uncertain_below=1.0), classifier.network).predict(level)
+    assert sure.label == sure.likeliest == unsure.likeliest
+    assert unsure.label == "uncertain"
+    warm = SliceClassifier(replace(classifier.metadata, temperature=5.0), classifier.network).predict(level)
+    assert max(warm.probabilities.values()) < max(sure.probabilities.values())
 
 
 def test_a_damaged_or_missing_bundle_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bundle of a slice network"):
         SliceClassifier.from_bundle(tmp_path)
     (tmp_path / METADATA_FILE).write_text((trained / METADATA_FILE).read_text())
-    (tmp_path / WEIGHTS_FILE).write_bytes((trained / WEIGHTS_FILE).read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match=f"{WEIGHTS_FILE}: the file is damaged"):
+    (tmp_path / KERAS_FILE).write_bytes((trained / KERAS_FILE).read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=f"{KERAS_FILE}: the file is damaged"):
         SliceClassifier.from_bundle(tmp_path)
     (tmp_path / METADATA_FILE).write_text('{"format": 1}')
     with pytest.raises(InputError, match=f"{METADATA_FILE}: not such metadata"):
@@ -87,11 +130,12 @@ def test_a_damaged_or_missing_bundle_is_refused_by_name(trained: Path, tmp_path:
 def test_compare_prints_a_row_for_each_split_beside_the_papers_figures(
     slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["compare", "--data", str(slices_folder), "--architectures", "simple_cnn", "--epochs", "1"]
+    arguments = ["compare", "--data", str(slices_folder), "--architectures", "simple_cnn", "--epochs", "1", "--folds", "1"]
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
     captured = capsys.readouterr()
     rows = [line for line in captured.out.splitlines() if line.startswith("| Simple CNN")]
     assert [row.split("|")[2].strip() for row in rows] == ["image", "patient"] * 2
+    assert [row.split("|")[3].strip() for row in rows[:2]] == ["1", "1"], "epochs"
     assert "85.55, 85.39, 84.44" in rows[0]
     assert "trained from scratch" in captured.err
     report = json.loads((tmp_path / "report" / "comparison.json").read_text())
@@ -121,6 +165,8 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    photograph = str(tmp_path / "photograph.png")
+    Image.fromarray(np.full((200, 200), 150, np.uint8)).save(photograph)
     full, data, image = str(tmp_path / "full"), str(slices_folder), str(slices_folder / "NT" / "p0-0.png")
     for arguments, message in (
         (["simulate", "--images", "4", "--seed", "1", "--output", full], "already holds something"),
@@ -132,7 +178,8 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         ),
         (["predict", "absent.png", "--bundle", str(trained)], "absent.png: no such file"),
         (["predict", image, "--bundle", full], "no bundle of a slice network"),
-        (["predict", image, "--bundle", str(trained), "--window-width", "0"], "--window-width"),
+        (["predict", photograph, "--bundle", str(trained)], f"{photograph}: no "),
+        (["evaluate", "--data", full, "--bundle", str(trained)], "no slices of class CLE"),
         (["compare", "--data", data, "--output", image], f"{image}: cannot be created"),
     ):
         assert main(arguments) == 2, arguments
@@ -140,9 +187,6 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         assert message in captured.err
         assert captured.out == ""
     assert not (tmp_path / "new").exists()
-    with pytest.raises(SystemExit, match="2"):
-        main(["predict", image, "--window-centre", "nan"])
-    assert "--window-centre: 'nan': expected HU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("label", ["PLE", "NT"])
@@ -168,6 +212,6 @@ def test_simulate_makes_the_same_slices_with_one_worker_or_two(tmp_path: Path) -
         one, two = ((tmp_path / name / row["file"]) for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
         assert Image.open(one).mode == "L"
-    slices = read_slices(tmp_path / "one", LUNG_WINDOW)
+    slices = read_slices(tmp_path / "one")
     assert slices.patients is not None
     assert slices.patients.tolist() == [row["patient"] for row in sorted(rows, key=lambda row: CLASSES.index(row["class"]))]

@@ -8,26 +8,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.errors import InputError
 from model.slices import CLASSES
-from model.slices.dataset import PATIENTS_FILE, Slices, read_slices, split_by_image, split_by_patient
-from model.slices.images import LUNG_WINDOW
+from model.slices.dataset import (
+    PATIENTS_FILE,
+    Slices,
+    folds_by_patient,
+    part_of,
+    read_slices,
+    split_by_image,
+    split_by_patient,
+)
+from test.slices.chest import chest
 from test.slices.conftest import PATIENTS, SLICES_EACH
-from test.slices.test_slice_images import HOUNSFIELD, write_dicom
+from test.slices.test_slice_images import write_dicom
 
 
 def cohort(patients: int, slices_each: int, known: bool = True) -> Slices:
     """Labels and patients without pictures."""
     labels = np.repeat(np.arange(len(CLASSES)), patients * slices_each)
     owner = np.repeat(np.arange(len(CLASSES) * patients), slices_each).astype(str)
-    return Slices(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, owner if known else None)
+    empty = np.zeros((len(labels), 1, 1))
+    return Slices(empty.astype(np.float16), empty.astype(np.uint8), labels, owner if known else None)
 
 
 def test_every_slice_is_read_with_its_class_and_patient(slices_folder: Path) -> None:
-    slices = read_slices(slices_folder, LUNG_WINDOW)
+    slices = read_slices(slices_folder)
     count = len(CLASSES) * PATIENTS * SLICES_EACH
-    assert slices.pictures.shape == (count, 224, 224, 3)
+    assert slices.pixels(np.arange(count)).shape == (count, 3, 224, 224)
+    assert slices.refused == ()
     assert np.bincount(slices.labels).tolist() == [PATIENTS * SLICES_EACH] * len(CLASSES)
     assert slices.patients is not None
     assert set(slices.patients) == {f"{label}-{patient}" for label in CLASSES for patient in range(PATIENTS)}
@@ -36,7 +47,7 @@ def test_every_slice_is_read_with_its_class_and_patient(slices_folder: Path) -> 
 def test_without_a_list_of_patients_they_are_not_known(slices_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(slices_folder, tmp_path / "slices")
     (tmp_path / "slices" / PATIENTS_FILE).unlink()
-    assert read_slices(tmp_path / "slices", LUNG_WINDOW).patients is None
+    assert read_slices(tmp_path / "slices").patients is None
 
 
 def test_dicom_files_tell_their_patients_who_are_not_named(tmp_path: Path) -> None:
@@ -44,8 +55,8 @@ def test_dicom_files_tell_their_patients_who_are_not_named(tmp_path: Path) -> No
         (tmp_path / label).mkdir()
         for number in range(2):
             tags = {"0010|0020": f"ID-{label}", "0010|0010": "DOE^JANE"}
-            write_dicom(tmp_path / label / f"{number}.dcm", HOUNSFIELD, **tags)
-    patients = read_slices(tmp_path, LUNG_WINDOW).patients
+            write_dicom(tmp_path / label / f"{number}.dcm", chest().astype(np.int16), **tags)
+    patients = read_slices(tmp_path).patients
     assert patients is not None
     assert len(patients) == 8
     assert len(set(patients)) == 4
@@ -68,6 +79,30 @@ def test_only_the_split_by_patient_keeps_patients_apart() -> None:
     assert not set(slices.patients[by_patient.train]) & set(slices.patients[by_patient.test])
     leaked = set(slices.patients[by_image.train]) & set(slices.patients[by_image.test])
     assert len(leaked) > 0.5 * len(set(slices.patients))
+
+
+def test_five_folds_set_every_slice_aside_once_and_keep_patients_apart() -> None:
+    slices = cohort(patients=14, slices_each=8)
+    assert slices.patients is not None
+    folds = folds_by_patient(slices)
+    assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(len(slices.labels)))
+    for fold in folds:
+        assert not set(slices.patients[fold.train]) & set(slices.patients[fold.test])
+        inner = part_of(slices, fold.train)
+        assert sorted([*inner.train, *inner.test]) == sorted(fold.train)
+        assert not set(slices.patients[inner.train]) & set(slices.patients[inner.test])
+
+
+def test_a_slice_without_lungs_is_left_out_and_named(slices_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(slices_folder, tmp_path / "slices")
+    Image.fromarray(np.full((320, 320), 120, np.uint8)).save(tmp_path / "slices" / "PSE" / "p0-0.png")
+    slices = read_slices(tmp_path / "slices")
+    ((file, label, why),) = slices.refused
+    assert (file, label) == ("PSE/p0-0.png", "PSE")
+    assert "expected an axial slice of the chest" in why
+    assert slices.patients is not None
+    assert len(slices.labels) == len(slices.patients) == len(slices.files) == 39
+    assert "PSE/p0-0.png" not in slices.files
 
 
 def test_splits_are_the_same_every_time() -> None:
@@ -100,4 +135,4 @@ def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path:
         ("latin", f"{PATIENTS_FILE}: cannot be read (UnicodeDecodeError); expected a CSV file in UTF-8"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
-            read_slices(tmp_path / name, LUNG_WINDOW)
+            read_slices(tmp_path / name)

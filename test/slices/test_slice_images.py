@@ -12,7 +12,8 @@ from PIL import Image
 
 from model.errors import InputError
 from model.slices import images
-from model.slices.images import INPUT_SIZE, LUNG_WINDOW, Window, read_levels, read_slice, resized
+from model.slices.images import LUNG_WINDOW, Window, as_hounsfield, as_picture, read_levels, read_slice
+from test.slices.chest import LUNGS, chest
 
 HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
 
@@ -51,16 +52,25 @@ def test_colours_keep_their_order(tmp_path: Path) -> None:
     assert read_slice(tmp_path / "slice.png")[0, 0].tolist() == [250, 120, 10]
 
 
-def test_a_dicom_slice_is_read_in_hounsfield_units_through_the_window(tmp_path: Path) -> None:
-    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD)
-    expected = LUNG_WINDOW.grey(HOUNSFIELD)
-    np.testing.assert_array_equal(read_slice(path)[..., 0], expected)
-    np.testing.assert_array_equal(read_slice(path, window=Window(-900, 300))[..., 2], Window(-900, 300).grey(HOUNSFIELD))
+def test_a_dicom_slice_is_read_in_hounsfield_units_and_shown_through_a_window(tmp_path: Path) -> None:
+    level = read_slice(write_dicom(tmp_path / "slice.dcm", HOUNSFIELD))
+    np.testing.assert_array_equal(as_hounsfield(level), HOUNSFIELD)
+    np.testing.assert_array_equal(as_picture(level, LUNG_WINDOW)[..., 0], LUNG_WINDOW.grey(HOUNSFIELD))
+    np.testing.assert_array_equal(as_picture(level, Window(-900, 300))[..., 2], Window(-900, 300).grey(HOUNSFIELD))
+
+
+def test_grey_pictures_are_calibrated_and_colours_refused() -> None:
+    hounsfield = chest()
+    grey = LUNG_WINDOW.grey(hounsfield)
+    for picture in (grey, as_picture(grey, LUNG_WINDOW)):
+        assert np.abs(as_hounsfield(picture) - hounsfield)[LUNGS & (hounsfield < -800)].mean() < 15
+    with pytest.raises(InputError, match="it is in colours"):
+        as_hounsfield(np.stack([grey, grey // 2, 255 - grey], axis=2))
 
 
 def test_a_screen_capture_in_dicom_is_taken_as_it_is(tmp_path: Path) -> None:
     grey = np.arange(240, dtype=np.uint8).reshape(12, 20)
-    np.testing.assert_array_equal(read_slice(write_dicom(tmp_path / "capture.dcm", grey))[..., 1], grey)
+    np.testing.assert_array_equal(read_slice(write_dicom(tmp_path / "capture.dcm", grey)), grey)
     colours = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(colours[None], isVector=True), str(tmp_path / "colours.dcm"))
     np.testing.assert_array_equal(read_slice(tmp_path / "colours.dcm"), colours)
@@ -72,7 +82,7 @@ def test_a_dicom_file_may_hold_several_slices(tmp_path: Path) -> None:
     image.SetMetaData("0008|0060", "CT")
     sitk.WriteImage(image, str(tmp_path / "volume.dcm"))
     np.testing.assert_array_equal(read_levels(tmp_path / "volume.dcm"), volume)
-    np.testing.assert_array_equal(read_slice(tmp_path / "volume.dcm", 4)[..., 0], LUNG_WINDOW.grey(volume[3]))
+    np.testing.assert_array_equal(read_slice(tmp_path / "volume.dcm", 4), volume[3])
 
 
 def test_a_dicom_file_that_would_not_fit_into_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,15 +97,9 @@ def test_slices_of_a_volume_are_counted_from_the_base(tmp_path: Path, orientatio
     volume = np.stack([np.full((12, 20), -1000 + 100 * level, np.int16) for level in range(5)])
     volume[:, 0, 0] = 150  # the patient's front and right
     sitk.WriteImage(sitk.DICOMOrient(sitk.GetImageFromArray(volume), orientation), str(tmp_path / "ct.nii.gz"))
-    picture = read_slice(tmp_path / "ct.nii.gz", number=2)
-    assert picture[5, 5, 0] == LUNG_WINDOW.grey(np.array([-900]))[0]
-    assert picture[0, 0].tolist() == [255, 255, 255]
-
-
-def test_the_networks_see_224_rows_and_columns() -> None:
-    picture = resized(np.full((100, 300, 3), 77, np.uint8))
-    assert picture.shape == (INPUT_SIZE, INPUT_SIZE, 3)
-    assert (picture == 77).all()
+    level = read_slice(tmp_path / "ct.nii.gz", number=2)
+    assert level[5, 5] == -900
+    assert level[0, 0] == 150
 
 
 def test_what_is_no_slice_is_refused_in_one_line_by_name(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from model.slices import CLASSES
 from model.slices.bundle import SliceMetadata, write_bundle
+from model.slices.images import LUNG_WINDOW
 from model.slices.networks import build_network
 from test.conftest import ROOT
 from test.phantom import Phantom
+from test.slices.chest import chest
 from test.viewing.conftest import write_finished_case
 
 pytestmark = pytest.mark.slow
@@ -106,7 +108,7 @@ def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sound = sitk.GetImageFromArray(np.maximum(sitk.GetArrayFromImage(ct), -850))
     sound.CopyInformation(ct)
     sitk.WriteImage(sound, str(folder / f"{OTHER_PATIENT}.mha"), useCompression=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)).save(folder / f"{PATIENT}.png")
+    Image.fromarray(LUNG_WINDOW.grey(chest())).save(folder / f"{PATIENT}.png")
     (folder / f"{PATIENT}_broken.mha").write_bytes((folder / f"{PATIENT}.mha").read_bytes()[:5000])
     (folder / f"{PATIENT}_broken.png").write_bytes(b"nonsense")
     return folder

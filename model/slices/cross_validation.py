@@ -1,0 +1,142 @@
+"""Five folds by patient: every slice is answered by a network that has not seen its patient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from . import ArchitectureName, LungArchitecture
+from .confidence import choose_threshold, fit_temperature
+from .dataset import Slices, Split
+from .lung_networks import LungNetwork
+from .lung_training import CurvePoint, LungSettings, both_ways, fit
+from .metrics import Performance, measure
+from .settings import Settings
+from .texture import TextureNetwork
+from .texture_training import TextureSettings, features_of, fit_heads, load_base, logits_of
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What was trained on one split.
+
+    Attributes:
+        split: its slices.
+        logits: of the slices set aside, N x 4.
+        epochs: that were trained; 1 where there are none.
+        curve: learning curve; empty where there is none.
+    """
+
+    split: Split
+    logits: npt.NDArray[np.float64]
+    epochs: int = 1
+    curve: list[CurvePoint] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """All folds, and what they say together.
+
+    Attributes:
+        probabilities: N x 4, each slice's from the fold that set it aside, at the temperature.
+        temperature, uncertain_below: chosen on them.
+        performance: of them.
+    """
+
+    folds: list[Fold]
+    probabilities: npt.NDArray[np.float64]
+    temperature: float
+    uncertain_below: float
+    performance: Performance
+
+    def by_fold(self, slices: Slices) -> list[dict[str, object]]:
+        """Of each fold its slices, how many were right, and its learning curve."""
+        return [
+            {
+                "slices": len(fold.split.test),
+                "right": int((fold.logits.argmax(axis=1) == slices.labels[fold.split.test]).sum()),
+                "curve": [asdict(point) for point in fold.curve],
+            }
+            for fold in self.folds
+        ]
+
+
+def together(slices: Slices, folds: list[Fold]) -> CrossValidated:
+    """What all folds say of all slices."""
+    logits = np.zeros((len(slices.labels), folds[0].logits.shape[1]))
+    for fold in folds:
+        logits[fold.split.test] = fold.logits
+    temperature = fit_temperature(logits, slices.labels)
+    shares = softmax(logits / temperature, axis=1)
+    performance = measure(slices.labels, logits.argmax(axis=1), slices.patients)
+    return CrossValidated(folds, shares, temperature, choose_threshold(shares, slices.labels), performance)
+
+
+def train_folds(
+    architecture: LungArchitecture,
+    slices: Slices,
+    splits: Sequence[Split],
+    settings: Settings,
+    base_weights: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[list[Fold], list[LungNetwork]]:
+    """Train a network in plain torch on each split.
+
+    Returns:
+        the folds, and the networks to ship: of the texture network one that is trained on all slices, else those of the folds.
+    """
+    if architecture == "texture":
+        return _texture_folds(slices, splits, TextureSettings(seed=settings.seed), base_weights, note)
+    chosen = LungSettings(seed=settings.seed)
+    if settings.epochs is not None:
+        chosen = replace(chosen, epochs=settings.epochs)
+    folds, networks = [], []
+    for number, split in enumerate(splits):
+        fitted = fit(slices, split, chosen, number)
+        logits = both_ways(fitted.network, slices, split.test).numpy().astype(np.float64)
+        folds.append(Fold(split, logits, chosen.epochs, fitted.curve))
+        networks.append(fitted.network)
+        note(f"fold {number + 1}: {fitted.curve[-1]}")
+    return folds, networks
+
+
+def _texture_folds(
+    slices: Slices, splits: Sequence[Split], settings: TextureSettings, base_weights: Path | None, note: Callable[[str], None]
+) -> tuple[list[Fold], list[LungNetwork]]:
+    network = TextureNetwork()
+    if base_weights is not None:
+        load_base(network, base_weights)
+    views = []
+    for view in range(settings.views):
+        views.append(features_of(network, slices, view, settings.seed))
+        note(f"view {view + 1} of {settings.views}")
+    folds = []
+    for split in splits:
+        fold = fit_heads(network, views, slices.labels, split.train, settings)
+        folds.append(Fold(split, logits_of(fold, views, split.test)))
+    return folds, [fit_heads(network, views, slices.labels, np.arange(len(slices.labels)), settings)]
+
+
+def answers(
+    architecture: ArchitectureName,
+    slices: Slices,
+    splits: Sequence[Split],
+    settings: Settings,
+    base_weights: Path | str | None = None,
+) -> list[Fold]:
+    """Train any network on each split."""
+    if architecture == "texture" or architecture == "residual":
+        return train_folds(architecture, slices, splits, settings, None if base_weights is None else Path(base_weights))[0]
+    from .training import predict, train  # Keras takes seconds to import
+
+    folds = []
+    for split in splits:
+        network, epochs = train(architecture, slices, split, settings, base_weights, verbose=False)
+        shares = predict(network, slices, split.test)
+        folds.append(Fold(split, np.log(shares.clip(1e-12)), epochs))
+    return folds
