@@ -21,6 +21,7 @@ class Stage(StrEnum):
     READ = "read"
     LUNGS = "lungs"
     PLAUSIBILITY = "plausibility"
+    QUALITY = "quality"
     REGIONS = "regions"
     PREPARE = "prepare"
     NETWORK = "network"

@@ -18,6 +18,7 @@ from .errors import InputError
 from .fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .imaging.scan import Scan
 from .lungs.plausibility import MaskFigures, mask_warnings
+from .lungs.quality import ImageQuality, quality_warnings
 from .lungs.regions import Regions
 from .network import DenseLogits, EmphysemaNetwork, class_activation_map, class_probabilities, fold_batch_normalisation
 from .preprocessing import (
@@ -72,13 +73,15 @@ class Subtyping:
         centrilobular: the finding of this subtype.
         paraseptal: likewise.
         regions: those that the findings' `region_percentages` speak of.
-        warnings: about the mask (see `model.lungs.plausibility`) and the run, one sentence each; those about the files are
-            in `Scan.warnings`.
+        quality: noise, sharpness and voxels of the scan.
+        warnings: about the mask (see `model.lungs.plausibility`), the image quality (see `model.lungs.quality`) and the run,
+            one sentence each; those about the files are in `Scan.warnings`.
     """
 
     centrilobular: Finding
     paraseptal: Finding
     regions: Regions
+    quality: ImageQuality
     warnings: tuple[str, ...] = ()
 
     @property
@@ -158,6 +161,9 @@ class EmphysemaSubtyper:
         """
         with timed(Stage.PLAUSIBILITY):
             warnings = mask_warnings(MaskFigures.of(scan))
+        with timed(Stage.QUALITY):
+            quality = ImageQuality.of(scan)
+            warnings += quality_warnings(quality, self.metadata.validated_range)
         with timed(Stage.REGIONS):
             regions = Regions.of(scan)
         with timed(Stage.PREPARE):
@@ -173,7 +179,7 @@ class EmphysemaSubtyper:
             with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as both:
                 centrilobular = both.submit(finding, CENTRILOBULAR, maps.centrilobular)
                 paraseptal = both.submit(finding, PARASEPTAL, maps.paraseptal)
-            return Subtyping(centrilobular.result(), paraseptal.result(), regions, (*warnings, *notes))
+            return Subtyping(centrilobular.result(), paraseptal.result(), regions, quality, (*warnings, *notes))
 
     def logits(self, image: Tensor) -> DenseLogits:
         """Run the network on the subtyper's device and in its precision.

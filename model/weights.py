@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import pickle
 import re
 import sys
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from .command_line import OneLineParser, module_command
 from .errors import InputError, printable
+from .lungs.quality import TERMS, Range
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, Profile, Shape, check_input_shape
 from .whole_files import recover, whole_folder
@@ -63,6 +65,8 @@ class BundleMetadata:
         source_sha256: of the file that they were converted from, if any.
         performance: measured figures; free form.
         input_shape: size of the network's input in voxels, z, y, x; `bundle.json` holds it only where it is not the paper's.
+        validated_range: for some of the measures of `model.lungs.quality.ImageQuality`, the least and the largest value (None:
+            no limit) among the scans that the weights were validated on; scans outside of it are warned of.
     """
 
     name: str
@@ -74,6 +78,7 @@ class BundleMetadata:
     source_sha256: str | None = None
     performance: dict[str, Any] = field(default_factory=dict)
     input_shape: Shape = PAPER_INPUT_SHAPE
+    validated_range: dict[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("name", "origin", "trained_on", "licence", "source_sha256"):
@@ -85,6 +90,11 @@ class BundleMetadata:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
         check_input_shape(self.input_shape)
+        for measure, (low, high) in self.validated_range.items():
+            if measure not in TERMS:
+                raise ValueError(f"validated_range has {measure!r}, expected one of {', '.join(TERMS)}")
+            if not all(end is None or (type(end) in (int, float) and math.isfinite(end)) for end in (low, high)):
+                raise ValueError(f"validated_range of {measure} is {low!r} to {high!r}, expected two numbers or null")
 
     @property
     def preprocessing(self) -> Profile:
@@ -190,6 +200,8 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
         document = {"format": FORMAT, **asdict(metadata), "files": files}
         if metadata.input_shape == PAPER_INPUT_SHAPE:
             del document["input_shape"]
+        if not metadata.validated_range:
+            del document["validated_range"]
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -303,6 +315,8 @@ def _parsed_metadata(folder: Path, document: dict[str, Any]) -> BundleMetadata:
         values["network"] = NetworkConfig(**values["network"])
         if "input_shape" in values:
             values["input_shape"] = tuple(values["input_shape"])
+        if "validated_range" in values:
+            values["validated_range"] = {name: (low, high) for name, (low, high) in values["validated_range"].items()}
         metadata = BundleMetadata(**values)
         if not all(isinstance(digest, str) for digest in document["files"].values()):
             raise ValueError("files are not listed with their sha256")

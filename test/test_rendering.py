@@ -10,6 +10,7 @@ from PIL import Image
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.imaging.scan import Scan
+from model.lungs.quality import ImageQuality
 from model.lungs.regions import Regions
 from model.rendering import (
     COLOURS,
@@ -68,7 +69,9 @@ def finding(subtype: Subtype, score: int, percentage: float, activation_map: np.
 
 
 def result_of(scan: Scan, cle: np.ndarray, pse: np.ndarray) -> Subtyping:
-    return Subtyping(finding(CENTRILOBULAR, 3, 14.2, cle), finding(PARASEPTAL, 1, 3.1, pse), Regions.of(scan))
+    return Subtyping(
+        finding(CENTRILOBULAR, 3, 14.2, cle), finding(PARASEPTAL, 1, 3.1, pse), Regions.of(scan), ImageQuality.of(scan)
+    )
 
 
 def picture_of(png: bytes) -> np.ndarray:

@@ -21,6 +21,7 @@ from .schema import Described, from_json, schema_of, to_json
 if TYPE_CHECKING:
     from ..imaging.scan import Scan
     from ..lungs.densitometry import Densitometry
+    from ..lungs.quality import ImageQuality
     from ..subtyping import EmphysemaSubtyper, Subtyping
 
 LungMaskSource = Literal["given", "automatic"]
@@ -114,6 +115,51 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """Image quality of one scan; how it is measured is in docs/image-quality.md."""
+
+    noise_hu: Annotated[float | None, Described("Standard deviation in homogeneous lung in HU; null where it has no room.", 0)]
+    edge_width_mm: Annotated[
+        float | None,
+        Described("Sharpness: width of the edge between lung and chest wall in mm, 25 to 75 %; null where it has no edge."),
+    ]
+    pixel_spacing_mm: Annotated[float, Described("Distance between voxels in axial slices in mm.", 0)]
+    slice_spacing_mm: Annotated[float, Described("Distance between axial slices in mm.", 0)]
+    slice_thickness_mm: Annotated[float | None, Described("As the DICOM header has it, in mm; null where there is none.", 0)]
+    cut_off_percentage: Annotated[
+        float, Described("Percent of the lungs' surface that lies on the border of the image or of its field of view.", 0, 100)
+    ]
+    mean_lung_hu: Annotated[float, Described("Mean density of the lungs in HU, a measure of inspiration.")]
+
+    @classmethod
+    def of(cls, measured: ImageQuality) -> Quality:
+        """Round what was measured."""
+        return cls(
+            noise_hu=None if measured.noise_hu is None else round(measured.noise_hu, 1),
+            edge_width_mm=None if measured.edge_width_mm is None else round(measured.edge_width_mm, 2),
+            pixel_spacing_mm=round(measured.pixel_spacing_mm, _DECIMALS),
+            slice_spacing_mm=round(measured.slice_spacing_mm, _DECIMALS),
+            slice_thickness_mm=None if measured.slice_thickness_mm is None else round(measured.slice_thickness_mm, _DECIMALS),
+            cut_off_percentage=round(measured.cut_off_percentage, 2),
+            mean_lung_hu=round(measured.mean_lung_hu, 1),
+        )
+
+    @property
+    def text(self) -> str:
+        """All measures in one line."""
+        known = {
+            "noise": (self.noise_hu, "HU"),
+            "edge width": (self.edge_width_mm, "mm"),
+            "pixel spacing": (self.pixel_spacing_mm, "mm"),
+            "slice spacing": (self.slice_spacing_mm, "mm"),
+            "slice thickness": (self.slice_thickness_mm, "mm"),
+            "cut off": (self.cut_off_percentage, "% of the surface"),
+            "mean density": (self.mean_lung_hu, "HU"),
+        }
+        return ", ".join(f"{name} {value:g} {unit}" for name, (value, unit) in known.items() if value is not None)
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What it takes to repeat a result."""
 
@@ -138,6 +184,7 @@ class CaseResult:
     provenance: Annotated[Provenance | None, Described("What it takes to repeat the result.")] = None
     warnings: Annotated[tuple[str, ...], Described("What is unusual about the case, one sentence each.")] = ()
     error_messages: Annotated[tuple[str, ...], Described("Why the case was not scored, one line each.")] = ()
+    quality: Annotated[Quality | None, Described("Image quality; of a network's results alone.")] = None
 
     def __post_init__(self) -> None:
         if self.metrics is None and not self.error_messages:
@@ -221,6 +268,7 @@ def case_result(
         case_metrics(subtyping.findings, *densitometry.measure(scan, subtyping.regions)),
         provenance(subtyper, lung_mask_source),
         (*scan.warnings, *subtyping.warnings),
+        quality=Quality.of(subtyping.quality),
     )
 
 

@@ -25,10 +25,12 @@ SUFFIXES = (".dcm", ".ima")
 _SERIES = "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
+_THICKNESS = "0018|0050"
 _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame of reference"}
-_TAGS = (_SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, *_ONE_SCAN)
+_TAGS = (_SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, *_ONE_SCAN)
 
 _TILT_DEGREES = 0.5
+LARGEST_THICKNESS_MM = 100.0
 _WHOLE = "complete slices of one DICOM series"
 
 Tags = Mapping[str, str]
@@ -37,10 +39,14 @@ Tags = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in the order of their slices, and warnings, one sentence each."""
+    """The files of one series in the order of their slices, and warnings, one sentence each.
+
+    `slice_thickness_mm` is None where the files do not have it, or not one that can be.
+    """
 
     files: tuple[Path, ...]
     warnings: tuple[str, ...]
+    slice_thickness_mm: float | None = None
 
 
 def read_series(folder: Path) -> Series:
@@ -69,7 +75,16 @@ def read_series(folder: Path) -> Series:
         return Series(tuple(found), ())
     heights = _heights(folder, list(found.values()))
     order = [list(found)[place] for place in np.argsort(heights, kind="stable")]
-    return Series(tuple(order), tuple(check_slices(folder, [found[path] for path in order])))
+    slices = [found[path] for path in order]
+    return Series(tuple(order), tuple(check_slices(folder, slices)), _thickness(slices[0]))
+
+
+def _thickness(tags: Tags) -> float | None:
+    try:
+        value = float(tags.get(_THICKNESS, ""))
+    except ValueError:
+        return None
+    return value if 0 < value <= LARGEST_THICKNESS_MM else None
 
 
 def check_slices(folder: Path, slices: Sequence[Tags]) -> list[str]:

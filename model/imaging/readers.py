@@ -49,11 +49,13 @@ class Volume:
         image: one number per voxel. It belongs to the volume: a `Scan` keeps a view of its voxels, so nothing may write to it.
         name: file or folder, for messages.
         warnings: what is unusual about the file and does not prevent its use, one sentence each.
+        slice_thickness_mm: as a DICOM series has it; else None.
     """
 
     image: sitk.Image
     name: str
     warnings: tuple[str, ...] = ()
+    slice_thickness_mm: float | None = None
 
     @classmethod
     def copy_of(cls, image: sitk.Image, name: str) -> Volume:
@@ -132,7 +134,7 @@ def read_volume(path: Path | str) -> Volume:
         raise InputError(path, "its voxels are damaged", "a whole file")
     if complaint:
         logger.info("%s: the reader complained%s", printable(str(path)), _reason(path, None, messages))
-    return Volume(image, str(path), series.warnings)
+    return Volume(image, str(path), series.warnings, series.slice_thickness_mm)
 
 
 @contextlib.contextmanager

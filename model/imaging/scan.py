@@ -38,6 +38,7 @@ class Scan:
         geometry: the CT file's own.
         orientation: from the CT file's axes to the patient's.
         warnings: what was unusual about the input or was corrected, one sentence each.
+        slice_thickness_mm: as a DICOM series has it; else None.
     """
 
     hounsfield: npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class Scan:
     geometry: ImageGeometry
     orientation: Orientation
     warnings: tuple[str, ...] = ()
+    slice_thickness_mm: float | None = None
 
     @classmethod
     def read(cls, ct: Path | str, lung_mask: Path | str | None = None, *, lobes: bool = False) -> Scan:
@@ -107,6 +109,7 @@ class Scan:
             geometry=geometry,
             orientation=orientation,
             warnings=(*ct.warnings, *lung_mask.warnings, *mask_warnings, *ct_warnings),
+            slice_thickness_mm=ct.slice_thickness_mm,
         )
 
     @property

@@ -1,1 +1,1 @@
-"""Lungs: anatomy, segmentation, regions, densitometry, and the plausibility of masks."""
+"""Lungs: anatomy, segmentation, regions, densitometry, the plausibility of masks, and image quality."""

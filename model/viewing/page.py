@@ -259,6 +259,8 @@ def _show_metrics(result: CaseResult) -> None:
         st.info("The lungs were segmented automatically. Check the slices: what lies outside the lungs was not scored.")
     for warning in result.warnings:
         st.warning(warning)
+    if result.quality is not None:
+        st.caption(f"Image quality: {result.quality.text}.")
     names = {
         "cle_percentage": "centrilobular, %",
         "pse_percentage": "paraseptal, %",

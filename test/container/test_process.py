@@ -88,7 +88,7 @@ def test_a_run_writes_every_output_and_nothing_else(scored: tuple[Path, Path]) -
 
 def test_results_and_score_files_have_the_documented_fields(scored: tuple[Path, Path]) -> None:
     (result,) = results_of(scored[1])
-    assert result.keys() == {"entity", "metrics", "provenance", "warnings", "error_messages"}
+    assert result.keys() == {"entity", "metrics", "quality", "provenance", "warnings", "error_messages"}
     assert problems_of(scored[1]) == []
     assert (result["entity"], result["warnings"], result["error_messages"]) == ("7d1a", [], [])
     metrics = result["metrics"]
@@ -160,7 +160,7 @@ def test_each_stage_is_logged_with_its_seconds_and_the_table_tells_the_scores(
 ) -> None:
     write_case(tmp_path / "input", *lesioned.images())
     done = run("--input", tmp_path / "input", "--output", tmp_path / "output", "--weights", bundle)
-    stages = ("weights", "read", "plausibility", "regions", "prepare", "network", "maps", "densitometry", "write")
+    stages = ("weights", "read", "plausibility", "quality", "regions", "prepare", "network", "maps", "densitometry", "write")
     logged = re.findall(r"^\d\d:\d\d:\d\d (\w+) +\d+\.\d\d s$", done.stdout, re.MULTILINE)
     assert tuple(logged) == stages
     assert "3 moderate, " in done.stdout

@@ -97,7 +97,7 @@ def test_a_failure_says_why_and_has_no_metrics() -> None:
 
 def test_files_of_other_versions_are_read(tmp_path: Path) -> None:
     """Earlier ones have no warnings in failures; later ones may have fields that this one does not know."""
-    later = REGRESSION | {"quality": {"noise_hu": 12.0}}
+    later = REGRESSION | {"scanner": {"kernel": "B50f"}}
     (scored, failed) = read_results(written(tmp_path, [later, {"entity": "c", "error_messages": ["no"]}]))
     assert scored.metrics is not None
     assert failed.warnings == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 
-from model.container.results import CaseResult, Metrics, Provenance, RegionMetrics, failed_result
+from model.container.results import CaseResult, Metrics, Provenance, Quality, RegionMetrics, failed_result
 from model.container.table import results_table
 
 RESULT = CaseResult(
@@ -25,6 +25,7 @@ RESULT = CaseResult(
     ),
     Provenance(bundle="dark", sha256="ab", trained_on="nothing, or little", version="1"),
     warnings=("one; odd", "two"),
+    quality=Quality(20.4, 1.06, 0.84, 5.0, None, 0.02, -815.0),
 )
 
 
@@ -41,6 +42,7 @@ def test_a_case_is_a_row_with_a_column_for_each_field_of_each_region() -> None:
     assert (row["pse_percentage"], row["pse_probabilities"]) == ("", "0.25 0.5 0.25")
     assert (row["right_cle_percentage"], row["right_perc15_hu"], row["right_volume_ml"]) == ("15.5", "-960", "2800")
     assert (row["bundle"], row["trained_on"]) == ("dark", "nothing, or little")
+    assert (row["noise_hu"], row["edge_width_mm"], row["slice_thickness_mm"]) == ("20.4", "1.06", "")
     assert row["warnings"] == "one; odd; two"
 
 

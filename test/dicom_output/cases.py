@@ -19,6 +19,7 @@ from model.fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from model.imaging.readers import read_volume
 from model.imaging.scan import Scan
 from model.lungs import densitometry
+from model.lungs.quality import ImageQuality
 from model.lungs.regions import Regions
 from model.subtyping import Finding, Subtyping
 from test.imaging.series import SCANNER_TAGS, write_dicom_series
@@ -62,7 +63,10 @@ def derived_case(
     regions = Regions.of(scan)
     random = np.random.default_rng(5)
     subtyping = Subtyping(
-        _finding(CENTRILOBULAR, 3, 14.2, scan, regions, random), _finding(PARASEPTAL, 1, 3.1, scan, regions, random), regions
+        _finding(CENTRILOBULAR, 3, 14.2, scan, regions, random),
+        _finding(PARASEPTAL, 1, 3.1, scan, regions, random),
+        regions,
+        ImageQuality.of(scan),
     )
     source = SourceSeries.read(series, scan.geometry)
     derived = DerivedObjects.of(source, scan, subtyping, densitometry.measure(scan, regions), SOFTWARE, (WARNING,))

@@ -84,6 +84,14 @@ def test_invalid_tags_of_all_slices_are_refused(tag: str, value: str, message: s
         check_slices(Path("series"), [section | {tag: value} for section in slices()])
 
 
+@pytest.mark.parametrize(("text", "thickness"), [("2.5", 2.5), ("", None), ("thin", None), ("-1", None), ("nan", None)])
+def test_the_slice_thickness_comes_with_the_series(
+    phantom: Phantom, tmp_path: Path, text: str, thickness: float | None
+) -> None:
+    folder = write_dicom_series(phantom.images()[0][:, :, :3], tmp_path / "series", tags=lambda _: {"0018|0050": text})
+    assert read_volume(folder).slice_thickness_mm == thickness
+
+
 def test_gantry_tilt_is_reported_with_its_angle() -> None:
     (warning,) = check_slices(Path("series"), slices(aside_mm=2 * np.tan(np.deg2rad(12))))
     assert "tilted by 12.0 degrees" in warning
