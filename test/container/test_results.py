@@ -176,7 +176,7 @@ def test_the_schema_in_the_documents_is_that_of_the_code() -> None:
 
 def test_every_field_has_a_description_and_is_described_once() -> None:
     definitions = json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]
-    assert set(definitions) == {"CaseResult", "Metrics", "Provenance", "RegionMetrics"}
+    assert set(definitions) == {"CaseResult", "Metrics", "Provenance", "Quality", "RegionMetrics"}
     for definition in definitions.values():
         assert all(field["description"] for field in definition["properties"].values())
     assert set(definitions["Metrics"]["properties"]) == set(REGRESSION["metrics"]) | set(CLASSIFICATION["metrics"])
