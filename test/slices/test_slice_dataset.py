@@ -37,7 +37,7 @@ def cohort(patients: int, slices_each: int, known: bool = True) -> Slices:
 def test_every_slice_is_read_with_its_class_and_patient(slices_folder: Path) -> None:
     slices = read_slices(slices_folder)
     count = len(CLASSES) * PATIENTS * SLICES_EACH
-    assert slices.pixels(np.arange(count)).shape == (count, 3, 224, 224)
+    assert slices.pixels(np.arange(count)).shape == (count, 3, 336, 336)
     assert slices.refused == ()
     assert np.bincount(slices.labels).tolist() == [PATIENTS * SLICES_EACH] * len(CLASSES)
     assert slices.patients is not None
