@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from ..errors import InputError
 from . import CLASS_NAMES, CLASSES
 from .bundle import SliceClassifier, SliceMetadata
 from .comparison import TITLES
@@ -175,10 +176,13 @@ def near_pleura(attention: npt.NDArray[np.float32], lungs: npt.NDArray[np.bool_]
 
 
 def keeps_class(classifier: SliceClassifier, hounsfield: npt.NDArray[np.float32], windows: Sequence[Window] = WINDOWS) -> bool:
-    """Whether a slice gets the same likeliest class in every window, as a grey picture."""
+    """Whether a slice gets the same likeliest class in every window, as a grey picture; a refusal is another answer."""
     answers = set()
     for window in windows:
-        crop = LungCrop.find(as_hounsfield(window.grey(hounsfield)))
+        try:
+            crop = LungCrop.find(as_hounsfield(window.grey(hounsfield)))
+        except InputError:
+            return False
         levels = torch.from_numpy(crop.hounsfield.astype(np.float32))[None]
         pixels = channels(levels, torch.from_numpy(crop.lungs.astype(np.float32) / 255)[None])
         answers.add(int(classifier.network.probabilities(pixels, classifier.metadata.temperature).argmax()))

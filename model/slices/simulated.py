@@ -20,6 +20,7 @@ from PIL import Image
 from ..errors import InputError
 from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
 from . import CLASSES
+from .calibration import AIR_HU
 from .dataset import PATIENTS_FILE
 from .images import LUNG_WINDOW
 
@@ -32,6 +33,12 @@ SMALLEST_SHARE = {"CLE": 5.0, "PLE": 10.0, "PSE": 4.0, "NT": 0.0}
 
 SMALLEST_LUNG_AREA = 0.3
 """As a share of the largest in the scan: slices through the tips of the lungs show little."""
+
+
+AIR_MARGIN = 0.12
+"""Of air around the simulated scan, in shares of its longer side."""
+
+AIR_NOISE_HU = 15.0
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,18 @@ def slices_of_patient(seed: int, label: str, number: int, count: int) -> list[Si
             label=label,
             level=int(level) + 1,
             percentage=float(percentages[level]),
-            picture=_square_pixels(LUNG_WINDOW.grey(case.hounsfield[level]), case.spacing),
+            picture=_square_pixels(LUNG_WINDOW.grey(_in_air(case.hounsfield[level], seed)), case.spacing),
         )
         for level in levels
     ]
+
+
+def _in_air(hounsfield: npt.NDArray[np.floating], seed: int) -> npt.NDArray[np.float32]:
+    """A slice with air around it, by which its grey levels can be calibrated: a simulated scan ends at the patient's skin."""
+    margin = round(AIR_MARGIN * max(hounsfield.shape))
+    air = np.random.default_rng(seed).normal(AIR_HU, AIR_NOISE_HU, [size + 2 * margin for size in hounsfield.shape])
+    air[margin:-margin, margin:-margin] = hounsfield
+    return air.astype(np.float32)
 
 
 def _parameters(sequence: np.random.SeedSequence, label: str, rng: np.random.Generator) -> CaseParameters:

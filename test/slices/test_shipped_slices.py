@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.slices import CLASSES
 from model.slices.__main__ import SHIPPED_BUNDLE
 from model.slices.bundle import SliceClassifier
-from model.slices.images import read_slice
+from model.slices.images import as_hounsfield, read_slice
 from model.slices.report import WINDOWS, keeps_class, near_pleura
+from model.slices.simulated import slices_of_patient
 from test.slices.chest import chest
 
 
@@ -36,6 +38,19 @@ def test_a_chest_keeps_its_class_over_ten_windows_and_the_network_looked_at_some
     assert answer.attention.shape == (320, 320)
     assert answer.attention.max() > 0.5
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_simulated_slices_that_get_a_class_keep_it_over_ten_windows(classifier: SliceClassifier) -> None:
+    kept = []
+    for label in CLASSES:
+        for one in slices_of_patient(seed=5, label=label, number=0, count=5):
+            answer = classifier.predict(one.picture)
+            assert answer.attention.any()
+            if not answer.uncertain:
+                kept.append(keeps_class(classifier, as_hounsfield(one.picture)))
+    assert len(kept) >= 12
+    assert np.mean(kept) >= 0.95
 
 
 def test_what_it_looked_at_on_real_paraseptal_slices_lies_nearer_to_the_pleura(

@@ -17,8 +17,9 @@ from model.errors import InputError
 from model.slices import CLASSES, cross_validation
 from model.slices.__main__ import main
 from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
+from model.slices.calibration import find_lungs
 from model.slices.dataset import PATIENTS_FILE, read_slices
-from model.slices.images import read_slice
+from model.slices.images import as_hounsfield, read_slice
 from model.slices.networks import build_network
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 from model.slices.texture_training import TextureSettings
@@ -215,3 +216,10 @@ def test_simulate_makes_the_same_slices_with_one_worker_or_two(tmp_path: Path) -
     slices = read_slices(tmp_path / "one")
     assert slices.patients is not None
     assert slices.patients.tolist() == [row["patient"] for row in sorted(rows, key=lambda row: CLASSES.index(row["class"]))]
+
+
+def test_simulated_slices_can_be_calibrated_and_show_their_lungs() -> None:
+    for label in ("CLE", "NT"):
+        for one in slices_of_patient(seed=5, label=label, number=0, count=3):
+            hounsfield = as_hounsfield(one.picture)
+            assert -1000 < np.median(hounsfield[find_lungs(hounsfield, None)]) < -700
