@@ -187,7 +187,7 @@ def _share(shares: npt.NDArray[np.float64], air: float, level: float, lowest: fl
     return float(shares[max(first, 0) : last + 1].sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """One connected part of low attenuation inside the patient.
 
@@ -196,12 +196,14 @@ class _Part:
         area: as a share of the patient.
         parenchyma: share of its inside that is denser than gas.
         airway: it is small and lies in the middle, as trachea, main bronchi and oesophagus do.
+        left: its centre lies in the left half of the picture.
     """
 
     mask: Mask
     area: float
     parenchyma: float
     airway: bool
+    left: bool
 
 
 def find_lungs(hounsfield: Hounsfield, spacing_mm: float | None) -> Mask:
@@ -225,7 +227,11 @@ def find_lungs(hounsfield: Hounsfield, spacing_mm: float | None) -> Mask:
     if patient.mean() < _LEAST_PATIENT:
         raise InputError("slice", "no patient is seen in it", _SLICE)
     parts = _parts((smooth < _LUNG_BELOW_HU) & patient, smooth, patient)
-    kept = [part for part in parts if part.area >= 0.006 and part.parenchyma >= 0.05 and not part.airway]
+    large = [part for part in parts if part.area >= 0.006 and not part.airway]
+    kept = [part for part in large if part.parenchyma >= 0.05]
+    sides = {part.left for part in kept}
+    if kept:  # a lung may be one bulla; bowel gas lies below a lung
+        kept += [part for part in large if part.parenchyma < 0.05 and part.left not in sides]
     if sum(part.area for part in kept) < _LEAST_LUNG:
         raise InputError("slice", "no lungs are seen in it", f"{_SLICE} that shows the lungs")
     lungs = np.logical_or.reduce([part.mask for part in kept])
@@ -252,8 +258,9 @@ def _parts(low: Mask, smooth: npt.NDArray[np.float32], patient: Mask) -> list[_P
             continue  # air between the skin and a table, a fold or an arm
         inside = ndimage.binary_erosion(mask, _disk(2))
         parenchyma = float((smooth[inside] > _GAS_BELOW_HU).mean()) if inside.any() else 1.0
-        off_centre = abs(float(np.nonzero(mask)[1].mean()) - middle) / extent
-        parts.append(_Part(mask, float(sizes[index]), parenchyma, bool(off_centre < 0.14 and sizes[index] < 0.03)))
+        offset = (float(np.nonzero(mask)[1].mean()) - middle) / extent
+        airway = bool(abs(offset) < 0.14 and sizes[index] < 0.03)
+        parts.append(_Part(mask, float(sizes[index]), parenchyma, airway, offset < 0))
     return parts
 
 

@@ -71,11 +71,20 @@ def test_lungs_are_found_with_their_vessels_and_holes_and_without_the_trachea() 
 
 def test_gas_in_the_bowel_is_no_lung() -> None:
     hounsfield = chest()
-    hounsfield[LUNGS & (np.arange(320) > 160)] = 45
-    hounsfield[ellipse((140, 215), (30, 28))] = -1000
+    hounsfield[LUNGS & (np.arange(320) > 160) & (np.arange(320)[:, None] < 180)] = 45
+    gas = ellipse((125, 215), (25, 25))
+    hounsfield[gas] = -1000
     found = find_lungs(hounsfield.astype(np.float32), None)
-    assert not found[:, 170:].any()
+    assert not found[gas].any()
     assert found[:, :150].any()
+    assert found[190:, 180:].any(), "the lung behind it"
+
+
+def test_a_lung_that_is_one_bulla_is_kept() -> None:
+    hounsfield = chest()
+    left = LUNGS & (np.arange(320) > 160)
+    hounsfield[left] = -1000
+    assert find_lungs(hounsfield.astype(np.float32), None)[left].mean() > 0.95
 
 
 def head() -> np.ndarray:
