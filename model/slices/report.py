@@ -7,13 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
 from scipy import ndimage
 
 from ..errors import InputError
@@ -25,6 +23,9 @@ from .dataset import Slices
 from .images import Window, as_hounsfield, read_slice
 from .inputs import ASPECT, INPUT_SIZE, LungCrop, channels
 from .metrics import Performance, Rate, measure, wilson
+
+if TYPE_CHECKING:  # only diagrams need it
+    from matplotlib.figure import Figure
 
 NEAR_PLEURA_MM = 15.0
 LUNGS_WIDTH_MM = 270.0
@@ -255,6 +256,8 @@ def _lines(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> Iterat
 
 def reliability_figure(bars: Sequence[ReliabilityBin]) -> Figure:
     """Accuracy against the probability of the likeliest class."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     shown = [bar for bar in bars if bar.count]
@@ -276,6 +279,8 @@ def reliability_figure(bars: Sequence[ReliabilityBin]) -> Figure:
 
 def curves_figure(folds: Sequence[dict[str, Any]]) -> Figure:
     """Learning curves: loss of training, and loss and accuracy of the slices set aside, a line each fold."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, fold in enumerate(folds, start=1):
@@ -298,6 +303,8 @@ def curves_figure(folds: Sequence[dict[str, Any]]) -> Figure:
 
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file."""
+    import matplotlib
+
     stream = io.BytesIO()
     with matplotlib.rc_context({"font.size": 8}):
         figure.savefig(stream, format="png", dpi=200)
