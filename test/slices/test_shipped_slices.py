@@ -14,6 +14,7 @@ from model.slices.bundle import SliceClassifier
 from model.slices.images import as_hounsfield, read_slice
 from model.slices.report import WINDOWS, keeps_class, near_pleura
 from model.slices.simulated import slices_of_patient
+from test.conftest import need
 from test.slices.chest import chest
 
 
@@ -57,8 +58,7 @@ def test_what_it_looked_at_on_real_paraseptal_slices_lies_nearer_to_the_pleura(
     shared: Path, classifier: SliceClassifier
 ) -> None:
     folder = shared / "data" / "real-slices"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/data/real-slices")
+    need(folder.is_dir(), "the slices in ../shared/data/real-slices")
     with (folder / "patients.csv").open(newline="") as stream:
         files = [row["file"] for row in csv.DictReader(stream)]
     shares: dict[str, list[float]] = {"PSE": [], "PLE": []}
