@@ -49,7 +49,7 @@ def text_of_pdf(pdf: bytes, folder: Path) -> tuple[str, int]:
     """The text that Poppler reads, and the number of pages."""
     need(shutil.which("pdftotext") is not None, "pdftotext (Debian package poppler-utils)")
     (folder / "page.pdf").write_bytes(pdf)
-    done = subprocess.run(["pdftotext", "-layout", folder / "page.pdf", "-"], capture_output=True, text=True, check=True)
+    done = subprocess.run(["pdftotext", "-layout", folder / "page.pdf", "-"], capture_output=True, encoding="utf-8", check=True)
     return " ".join(done.stdout.split()), done.stdout.count("\f")
 
 

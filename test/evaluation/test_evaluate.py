@@ -94,7 +94,7 @@ def test_another_result_on_the_same_cases_is_compared(compared: tuple[Path, dict
 
 def test_tables_name_both_methods_and_escape_what_latex_would_read(compared: tuple[Path, dict[str, Any]]) -> None:
     output, _ = compared
-    markdown, latex = ((output / name).read_text() for name in ("tables.md", "tables.tex"))
+    markdown, latex = ((output / name).read_text(encoding="utf-8") for name in ("tables.md", "tables.tex"))
     assert "| Ours & co | Centrilobular | 60.00 |" in markdown
     assert "| theirs_2 | Centrilobular | 40.00 |" in markdown
     assert r"Ours \& co & Centrilobular & 60.00 &" in latex

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import locale
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -32,6 +34,17 @@ SCANNER_TAGS = {
 """With class, date and time of the study, series number, frame of reference and slice thickness: as a scanner has them."""
 
 
+@contextlib.contextmanager
+def locale_kept() -> Iterator[None]:
+    """SimpleITK's writer of DICOM switches the process's locale to C, also in fixtures that outlive a test."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@locale_kept()
 def write_dicom_series(
     image: sitk.Image,
     folder: Path,
