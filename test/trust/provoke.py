@@ -27,7 +27,7 @@ from model import subtyping, whole_files
 from model.container import algorithm, command, grand_challenge, reading
 from model.stages import Stage
 
-STAGES = tuple(stage for stage in Stage if stage not in (Stage.LUNGS, Stage.REPORT))
+STAGES = tuple(stage for stage in Stage if stage not in (Stage.LUNGS, Stage.DICOM, Stage.REPORT))
 """Those of process.py with a lung mask."""
 
 
