@@ -127,6 +127,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 COPY --from=viewer-environment /opt/venv /opt/venv
 COPY weights /opt/app/weights
 COPY model /opt/app/model
+COPY test/input /opt/app/test/input
 COPY viewer.py /opt/app/
 RUN /opt/venv/bin/python -m compileall -q /opt/app
 USER 1000

@@ -21,6 +21,9 @@ from model.viewing.access import Access
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_VIEWER_"
 LARGEST_UPLOAD_MB = 4096
+# A simulated case that a button on the page scores; the button is missing where the case is. No docstring here: Streamlit,
+# which runs this file, would show it on the page.
+EXAMPLE = Path(__file__).resolve().parent / "test" / "input"
 
 
 def build_parser() -> OneLineParser:
@@ -78,6 +81,7 @@ def run_page() -> None:
         PageOptions(
             bundle=(options.bundle,) if options.bundle else (MODEL_FOLDER, SHIPPED_WEIGHTS),
             slices_bundle=options.slices_bundle,
+            example=EXAMPLE,
             input=options.input,
             output=options.output,
             lungmask_weights=options.lungmask_weights,

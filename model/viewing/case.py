@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 import SimpleITK as sitk
 
 from .. import fleischner
 from ..container.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
+from ..container.report import report_page
 from ..container.results import CaseResult, case_result, read_results
 from ..errors import InputError
 from ..imaging.geometry import ImageGeometry, Orientation
+from ..imaging.memory import available_memory
 from ..imaging.readers import read_volume
 from ..imaging.scan import Scan
 from ..lungs.segmentation import segment_lungs
-from ..rendering import preview
+from ..rendering import View, preview, three_planes
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
 from .uploads import Upload, private_folder, read_upload
+from .volumes import levels
 
 ENTITY = "scan"
 """What an uploaded scan is called in results: never by its file's name."""
+
+HISTOGRAM_HU = (-1050, -400)
+HISTOGRAM_BIN_HU = 10
 
 SUBTYPES = tuple(subtype.name for subtype in fleischner.SUBTYPES)
 
@@ -35,24 +46,69 @@ class ViewedCase:
     Attributes:
         result: as in `results.json`, with metrics.
         hounsfield: z, y, x in the patient's frame; HU; None where the CT is not there.
+        lung: on the same grid; None where the mask is not there, or lies on another grid.
         maps: activation map of each subtype, on the same grid; uint8 or float 0 to 1.
         spacing: z, y, x; mm.
         map_files: the maps as .mha files.
         overview: a PNG file of the most affected slices; None for a finished case, which may have one of its own.
+        report: the page to print, a PDF file; likewise.
     """
 
     result: CaseResult
     hounsfield: np.ndarray | None
+    lung: npt.NDArray[np.bool_] | None
     maps: dict[str, np.ndarray]
     spacing: tuple[float, float, float]
     map_files: dict[str, bytes]
     overview: bytes | None
+    report: bytes | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels z, y, x."""
         z, y, x = next(iter(self.maps.values())).shape
         return z, y, x
+
+    @cached_property
+    def most_affected_level(self) -> int:
+        """The axial slice with the most activation, from 0 at the base; the middle one where there is none."""
+        burden = sum(activation.sum(axis=(1, 2), dtype=np.float64) for activation in self.maps.values())
+        return int(np.argmax(burden)) if np.any(burden) else self.shape[0] // 2
+
+    @cached_property
+    def browser_volumes(self) -> tuple[dict[str, bytes], ...]:
+        """What the browser shows in linked planes: see `model.viewing.volumes.levels`."""
+        return tuple(levels(self))
+
+    @cached_property
+    def percent_by_height(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Mean activation of each subtype inside the lung, in percent, of each axial slice; NaN where there is no lung.
+
+        Empty without a lung mask.
+        """
+        if self.lung is None:
+            return {}
+        voxels = self.lung.sum(axis=(1, 2), dtype=np.float64)
+        voxels[voxels == 0] = np.nan
+        return {
+            subtype: 100 * activation.sum(axis=(1, 2), dtype=np.float64) / voxels / (255 if activation.dtype == np.uint8 else 1)
+            for subtype, activation in self.maps.items()
+        }
+
+    @cached_property
+    def histogram(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Lower bounds of HU bins, and the percent of the lung's voxels in each; None without CT or mask.
+
+        The first and last bins also hold what lies beyond.
+        """
+        if self.hounsfield is None or self.lung is None:
+            return None
+        low, high = HISTOGRAM_HU
+        counts = np.zeros((high - low) // HISTOGRAM_BIN_HU)
+        for level, inside in zip(self.hounsfield, self.lung, strict=True):
+            bins = (level[inside].clip(low, high - 1).astype(np.int64) - low) // HISTOGRAM_BIN_HU
+            counts += np.bincount(bins, minlength=len(counts))
+        return np.arange(low, high, HISTOGRAM_BIN_HU, dtype=np.float64), 100 * counts / counts.sum()
 
 
 def score_uploads(
@@ -78,7 +134,19 @@ def score_uploads(
         maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
         files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}
         overview = preview(scan, subtyping, ENTITY, subtyper.metadata.trained_on)
-    return ViewedCase(result, scan.hounsfield, maps, scan.spacing, files, overview)
+        report, _ = report_page(result, three_planes(View.of(scan, subtyping)))
+        case = ViewedCase(result, scan.hounsfield, scan.lung, maps, scan.spacing, files, overview, report)
+        _ = case.browser_volumes  # made once, before the page is drawn
+    return case
+
+
+def example_files(folder: Path) -> tuple[list[Upload], list[Upload]] | None:
+    """CT and lung mask of the example case, as if they had been uploaded; None where the folder does not hold it."""
+    if not folder.is_dir():
+        return None
+    case = find_cases(folder)[0]
+    ct, mask = ([Upload(path.name, path.read_bytes())] for path in case.files)
+    return ct, mask
 
 
 def _mha(image: sitk.Image) -> bytes:
@@ -103,6 +171,43 @@ def finished_cases(output: Path) -> dict[str, CaseResult]:
     return scored
 
 
+@contextmanager
+def unpacked_output(archive: Upload) -> Iterator[Path]:
+    """The folder in an uploaded .zip that holds `results.json`, for the length of the block, in a private folder.
+
+    Only `results.json` and the maps are unpacked.
+
+    Raises:
+        InputError: it is no .zip of a finished output, or too large for the memory.
+    """
+    expected = "a .zip of what process.py wrote: results.json and images"
+    with private_folder() as folder:
+        try:
+            with zipfile.ZipFile(io.BytesIO(archive.content)) as opened:
+                files = {PurePosixPath(member.filename): member for member in opened.infolist() if not member.is_dir()}
+                tops = sorted((path.parent for path in files if path.name == RESULTS_FILE), key=lambda top: len(top.parts))
+                if not tops:
+                    raise InputError("upload", f"no {RESULTS_FILE} in the .zip", expected)
+                wanted = {
+                    path.relative_to(tops[0]): member
+                    for path, member in files.items()
+                    if path == tops[0] / RESULTS_FILE or (path.suffix == ".mha" and path.is_relative_to(tops[0] / "images"))
+                }
+                size, free = sum(member.file_size for member in wanted.values()), available_memory()
+                if size > free // 2:
+                    found = f"the .zip unpacks to {size / 2**30:.1f} GiB"
+                    raise InputError("upload", found, f"at most half of the {free / 2**30:.1f} GiB of memory that are free")
+                for path, member in wanted.items():
+                    if ".." in path.parts or path.is_absolute():
+                        raise InputError("upload", "a file in the .zip lies outside of it", expected)
+                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                    with opened.open(member) as stream:
+                        (folder / path).write_bytes(stream.read(member.file_size))
+        except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+            raise InputError("upload", f"the .zip cannot be unpacked ({type(error).__name__})", expected) from error
+        yield folder
+
+
 def open_finished(output: Path, result: CaseResult, inputs: Path | None) -> ViewedCase:
     """Open a case of a finished output folder, with its CT where `inputs`, the folder that was scored, still holds it.
 
@@ -115,19 +220,28 @@ def open_finished(output: Path, result: CaseResult, inputs: Path | None) -> View
         path = map_path(output, subtype, entity)
         maps[subtype], files[subtype] = read_volume(path).image, path.read_bytes()
     geometry = ImageGeometry.of(maps[SUBTYPES[0]])
-    hounsfield = _ct_of(entity, inputs, geometry)
+    hounsfield, lung = _scan_of(entity, inputs, geometry)
     orientation = Orientation.of(geometry)
     arrays = {subtype: orientation.to_patient(sitk.GetArrayFromImage(image)) for subtype, image in maps.items()}
-    return ViewedCase(result, hounsfield, arrays, orientation.spacing(geometry), files, None)
+    return ViewedCase(result, hounsfield, lung, arrays, orientation.spacing(geometry), files, None)
 
 
-def _ct_of(entity: str, inputs: Path | None, geometry: ImageGeometry) -> np.ndarray | None:
+def _scan_of(
+    entity: str, inputs: Path | None, geometry: ImageGeometry
+) -> tuple[np.ndarray | None, npt.NDArray[np.bool_] | None]:
+    """CT and lung mask of a case that was scored, as far as they are still there and lie on the grid of its maps."""
     if inputs is None or not inputs.is_dir():
-        return None
+        return None, None
     case: Case | None = next((case for case in find_cases(inputs, segment_lungs=True) if case.entity == entity), None)
     if case is None:
-        return None
+        return None, None
     ct = read_volume(case.ct)
     if not ct.geometry.same_grid(geometry):
         raise InputError(case.ct, "it lies on another grid than the maps of its name", "the CT that was scored")
-    return Orientation.of(ct.geometry).to_patient(sitk.GetArrayFromImage(ct.image))
+    to_patient = Orientation.of(ct.geometry).to_patient
+    lung = None
+    if case.lung_mask is not None:
+        mask = read_volume(case.lung_mask)
+        if mask.geometry.same_grid(geometry):
+            lung = to_patient(sitk.GetArrayFromImage(mask.image) > 0)
+    return to_patient(sitk.GetArrayFromImage(ct.image)), lung

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,7 +38,9 @@ PATIENT = "DOE_JANE"
 OTHER_PATIENT = "ROE_RICHARD"
 PASSWORD = "correct horse"
 SCORING_MS = 300_000
-expect.set_options(timeout=60_000)  # a busy machine answers late
+CT, MASK, FINISHED, SLICE = range(4)
+"""The page's upload fields, in their order."""
+expect.set_options(timeout=180_000)  # a busy machine answers late
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,13 @@ class Server:
     """A viewer that runs."""
 
     url: str
-    log: Path
+    folder: Path
     temporary: Path
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.folder / "log"
 
 
 @contextmanager
@@ -66,7 +74,7 @@ def serving(folder: Path, *arguments: str | Path, **environment: str) -> Iterato
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_up(url, process)
-            yield Server(url, folder / "log", temporary)
+            yield Server(url, folder, temporary)
         finally:
             process.terminate()
             process.wait(60)
@@ -110,7 +118,8 @@ def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sitk.WriteImage(sound, str(folder / f"{OTHER_PATIENT}.mha"), useCompression=True)
     Image.fromarray(LUNG_WINDOW.grey(chest())).save(folder / f"{PATIENT}.png")
     (folder / f"{PATIENT}_broken.mha").write_bytes((folder / f"{PATIENT}.mha").read_bytes()[:5000])
-    (folder / f"{PATIENT}_broken.png").write_bytes(b"nonsense")
+    for suffix in ("png", "zip"):
+        (folder / f"{PATIENT}_broken.{suffix}").write_bytes(b"nonsense")
     return folder
 
 
@@ -139,7 +148,7 @@ def opened(browser: Browser, url: str) -> Page:
 
 
 def upload(page: Page, number: int, path: Path) -> None:
-    """Give a file to one of the page's fields: 0 the CT, 1 the mask, 2 the slice."""
+    """Give a file to one of the page's fields: `CT`, `MASK`, `FINISHED` or `SLICE`."""
     field = page.get_by_test_id("stFileUploader").nth(number)
     field.locator("input[type=file]").set_input_files(path)
     expect(remover(page, path)).to_be_visible()
@@ -157,9 +166,9 @@ def score(page: Page) -> None:
 
 
 def scored(page: Page, files: Path, with_mask: bool) -> None:
-    upload(page, 0, files / f"{PATIENT}.mha")
+    upload(page, CT, files / f"{PATIENT}.mha")
     if with_mask:
-        upload(page, 1, files / f"{PATIENT}_lungs.nii.gz")
+        upload(page, MASK, files / f"{PATIENT}_lungs.nii.gz")
     score(page)
     expect(page.get_by_text("LAA-950", exact=True).first).to_be_visible(timeout=SCORING_MS)
 
@@ -168,6 +177,12 @@ def downloaded(page: Page, label: str) -> bytes:
     with page.expect_download() as download:
         page.get_by_role("button", name=label).first.click()
     return Path(download.value.path()).read_bytes()
+
+
+def level_shown(panel: Locator) -> int:
+    caption = panel.get_by_text(re.compile(r"^axial slice \d+ of 100$"))
+    expect(caption).to_be_visible()
+    return int(caption.inner_text().split()[2])
 
 
 def nothing_was_kept(server: Server) -> None:
@@ -183,14 +198,21 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     panel = page.get_by_role("tabpanel", name="CT scan")
     expect(panel.get_by_text("3 (moderate)")).to_be_visible()
     expect(panel.get_by_role("cell", name="right", exact=True)).to_be_visible()
-    expect(panel.get_by_text("axial slice 50 of 100")).to_be_visible()
+    panel.get_by_text("One plane, labelled, to download").click()
     shown = panel.get_by_test_id("stImage").locator("img").first
     before = shown.get_attribute("src")
+    number = level_shown(panel)
+    assert 42 < number <= 62, "the page opens at the level with the most emphysema"
     panel.get_by_role("slider", name="Slice").first.press("ArrowRight")
-    expect(panel.get_by_text("axial slice 51 of 100")).to_be_visible()
+    expect(panel.get_by_text(f"axial slice {number + 1} of 100")).to_be_visible()
     assert shown.get_attribute("src") != before
     panel.get_by_text("coronal", exact=True).first.click()
     expect(panel.get_by_text("coronal slice 64 of 128")).to_be_visible()
+    panel.get_by_text("axial", exact=True).first.click()
+    expect(panel.get_by_text(f"axial slice {number + 1} of 100")).to_be_visible()
+    panel.get_by_text("Lung contour").click()
+    panel.get_by_text("Side by side").click()
+    expect(shown).to_be_visible()
 
     (result,) = json.loads(downloaded(page, "Results (JSON)"))
     assert result["metrics"]["cle_severity_score"] == 3
@@ -198,6 +220,8 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     assert PATIENT not in json.dumps(result)
     picture = np.asarray(Image.open(io.BytesIO(downloaded(page, "This slice (PNG)"))))
     assert (abs(picture.astype(int) - [211, 120, 28]).max(axis=2) < 30).any(), "the map is drawn over the CT"
+    assert downloaded(page, "Results (CSV)").startswith(b"\xef\xbb\xbfentity,cle_severity_score")
+    assert downloaded(page, "Page to print (PDF)").startswith(b"%PDF")
     content = downloaded(page, "Centrilobular map (.mha)")
     assert PATIENT.encode() not in content
     assert content.startswith(b"ObjectType = Image")
@@ -208,6 +232,7 @@ def shows_no_result(page: Page) -> None:
     panel = page.get_by_role("tabpanel", name="CT scan")
     expect(panel.get_by_text("LAA-950", exact=True)).to_have_count(0)
     expect(panel.get_by_test_id("stImage")).to_have_count(0)
+    expect(panel.locator("iframe")).to_have_count(0)
     expect(panel.get_by_role("heading", name="Scan: ")).to_have_count(0)
 
 
@@ -221,7 +246,7 @@ def test_no_scan_is_shown_under_the_name_of_another(page: Page, files: Path) -> 
     remover(page, first).click()
     expect(remover(page, first)).to_have_count(0)
     shows_no_result(page)
-    upload(page, 0, second)
+    upload(page, CT, second)
     expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
     shows_no_result(page)
 
@@ -236,7 +261,7 @@ def test_no_scan_is_shown_under_the_name_of_another(page: Page, files: Path) -> 
 
     score(page)
     expect(panel.get_by_role("heading", name=f"Scan: {second.name}")).to_be_visible(timeout=SCORING_MS)
-    upload(page, 0, first)  # a second file beside the first: other input, too
+    upload(page, CT, first)  # a second file beside the first: other input, too
     expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
     shows_no_result(page)
 
@@ -258,7 +283,7 @@ def test_lungs_are_found_where_no_mask_comes_with_the_scan(page: Page, server: S
 
 
 def test_a_broken_scan_shows_what_is_wrong_and_leaves_nothing(page: Page, server: Server, files: Path) -> None:
-    upload(page, 0, files / f"{PATIENT}_broken.mha")
+    upload(page, CT, files / f"{PATIENT}_broken.mha")
     score(page)
     message = page.get_by_test_id("stAlert").filter(has_text="expected")
     expect(message).to_be_visible(timeout=SCORING_MS)
@@ -269,7 +294,7 @@ def test_a_broken_scan_shows_what_is_wrong_and_leaves_nothing(page: Page, server
 
 def test_a_slice_is_uploaded_and_answered_and_a_broken_one_refused(page: Page, server: Server, files: Path) -> None:
     page.get_by_role("tab", name="Single slice").click()
-    upload(page, 2, files / f"{PATIENT}.png")
+    upload(page, SLICE, files / f"{PATIENT}.png")
     expect(page.get_by_text("what spoke for the answer")).to_be_visible(timeout=SCORING_MS)
     answer = json.loads(downloaded(page, "Class and probabilities"))
     assert list(answer["probabilities"]) == list(CLASSES)
@@ -277,7 +302,7 @@ def test_a_slice_is_uploaded_and_answered_and_a_broken_one_refused(page: Page, s
         expect(page.get_by_text(re.compile(rf"{label}, .*: {100 * share:.1f} %"))).to_be_visible()
     remover(page, files / f"{PATIENT}.png").click()
     expect(page.get_by_text("what spoke for the answer")).to_have_count(0)
-    upload(page, 2, files / f"{PATIENT}_broken.png")
+    upload(page, SLICE, files / f"{PATIENT}_broken.png")
     expect(page.get_by_text("slice.png: not a picture that can be read")).to_be_visible()
     nothing_was_kept(server)
 
@@ -285,11 +310,27 @@ def test_a_slice_is_uploaded_and_answered_and_a_broken_one_refused(page: Page, s
 def test_a_finished_output_is_opened_with_its_ct(page: Page) -> None:
     page.get_by_role("tab", name="Finished output").click()
     panel = page.get_by_role("tabpanel", name="Finished output")
-    expect(panel.get_by_text("axial slice 50 of 100")).to_be_visible()
+    expect(panel.get_by_role("heading", name="Scan: finished-case")).to_be_visible()
+    panel.get_by_text("One plane, labelled, to download").click()
+    assert 42 < level_shown(panel) <= 62
     expect(panel.get_by_text("3 (moderate)")).to_be_visible()
     expect(panel.get_by_text("was not found")).to_have_count(0)
     (result,) = json.loads(downloaded(page, "Results (JSON)"))
     assert result["entity"] == "finished-case"
+
+
+def test_a_zip_of_a_finished_output_is_opened_and_a_broken_one_refused(page: Page, server: Server, files: Path) -> None:
+    page.get_by_role("tab", name="Finished output").click()
+    panel = page.get_by_role("tabpanel", name="Finished output")
+    upload(page, FINISHED, files / f"{PATIENT}_broken.zip")
+    expect(panel.get_by_text("upload: the .zip cannot be unpacked")).to_be_visible()
+    remover(page, files / f"{PATIENT}_broken.zip").click()
+    archive = shutil.make_archive(str(files / f"{PATIENT}_output"), "zip", server.folder / "output")
+    upload(page, FINISHED, Path(archive))
+    expect(panel.get_by_role("heading", name="Scan: finished-case")).to_be_visible()
+    expect(panel.get_by_text("3 (moderate)")).to_be_visible()
+    expect(panel.get_by_text("The CT of this case was not found")).to_be_visible()
+    nothing_was_kept(server)
 
 
 def test_the_page_is_closed_to_what_comes_through_a_tunnel(browser: Browser, server: Server) -> None:
@@ -322,7 +363,7 @@ def test_missing_weights_are_said_on_the_page(browser: Browser, files: Path, tmp
     missing = tmp_path / "none"
     with serving(tmp_path / "server", "--bundle", missing, "--slices-bundle", missing) as server:
         page = opened(browser, server.url)
-        upload(page, 0, files / f"{PATIENT}.mha")
+        upload(page, CT, files / f"{PATIENT}.mha")
         score(page)
         expect(page.get_by_text("no weight bundle; expected")).to_be_visible(timeout=SCORING_MS)
         page.get_by_role("tab", name="Single slice").click()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.rendering import COLOURS
 from model.slices.images import Window
-from model.viewing.planes import LARGEST_SIDE, PlaneName, heat_over, plane_picture, png
+from model.viewing.planes import LARGEST_SIDE, LUNG_COLOUR, PlaneName, heat_over, labelled, plane_picture, png
 
 SHAPE = (4, 6, 8)
 
@@ -74,6 +75,33 @@ def test_the_window_decides_what_is_seen() -> None:
     volume = np.full(SHAPE, -900, np.int16)
     grey = [plane_picture(volume, {}, "axial", 0, (1.0, 1.0, 1.0), window)[0, 0, 0] for window in (Window(), Window(-875, 350))]
     assert grey == [76, 109]
+
+
+def test_lung_and_maps_are_outlined_and_paraseptal_maps_dashed() -> None:
+    volume = np.full((1, 12, 12), -600, np.int16)
+    region = np.zeros(volume.shape, bool)
+    region[0, 2:10, 2:10] = True
+    spacing = (1.0, 1.0, 1.0)
+    lungs = plane_picture(volume, {}, "axial", 0, spacing, lung=region)
+    assert (lungs == LUNG_COLOUR).all(axis=2).sum() == 4 * 7, "the border of 8 x 8 pixels"
+    border = {}
+    for subtype, colour in (("centrilobular", [255, 120, 0]), ("paraseptal", [0, 170, 255])):
+        active = {subtype: np.where(region, 255, 0).astype(np.uint8)}
+        picture = plane_picture(volume, active, "axial", 0, spacing, opacity=0.5, outlined=True)
+        border[subtype] = (picture == colour).all(axis=2).sum()
+    assert border["centrilobular"] == 28
+    assert 7 <= border["paraseptal"] <= 21
+
+
+def test_a_labelled_picture_has_a_scale_bar_of_its_length() -> None:
+    black = np.zeros((300, 600, 3), np.uint8)
+    picture = labelled(black, "coronal", 300.0, "scan", ["centrilobular"], contour=True, notes=("slice 3",))
+    left_half = picture[: -2 * 24, :300]  # without the lines below
+    longest = max(int(row.all(axis=1).sum()) for row in (left_half == 255).astype(bool)[60:])
+    assert longest == pytest.approx(2 * 100, abs=4), "100 mm at 2 pixels a mm"
+    assert picture.shape[1] == 600
+    assert (picture == COLOURS["centrilobular"]).all(axis=2).any(), "the legend"
+    assert (picture == LUNG_COLOUR).all(axis=2).any()
 
 
 def test_a_png_holds_the_picture() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import SimpleITK as sitk
 from model.container.schema import to_json
 from model.errors import InputError
 from model.subtyping import EmphysemaSubtyper
-from model.viewing.case import finished_cases, open_finished, score_uploads
+from model.viewing import case as viewed
+from model.viewing.case import finished_cases, open_finished, score_uploads, unpacked_output
 from model.viewing.uploads import Upload
 from test.phantom import Phantom
 from test.viewing.conftest import write_finished_case
@@ -38,6 +41,8 @@ def test_an_upload_is_scored_as_process_py_scores_it(finished: Path, bundle: Pat
     assert "DOE" not in json.dumps(to_json(case.result))
     assert case.overview is not None
     assert case.overview.startswith(b"\x89PNG")
+    assert case.report is not None
+    assert case.report.startswith(b"%PDF")
 
 
 def test_without_a_mask_the_lungs_are_found_and_the_result_says_so(finished: Path, bundle: Path) -> None:
@@ -71,6 +76,55 @@ def test_a_finished_output_is_opened_with_its_ct_in_the_patients_frame(finished:
 def test_a_finished_output_without_its_ct_still_shows_its_maps(finished: Path) -> None:
     results = finished_cases(finished / "output")
     assert open_finished(finished / "output", results["case"], None).hounsfield is None
+
+
+def test_percent_by_height_and_histogram_are_of_the_lung_alone(finished: Path, lesioned: Phantom) -> None:
+    case = open_finished(finished / "output", finished_cases(finished / "output")["case"], finished / "input")
+    np.testing.assert_array_equal(case.lung, lesioned.lungs > 0)
+    percent = case.percent_by_height["centrilobular"]
+    inside = (lesioned.lungs > 0).any(axis=(1, 2))
+    np.testing.assert_array_equal(np.isnan(percent), ~inside)
+    assert percent[45:60].min() > 30, "the right lung is emphysema there"
+    assert percent[inside][:10].max() < 5
+    assert 42 <= case.most_affected_level < 62
+    assert case.histogram is not None
+    bounds, shares = case.histogram
+    sick = np.count_nonzero((lesioned.hounsfield == -1000) & (lesioned.lungs > 0)) / np.count_nonzero(lesioned.lungs)
+    assert shares[bounds == -1000] == pytest.approx(100 * sick)
+    assert shares[bounds == -860] == pytest.approx(100 * (1 - sick))
+
+
+def archive_of(folder: Path, top: str, *outside: str) -> Upload:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, f"{top}{path.relative_to(folder)}")
+        for name in outside:
+            archive.writestr(name, "text")
+    return Upload("DOE_JANE.zip", buffer.getvalue())
+
+
+@pytest.mark.parametrize("top", ["", "DOE_JANE/output/"])
+def test_a_zip_of_an_output_is_opened_and_leaves_nothing(finished: Path, top: str) -> None:
+    with unpacked_output(archive_of(finished / "output", top)) as folder:
+        results = finished_cases(folder)
+        case = open_finished(folder, results["case"], None)
+    assert not folder.exists()
+    assert case.maps["centrilobular"].max() > 200
+
+
+def test_a_zip_that_is_no_output_or_reaches_outside_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(upload: Upload) -> str:
+        with pytest.raises(InputError) as refused, unpacked_output(upload):
+            pass
+        return str(refused.value)
+
+    assert refusal(Upload("DOE.zip", b"nonsense")).startswith("upload: the .zip cannot be unpacked (BadZipFile)")
+    assert refusal(archive_of(finished / "input", "")).startswith("upload: no results.json in the .zip")
+    assert "lies outside of it" in refusal(archive_of(finished / "output", "", "images/../../evil.mha"))
+    monkeypatch.setattr(viewed, "available_memory", lambda: 1000)
+    assert "the .zip unpacks to" in refusal(archive_of(finished / "output", ""))
 
 
 def test_a_folder_that_is_no_output_is_refused_by_name(tmp_path: Path) -> None:

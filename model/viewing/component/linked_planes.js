@@ -1,0 +1,208 @@
+// Three linked planes of a CT with its activation maps and lung contour, drawn by NiiVue inside a Streamlit page.
+// Streamlit sends: volumes (first coarse, then fine: name -> path of a NIfTI file), colours, windows, title, start (mm), level.
+"use strict";
+
+const element = (id) => document.getElementById(id);
+const MAPS = ["centrilobular", "paraseptal"];
+const BAR_LENGTHS = [200, 100, 50, 20, 10, 5, 2, 1]; // mm
+const began = performance.now();
+let viewer = null;
+let args = null;
+let wanted = ""; // which volumes the page asked for last
+let work = Promise.resolve(); // one load at a time
+
+function tellStreamlit(type, content) {
+  window.parent.postMessage({ isStreamlitMessage: true, type: `streamlit:${type}`, ...content }, "*");
+}
+
+async function fetched(path) {
+  const address = new URL(`../..${path}`, window.location.href.replace(/[^/]*$/, ""));
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`the volume was not sent (${answer.status})`);
+  return answer.arrayBuffer();
+}
+
+function colourMap([red, green, blue]) {
+  return { R: [red, red], G: [green, green], B: [blue, blue], A: [0, 255], I: [0, 255] };
+}
+
+async function show(level, asked) {
+  const names = ["ct", ...MAPS, "contour"].filter((name) => level[name]);
+  const buffers = await Promise.all(names.map((name) => fetched(level[name])));
+  const loaded = [];
+  for (const [place, name] of names.entries()) {
+    loaded.push(await niivue.NVImage.loadFromUrl({
+      url: buffers[place], name: name === "ct" ? "ct.nii" : `${name}.nii.gz`, colormap: name === "ct" ? "gray" : name,
+    }));
+  }
+  if (asked !== wanted) return; // another scan was asked for meanwhile
+  const first = element("stage").dataset.shown !== asked;
+  const place = first ? args.start : viewer.frac2mm(viewer.scene.crosshairPos);
+  loaded.forEach((volume, number) => { volume.role = names[number]; apply(volume); });
+  [viewer.volumes, viewer.back, viewer.overlays] = [loaded, loaded[0], loaded.slice(1)]; // at once: each addVolume would draw
+  viewer.updateGLVolume();
+  viewer.scene.crosshairPos = viewer.mm2frac([place[0], place[1], place[2]]);
+  viewer.drawScene();
+  viewer.createOnLocationChange();
+  element("stage").dataset.shown = asked;
+  element("stage").style.visibility = "visible";
+}
+
+function apply(volume) {
+  if (volume.role === "ct") {
+    const centre = Number(element("centre").value), width = Math.max(Number(element("width").value), 1);
+    volume.cal_min = centre - width / 2;
+    volume.cal_max = centre + width / 2;
+  } else if (volume.role === "contour") {
+    volume.cal_min = 0.3;
+    volume.cal_max = 1;
+    volume.opacity = element("contour").checked ? 1 : 0;
+  } else {
+    volume.cal_min = 2.55 * Math.max(Number(element("threshold").value), 1);
+    volume.cal_max = 255;
+    volume.opacity = element(volume.role).checked ? Number(element("opacity").value) / 100 : 0;
+  }
+}
+
+function applyAll() {
+  viewer.volumes.forEach(apply);
+  viewer.updateGLVolume();
+}
+
+function report(location) {
+  const value = Object.fromEntries(viewer.volumes.map((volume, number) => [volume.role, location.values[number].value]));
+  const [x, y, z] = location.mm;
+  const side = (number, less, more) => `${Math.abs(number).toFixed(0)} mm ${number < 0 ? less : more}`;
+  const parts = [`${side(x, "left", "right")}`, side(y, "posterior", "anterior"), `${z.toFixed(0)} mm above the first slice`];
+  if (args.has_ct) parts.push(`${value.ct.toFixed(0)} HU`);
+  for (const name of MAPS) if (value[name] !== undefined) parts.push(`${name} ${(value[name] / 255).toFixed(2)}`);
+  element("readout").textContent = parts.join(" \u00b7 ");
+  drawScaleBar();
+}
+
+// The length of the scale bar, measured where the first plane is drawn, so that zoom and window size count.
+function drawScaleBar() {
+  const tile = viewer.screenSlices[0];
+  if (!tile || !viewer.volumes.length) return;
+  const [left, top, width, height] = tile.leftTopWidthHeight;
+  const [x, y] = [left + width / 2, top + height / 2];
+  const [from, to] = [viewer.frac2mm(viewer.canvasPos2frac([x, y])), viewer.frac2mm(viewer.canvasPos2frac([x + width / 4, y]))];
+  const millimetres = Math.hypot(to[0] - from[0], to[1] - from[1], to[2] - from[2]);
+  const pixelsPerMillimetre = width / 4 / (viewer.uiData.dpr || 1) / millimetres;
+  const length = BAR_LENGTHS.find((candidate) => candidate * pixelsPerMillimetre <= 160) || 1;
+  element("bar").style.width = `${length * pixelsPerMillimetre}px`;
+  element("length").textContent = `${length} mm`;
+}
+
+async function start() {
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    element("readout").textContent = "This browser has no WebGL 2. Choose \u201cOne plane\u201d above.";
+    return;
+  }
+  viewer = new niivue.Niivue({
+    isRadiologicalConvention: true, sagittalNoseLeft: true, showAllOrientationMarkers: true, fontColor: [1, 1, 1, 1], crosshairColor: [0.95, 0.85, 0.2, 0.8], crosshairWidth: 1,
+    crosshairWidthUnit: "mm", crosshairGap: 8, backColor: [0, 0, 0, 1], dragMode: 9, dragAndDropEnabled: false,
+    multiplanarShowRender: 0, isResizeCanvas: true, logLevel: "error", loadingText: "",
+  });
+  await viewer.attachToCanvas(element("canvas"));
+  viewer.onLocationChange = report;
+  for (const [name, colour] of Object.entries(args.colours)) viewer.addColormap(name, colourMap(colour));
+  showPlanes(3);
+}
+
+function showPlanes(planes) {
+  if (planes !== 3) viewer.clearCustomLayout();
+  viewer.setSliceType(planes);
+  if (planes === 3) {
+    viewer.setCustomLayout([
+      { sliceType: 0, position: [0, 0, 0.56, 1] },
+      { sliceType: 1, position: [0.56, 0, 0.44, 0.5] },
+      { sliceType: 2, position: [0.56, 0.5, 0.44, 0.5] },
+    ]);
+  }
+  drawScaleBar();
+}
+
+async function load(asked) {
+  if (asked !== wanted) return;
+  try {
+    if (!viewer) await start();
+    if (!viewer) return;
+    for (const [number, level] of JSON.parse(asked).entries()) {
+      await show(level, asked);
+      if (asked !== wanted) return;
+      document.body.dataset.level = number;
+      document.body.dataset.milliseconds = Math.round(performance.now() - began);
+      await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
+    }
+  } catch (error) {
+    element("readout").textContent = `The volumes cannot be shown: ${error.message}`;
+  }
+}
+
+function setUp() {
+  const preset = element("preset");
+  for (const name of [...Object.keys(args.windows), "other"]) preset.add(new Option(name, name));
+  const take = () => {
+    const window_ = args.windows[preset.value];
+    if (!window_) return;
+    [element("centre").value, element("width").value] = window_;
+  };
+  take();
+  preset.addEventListener("change", () => { take(); applyAll(); });
+  for (const id of ["centre", "width"]) element(id).addEventListener("change", () => { preset.value = "other"; applyAll(); });
+  for (const id of [...MAPS, "opacity", "threshold", "contour"]) element(id).addEventListener("change", applyAll);
+  element("planes").addEventListener("change", (event) => showPlanes(Number(event.target.value)));
+  element("drag").addEventListener("change", (event) => { viewer.opts.dragModePrimary = Number(event.target.value); });
+  const zoom = () => {
+    const [x, y, z] = viewer.scene.pan2Dxyzmm;
+    viewer.setPan2Dxyzmm([x, y, z, Number(element("zoom").value)]);
+    drawScaleBar();
+  };
+  element("zoom").addEventListener("input", zoom);
+  element("reset").addEventListener("click", () => {
+    element("zoom").value = 1;
+    viewer.setPan2Dxyzmm([0, 0, 0, 1]);
+    viewer.scene.crosshairPos = viewer.mm2frac(args.start);
+    viewer.drawScene();
+    viewer.createOnLocationChange();
+  });
+  // Voxels along the patient's right, front and head; the patient's right lies on the left of the picture.
+  const STEPS = { ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
+                  PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
+  element("canvas").addEventListener("keydown", (event) => {
+    const step = STEPS[event.key];
+    if (!step || !viewer.volumes.length) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    viewer.moveCrosshairInVox(...step);
+  }, true);
+  const swatch = (name, label) => {
+    const mark = document.createElement("i");
+    mark.style.background = `rgb(${args.colours[name].join(",")})`;
+    element("legend").append(mark, label);
+  };
+  for (const name of MAPS) swatch(name, name);
+  if (args.volumes[0].contour) swatch("contour", "lung contour");
+  element("contour").disabled = !args.volumes[0].contour;
+}
+
+window.addEventListener("message", (event) => {
+  if (event.data.type !== "streamlit:render") return;
+  const first = args === null;
+  args = event.data.args;
+  if (first) {
+    setUp();
+    const fit = () => tellStreamlit("setFrameHeight", { height: element("all").scrollHeight });
+    new ResizeObserver(fit).observe(element("all"));
+  }
+  element("name").textContent = args.title;
+  const asked = JSON.stringify(args.volumes);
+  if (asked === wanted) return;
+  wanted = asked;
+  element("stage").style.visibility = "hidden"; // no scan under the name of another
+  element("readout").textContent = "Loading";
+  delete document.body.dataset.level;
+  work = work.then(() => load(asked));
+});
+tellStreamlit("componentReady", { apiVersion: 1 });
