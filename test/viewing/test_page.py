@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 
 from model.slices import CLASSES
 from model.slices.bundle import SliceMetadata, write_bundle
@@ -93,9 +93,14 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright, chromium: str) -> Browser:
+    return playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +144,21 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     page.close()
 
 
+@pytest.fixture
+def page_with_webgl(playwright: Playwright, chromium: str, server: Server) -> Iterator[Page]:
+    """A page in a browser that computes WebGL in software; a browser without a GPU has none by default."""
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    yield opened(browser, server.url)
+    browser.close()
+
+
 def opened(browser: Browser, url: str) -> Page:
     page = browser.new_page(viewport={"width": 1400, "height": 1400}, accept_downloads=True)
     page.set_default_timeout(120_000)
     page.goto(url)
     expect(page.get_by_role("heading", name="Emphysema subtyping on chest CT")).to_be_visible()
+    expect(page.locator("[data-test-script-state=notRunning]")).to_be_attached()  # a file given before that can get lost
     return page
 
 
@@ -331,6 +346,64 @@ def test_a_zip_of_a_finished_output_is_opened_and_a_broken_one_refused(page: Pag
     expect(panel.get_by_text("3 (moderate)")).to_be_visible()
     expect(panel.get_by_text("The CT of this case was not found")).to_be_visible()
     nothing_was_kept(server)
+
+
+def test_the_example_is_scored_and_its_slice_classified_at_a_click(page: Page) -> None:
+    page.get_by_role("button", name="Score the example").click()
+    panel = page.get_by_role("tabpanel", name="CT scan")
+    expect(panel.get_by_role("heading", name="Scan: example (simulated)")).to_be_visible(timeout=SCORING_MS)
+    expect(panel.get_by_text("Research software, not a medical device")).to_have_count(0)
+    expect(page.get_by_role("note").get_by_text("Research software, not a medical device")).to_be_in_viewport()
+    page.get_by_role("tab", name="Single slice").click()
+    page.get_by_text("A slice of the example (simulated)").click()
+    expect(page.get_by_text("the slice: example (simulated)")).to_be_visible(timeout=SCORING_MS)
+
+
+def test_two_sessions_see_their_own_scans_alone(browser: Browser, server: Server, page: Page, files: Path) -> None:
+    other = opened(browser, server.url)
+    for session, patient in ((page, PATIENT), (other, OTHER_PATIENT)):
+        upload(session, CT, files / f"{patient}.mha")
+        upload(session, MASK, files / f"{PATIENT}_lungs.nii.gz")
+    for session in (page, other):
+        score(session)
+    for session, patient, answer in ((page, PATIENT, "3 (moderate)"), (other, OTHER_PATIENT, "0 (absent)")):
+        panel = session.get_by_role("tabpanel", name="CT scan")
+        expect(panel.get_by_role("heading", name=f"Scan: {patient}.mha")).to_be_visible(timeout=SCORING_MS)
+        expect(panel.get_by_text(answer).first).to_be_visible()
+    other.close()
+
+
+def test_three_planes_are_linked_and_say_what_lies_under_the_cross_hair(page_with_webgl: Page) -> None:
+    page = page_with_webgl
+    page.get_by_role("tab", name="Finished output").click()
+    frame = page.get_by_role("tabpanel", name="Finished output").frame_locator("iframe")
+    expect(frame.locator("body[data-level]")).to_be_attached()
+    status = frame.get_by_role("status")
+    expect(status).to_contain_text(re.compile(r"mm right .* -1000 HU .* centrilobular (0\.[5-9]|1)"))
+    start = status.inner_text()
+    canvas = frame.locator("canvas")
+    canvas.focus()
+    for _ in range(65):
+        canvas.press("ArrowRight")  # to the right of the picture, the patient's left; 2 mm each
+    expect(status).to_contain_text(re.compile(r"\d mm left .* -860 HU .* centrilobular 0\.[0-3]"))
+    expect(frame.get_by_text(re.compile(r"^\d+ mm$"))).to_be_visible()
+    before = canvas.screenshot()
+    frame.get_by_label("lung contour").uncheck()
+    without_contour = canvas.screenshot()
+    assert without_contour != before
+    frame.locator("#preset").select_option("mediastinum")
+    assert canvas.screenshot() != without_contour
+    expect(frame.get_by_label("centre")).to_have_value("40")
+    frame.get_by_role("button", name="Reset view").click()
+    expect(status).to_have_text(start)
+
+
+def test_a_browser_without_webgl_is_told_of_the_other_pictures(page: Page) -> None:
+    page.get_by_role("tab", name="Finished output").click()
+    panel = page.get_by_role("tabpanel", name="Finished output")
+    message = panel.frame_locator("iframe").get_by_text("This browser has no WebGL 2")
+    shown = panel.frame_locator("iframe").locator("body[data-level]")
+    expect(message.or_(shown).first).to_be_attached()
 
 
 def test_the_page_is_closed_to_what_comes_through_a_tunnel(browser: Browser, server: Server) -> None:
