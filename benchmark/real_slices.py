@@ -29,16 +29,16 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.errors import InputError
+from model.evaluation.baselines import RIM_MM
 from model.fleischner import SUBTYPES
 from model.imaging.scan import Scan
 from model.lungs.densitometry import LOW_ATTENUATION_HU
 from model.rendering import COLOURS, grey_levels, overlay
 from model.slices import CLASSES
 from model.subtyping import EmphysemaSubtyper
-from model.training.slices_cohort import LabelledSlice, listed_slices, make_volume
+from model.training.slices_cohort import LabelledSlice, listed_slices, make_volume, patients_in
 from model.weights import locate_bundle
 
-RIM_MM = 8.0
 RESAMPLES = 2000
 SEED = 0
 
@@ -172,7 +172,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
-        wanted = None if options.patients is None else set(options.patients.read_text(encoding="utf-8").split())
+        wanted = None if options.patients is None else patients_in(options.patients)
         rows: list[Measured] = []
         tiles: dict[str, list[Image.Image]] = {label: [] for label in CLASSES}
         refused = 0

@@ -31,7 +31,9 @@ OPACITY = 0.65
 COLUMNS = 3
 SCALE_BAR_MM = 50
 
-_AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
+AXES: dict[Plane, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
+"""Which axis of a z, y, x array each plane's slices are counted along."""
+
 _SIDES = {"axial": ("R", "L"), "coronal": ("R", "L"), "sagittal": ("A", "P")}
 """Letters at the left and the right edge: the patient's right, left, front and back."""
 
@@ -67,28 +69,32 @@ class View:
         maps = {finding.subtype.name: finding.activation_map[box] for finding in result.findings}
         return cls(scan.hounsfield[box], scan.lung[box], maps, scan.spacing)
 
-    def section(self, array: np.ndarray, plane: Plane, index: int) -> np.ndarray:
-        """One slice as it is looked at: coronal and sagittal with the head up, sagittal with the front on the left."""
-        section = array.take(index, axis=_AXES[plane])
-        return section if plane == "axial" else section[::-1]
-
     def size_mm(self, plane: Plane) -> tuple[float, float]:
         """Width and height of a slice."""
         height, width = (
             size * distance
             for axis, (size, distance) in enumerate(zip(self.lung.shape, self.spacing, strict=True))
-            if axis != _AXES[plane]
+            if axis != AXES[plane]
         )
         return width, height
 
     def most_affected(self, plane: Plane) -> int:
         """The slice with the most activation, or in the middle of the lungs where there is none."""
-        others = tuple(axis for axis in range(3) if axis != _AXES[plane])
+        others = tuple(axis for axis in range(3) if axis != AXES[plane])
         burden = np.asarray(sum(activation.sum(axis=others, dtype=np.float64) for activation in self.maps.values()))
         if burden.any():
             return int(burden.argmax())
         filled = np.flatnonzero(self.lung.any(axis=others))
         return int(filled[len(filled) // 2])
+
+
+def plane_slice(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
+    """Cut a z, y, x volume: axial slices are seen from the feet, coronal ones from the front, sagittal ones from the left.
+
+    The head is up in the last two; the patient's right is on the picture's left in the first two, the front in the last.
+    """
+    cut = volume.take(index, AXES[plane])
+    return cut if plane == "axial" else cut[::-1]
 
 
 def preview(scan: Scan, result: Subtyping, name: str, trained_on: str) -> bytes:
@@ -203,11 +209,11 @@ def _tiles(view: View, sections: Sequence[tuple[Plane, int, str]], rows: Sequenc
 def _tile(view: View, plane: Plane, index: int, subtypes: tuple[str, ...], pixels_per_mm: float) -> Image.Image:
     width_mm, height_mm = view.size_mm(plane)
     size = (max(round(width_mm * pixels_per_mm), 1), max(round(height_mm * pixels_per_mm), 1))
-    pixels = np.repeat(grey_levels(view.section(view.hounsfield, plane, index))[..., None], 3, axis=2)
+    pixels = np.repeat(grey_levels(plane_slice(view.hounsfield, plane, index))[..., None], 3, axis=2)
     for subtype in subtypes:
-        pixels = overlay(pixels, view.section(view.maps[subtype], plane, index), COLOURS[subtype])
+        pixels = overlay(pixels, plane_slice(view.maps[subtype], plane, index), COLOURS[subtype])
     tile = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    inside = Image.fromarray(view.section(view.lung, plane, index).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    inside = Image.fromarray(plane_slice(view.lung, plane, index).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     tile[contour(np.asarray(inside) > 0)] = CONTOUR_COLOUR
     return Image.fromarray(tile)
 

@@ -21,6 +21,7 @@ from model.rendering import (
     grey_levels,
     most_affected_levels,
     overlay,
+    plane_slice,
     preview,
     three_planes,
     without_commands,
@@ -138,7 +139,7 @@ def test_coronal_and_sagittal_slices_have_the_head_up_and_the_front_on_the_left(
     array[2, 0, 0] = 1  # head, front, right
     view = View(array, array > 0, {"centrilobular": array}, (3.0, 2.0, 1.0))
     for plane in ("axial", "coronal", "sagittal"):
-        assert view.section(array, plane, view.most_affected(plane))[0, 0] == 1
+        assert plane_slice(array, plane, view.most_affected(plane))[0, 0] == 1
     assert (view.size_mm("axial"), view.size_mm("coronal"), view.size_mm("sagittal")) == ((5, 8), (5, 9), (8, 9))
 
 

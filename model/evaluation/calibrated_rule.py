@@ -109,7 +109,7 @@ def pleural_depth(scan: Scan) -> npt.NDArray[np.float32]:
 
 def _smoothed(scan: Scan, smoothing_mm: float) -> npt.NDArray[np.float32]:
     """HU inside the lung, smoothed by a Gaussian that sees the lung alone (normalised convolution); z, y, x."""
-    result = np.full(scan.shape, 0, np.float32)
+    result = np.zeros(scan.shape, np.float32)
     box = scan.lung_box()
     values, lung = scan.hounsfield[box].astype(np.float32), scan.lung[box]
     if smoothing_mm > 0:

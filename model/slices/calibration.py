@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..errors import InputError
+from ..lungs.anatomy import largest_part
 
 AIR_HU = -1000.0
 SOFT_TISSUE_HU = 45.0
@@ -109,18 +110,9 @@ def _disk(radius: int) -> Mask:
     return np.asarray(rows**2 + columns**2 <= radius**2)
 
 
-def _largest(mask: Mask) -> Mask:
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax())
-
-
 def _patient(tissue: Mask) -> Mask:
     """The largest part of tissue that is thicker than a table's sheet, with the lungs and airways in it."""
-    thick = _largest(ndimage.binary_opening(tissue, _disk(2)))
+    thick = largest_part(ndimage.binary_opening(tissue, _disk(2)))
     return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(thick, 4), _disk(3)))[4:-4, 4:-4])
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..cohort.manifest import TrainingCase, read_manifest
-from ..command_line import DeviceName, OneLineParser
+from ..command_line import DeviceName, OneLineParser, module_command
 from ..errors import InputError
 from ..fleischner import SUBTYPES
 from ..network import EmphysemaNetwork
@@ -186,7 +186,7 @@ def _rounded(calibration: LogitCalibration) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m model.training.calibrate", description="Calibrate the logits of a weight bundle.")
+    parser = OneLineParser(prog=module_command("training.calibrate"), description="Calibrate the logits of a weight bundle.")
     parser.add_argument("bundle", type=Path, help="with a regression network")
     parser.add_argument("--manifest", type=Path, required=True, help="its validation scans are used")
     parser.add_argument("--output", type=Path, required=True, help="the calibrated bundle, a new folder")

@@ -30,16 +30,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from scipy import ndimage
 from tqdm import tqdm
 
 from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
-from ..command_line import OneLineParser
+from ..command_line import OneLineParser, module_command
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
-from ..slices.calibration import calibrate, find_lungs
+from ..lungs.anatomy import largest_part
+from ..slices.calibration import find_lungs
 from ..slices.dataset import PATIENTS_FILE
-from ..slices.images import PICTURE_SUFFIXES, read_levels
+from ..slices.images import PICTURE_SUFFIXES, as_hounsfield, read_slice
 from ..whole_files import whole_file
 
 BODY_WIDTH_MM = 350.0
@@ -127,10 +127,7 @@ def split_by_patient(slices: Sequence[LabelledSlice], share: float, seed: int) -
 
 def pixel_size_mm(hounsfield: npt.NDArray[np.float32]) -> float:
     """Width of a pixel (mm), if the patient is `BODY_WIDTH_MM` wide; for an axial slice in HU, rows x columns."""
-    labels, _ = ndimage.label(hounsfield > _BODY_HU)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    columns = np.flatnonzero((labels == sizes.argmax()).any(axis=0))
+    columns = np.flatnonzero(largest_part(hounsfield > _BODY_HU).any(axis=0))
     return BODY_WIDTH_MM / float(columns[-1] - columns[0] + 1)
 
 
@@ -140,9 +137,7 @@ def make_volume(picture: Path, slices: int = SLICES) -> tuple[sitk.Image, sitk.I
     Raises:
         InputError: the picture cannot be read or calibrated, or shows no lungs.
     """
-    levels = read_levels(picture)[0]
-    grey = levels if levels.ndim == 2 else levels[..., :3].mean(axis=2).round()
-    hounsfield = calibrate(grey.astype(np.uint8))
+    hounsfield = as_hounsfield(read_slice(picture))
     size = pixel_size_mm(hounsfield)
     lungs = find_lungs(hounsfield, size)
     images = []
@@ -178,7 +173,7 @@ def _single_thread() -> None:
 
 
 def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Path, bounds: Mapping[str, tuple]) -> Path:
-    """Write the manifest of volumes that `make_cohort` wrote."""
+    """Write the manifest of volumes that `_written` wrote; `train` are the patients to train on."""
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
     path = output / MANIFEST_FILE
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
@@ -193,7 +188,12 @@ def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Pa
     return path
 
 
-def _patients_in(path: Path) -> set[str]:
+def patients_in(path: Path) -> set[str]:
+    """The patients that a text file lists, one a line.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
@@ -201,7 +201,7 @@ def _patients_in(path: Path) -> set[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m model.training.slices_cohort", description="Volumes to train on, of single slices.")
+    parser = OneLineParser(prog=module_command("training.slices_cohort"), description="Volumes to train on, of single slices.")
     parser.add_argument("folder", type=Path, metavar="DIR", help=_EXPECTED)
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--share", type=float, default=0.5, help="of the patients to train on, default: %(default)s")
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.train_patients is None:
             train = split_by_patient(slices, options.share, options.seed)
         else:
-            train = _patients_in(options.train_patients)
+            train = patients_in(options.train_patients)
         options.output.mkdir(parents=True, exist_ok=True)
         results = _written(slices, options.output, options.slices, options.workers)
         found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))

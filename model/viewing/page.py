@@ -26,7 +26,7 @@ from ..container.grand_challenge import RESULTS_FILE
 from ..container.results import CaseResult, results_text
 from ..container.table import results_table
 from ..errors import InputError
-from ..rendering import without_commands
+from ..rendering import AXES, Plane, without_commands
 from ..slices import CLASS_NAMES
 from ..slices.images import LUNG_WINDOW, Window, as_picture, read_levels
 from ..stages import Stage, observed_by, stage_line
@@ -35,7 +35,7 @@ from .answer import always_in_view, measurements, score_scale
 from .case import SUBTYPES, ViewedCase, example_files, finished_cases, open_finished, score_uploads, unpacked_output
 from .charts import height_chart, histogram_chart
 from .linked_planes import linked_planes
-from .planes import AXES, SLABS, WINDOWS, PlaneName, heat_over, labelled, plane_picture, png
+from .planes import SLABS, WINDOWS, heat_over, labelled, plane_picture, png
 from .uploads import Upload, private_folder
 from .waiting import WaitingLine
 
@@ -61,7 +61,7 @@ _STAGES = {
 _CONTROLS_AND_VIEW = (4, 9)
 """Widths of the columns of a tab: files and answer, pictures."""
 _PICTURES = ("Three linked planes", "One plane, labelled, to download")
-_FROM: dict[PlaneName, str] = {"axial": "from the base", "coronal": "from the front", "sagittal": "from the right"}
+_FROM: dict[Plane, str] = {"axial": "from the base", "coronal": "from the front", "sagittal": "from the right"}
 _COMPACT = """<style>
 .block-container {padding-top: 2.2rem; padding-bottom: 3rem}
 h1 {font-size: 1.5rem !important; padding: 0 !important}
@@ -461,7 +461,7 @@ def _show_charts(case: ViewedCase) -> None:
 def _show_slices(case: ViewedCase, name: str, key: str) -> np.ndarray:
     """The controls and the picture below them; returns the picture as it is shown."""
     where, how = st.columns([3, 2])
-    plane: PlaneName = where.radio("Plane", list(AXES), horizontal=True, key=f"{key}-plane")
+    plane: Plane = where.radio("Plane", list(AXES), horizontal=True, key=f"{key}-plane")
     slices = case.shape[AXES[plane]]
     kept = st.session_state.setdefault(f"{key}-slices", {"axial": case.most_affected_level + 1})
     number = where.slider("Slice", 1, slices, kept.get(plane, (slices + 1) // 2), key=f"{key}-slice-{plane}")

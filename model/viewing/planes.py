@@ -15,12 +15,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import DISCLAIMER
-from ..rendering import COLOURS, overlay
+from ..rendering import AXES, COLOURS, Plane, contour, overlay, plane_slice
 from ..slices.images import LUNG_WINDOW, Picture, Window
-
-PlaneName = Literal["axial", "coronal", "sagittal"]
-AXES: dict[PlaneName, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
-"""Which axis of a z, y, x array each plane's slices are counted along."""
 
 WINDOWS = {
     "lung": LUNG_WINDOW,
@@ -29,7 +25,7 @@ WINDOWS = {
     "bone": Window(400, 1800),
 }
 
-SIDES: dict[PlaneName, tuple[str, str, str, str]] = {
+SIDES: dict[Plane, tuple[str, str, str, str]] = {
     "axial": ("R", "L", "A", "P"),
     "coronal": ("R", "L", "S", "I"),
     "sagittal": ("A", "P", "S", "I"),
@@ -58,7 +54,7 @@ class Slab:
     projection: Literal["maximum", "minimum"]
     thickness_mm: float
 
-    def of(self, hounsfield: np.ndarray, plane: PlaneName, index: int, spacing: tuple[float, float, float]) -> np.ndarray:
+    def of(self, hounsfield: np.ndarray, plane: Plane, index: int, spacing: tuple[float, float, float]) -> np.ndarray:
         """The projection of the slices around `index`, as a volume of one slice."""
         axis = AXES[plane]
         half = self.thickness_mm / 2 / spacing[axis]
@@ -76,19 +72,10 @@ SLABS = {
 }
 
 
-def plane_slice(volume: np.ndarray, plane: PlaneName, index: int) -> np.ndarray:
-    """Cut a z, y, x volume: axial slices are seen from the feet, coronal ones from the front, sagittal ones from the left.
-
-    The head is up in the last two; the patient's right is on the picture's left in the first two, the front in the last.
-    """
-    cut = volume.take(index, AXES[plane])
-    return cut if plane == "axial" else cut[::-1]
-
-
 def plane_picture(
     hounsfield: np.ndarray | None,
     maps: Mapping[str, np.ndarray],
-    plane: PlaneName,
+    plane: Plane,
     index: int,
     spacing: tuple[float, float, float],
     window: Window = LUNG_WINDOW,
@@ -123,19 +110,11 @@ def plane_picture(
         pixels = overlay(pixels, cut, COLOURS[subtype], opacity)
         if outlined:
             highest = 255 if activation.dtype == np.uint8 else 1
-            edge = _edge(cut >= OUTLINED_ACTIVATION * highest)
+            edge = contour(cut >= OUTLINED_ACTIVATION * highest)
             pixels[edge & _dashes(edge.shape) if subtype == "paraseptal" else edge] = COLOURS[subtype]
     if lung is not None:
-        pixels[_edge(plane_slice(lung, plane, index))] = LUNG_COLOUR
+        pixels[contour(plane_slice(lung, plane, index))] = LUNG_COLOUR
     return _square_pixels(pixels, [distance for axis, distance in enumerate(spacing) if axis != AXES[plane]])
-
-
-def _edge(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The pixels of a region that have a neighbour (of four) outside of it."""
-    framed = np.pad(region, 1)
-    inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    edge: npt.NDArray[np.bool_] = region & ~inner
-    return edge
 
 
 def _dashes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -146,7 +125,7 @@ def _dashes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
 
 def labelled(
     picture: Picture,
-    plane: PlaneName,
+    plane: Plane,
     width_mm: float,
     title: str,
     subtypes: Sequence[str],

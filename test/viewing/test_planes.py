@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.rendering import COLOURS
+from model.rendering import COLOURS, Plane
 from model.slices.images import Window
-from model.viewing.planes import LARGEST_SIDE, LUNG_COLOUR, PlaneName, heat_over, labelled, plane_picture, png
+from model.viewing.planes import LARGEST_SIDE, LUNG_COLOUR, heat_over, labelled, plane_picture, png
 
 SHAPE = (4, 6, 8)
 
@@ -34,7 +34,7 @@ def corner(z: int, y: int, x: int) -> np.ndarray:
     ],
 )
 def test_each_plane_lies_as_radiologists_see_it(
-    plane: PlaneName, index: int, voxel: tuple[int, int, int], place: tuple[int, int]
+    plane: Plane, index: int, voxel: tuple[int, int, int], place: tuple[int, int]
 ) -> None:
     picture = plane_picture(corner(*voxel), {}, plane, index, (1.0, 1.0, 1.0))
     assert divmod(int(picture[..., 0].argmax()), picture.shape[1]) == place
