@@ -94,9 +94,10 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
 
 
 def _flat(name: str, value: Any) -> Row:
-    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter; None is left out."""
+    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter. None is empty text:
+    all cases of a cohort have the same columns."""
     if value is None:
-        return {}
+        return {name: ""}
     if is_dataclass(value):
         nested: Row = {}
         for part in fields(value):

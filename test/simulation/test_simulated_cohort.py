@@ -104,6 +104,13 @@ def test_same_seed_gives_the_same_bytes_by_two_workers_and_in_a_longer_cohort(co
     assert lines[0] == lines[1][:3]
 
 
+def test_cases_with_and_without_a_repeated_slice_share_one_table(tmp_path: Path) -> None:
+    assert main(command(tmp_path, "--seed", "9")) == 0
+    first, second = (row["repeated_level"] for row in rows(tmp_path))
+    assert first == ""
+    assert 0 < float(second) < 1
+
+
 def test_example_case_has_the_scores_asked_for_and_is_small_enough_to_ship(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--cle-score", "3", "--pse-score", "1", cases=1)) == 0
     assert [(row["cle_score"], row["pse_score"]) for row in rows(tmp_path)] == [("3", "1")]
