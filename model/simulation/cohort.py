@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -88,20 +88,26 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
         GRID_COLUMN: cohort.grid,
         "lungs": source.name if source else "",
     }
+    hints = get_type_hints(type(parameters))
     for part in fields(parameters):
-        row.update(_flat(part.name, getattr(parameters, part.name)))
+        row.update(_flat(part.name, getattr(parameters, part.name), hints[part.name]))
     return case, row
 
 
-def _flat(name: str, value: Any) -> Row:
-    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter. None is empty text:
-    all cases of a cohort have the same columns."""
+def _flat(name: str, value: Any, kind: Any = None) -> Row:
+    """Numbers in nested dataclasses by dotted names, as text that does not lose digits that matter.
+
+    None is empty text, in each column of the dataclass that `kind` allows in its place: all cases of a cohort have the same
+    columns.
+    """
     if value is None:
-        return {name: ""}
+        kinds = [part for part in get_args(kind) if is_dataclass(part)]
+        return {f"{name}.{part.name}": "" for part in fields(kinds[0])} if kinds else {name: ""}
     if is_dataclass(value):
         nested: Row = {}
+        hints = get_type_hints(type(value))
         for part in fields(value):
-            nested.update(_flat(f"{name}.{part.name}", getattr(value, part.name)))
+            nested.update(_flat(f"{name}.{part.name}", getattr(value, part.name), hints[part.name]))
         return nested
     if isinstance(value, tuple):
         return {f"{name}.{k}": f"{part:.6g}" for k, part in enumerate(value)}

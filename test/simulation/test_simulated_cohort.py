@@ -111,6 +111,11 @@ def test_cases_with_and_without_a_repeated_slice_share_one_table(tmp_path: Path)
     assert 0 < float(second) < 1
 
 
+def test_cases_whose_masks_were_made_in_different_ways_share_one_table(tmp_path: Path) -> None:
+    assert main(command(tmp_path, "--seed", "499")) == 0
+    assert [row["mask.airways"] == "" for row in rows(tmp_path)] in ([True, False], [False, True])
+
+
 def test_example_case_has_the_scores_asked_for_and_is_small_enough_to_ship(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--cle-score", "3", "--pse-score", "1", cases=1)) == 0
     assert [(row["cle_score"], row["pse_score"]) for row in rows(tmp_path)] == [("3", "1")]
