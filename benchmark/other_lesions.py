@@ -1,0 +1,187 @@
+"""Measure a weight bundle on lesions that share nothing with the simulator that it may have learnt from.
+
+Usage: python benchmark/other_lesions.py --lungs MASK [--weights BUNDLE] [--cases 24] [--seed 0] [--csv FILE]
+
+MASK is a lung mask of a real patient. Its lungs are filled with homogeneous parenchyma and vessels. Centrilobular emphysema is
+balls of 2 to 5 mm radius, further than 8 mm from the pleura. Paraseptal emphysema is balls of 4 to 14 mm radius around points
+of the pleura, as far as they are in the lung. Balls are placed until a percentage is reached that is drawn evenly from each
+Fleischner grade. The scanner is a Gaussian blur and noise. Nothing of `model.simulation` is used.
+
+Printed for each subtype: mean absolute error and bias in percentage points, Spearman's rank correlation, and the same for
+LAA-950 further and nearer than 8 mm from the pleura.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from model.errors import InputError
+from model.evaluation.baselines import RIM_MM
+from model.fleischner import SUBTYPES, Subtype
+from model.imaging.scan import Scan
+from model.lungs.densitometry import LOW_ATTENUATION_HU
+from model.subtyping import EmphysemaSubtyper
+from model.weights import locate_bundle
+
+SPACING = 1.2
+"""Voxels of the scans, in mm, along all axes."""
+
+LARGEST_PERCENTAGES = {"centrilobular": 40.0, "paraseptal": 15.0}
+CENTRILOBULAR_RADIUS, PARASEPTAL_RADIUS = (2.0, 5.0), (4.0, 14.0)
+CENTRILOBULAR_DEPTH = 8.0
+DENSITY, LESION_DENSITY = (-890.0, -830.0), (-990.0, -950.0)
+VESSEL_HU, SOFT_TISSUE_HU = -300.0, 40.0
+BLUR, NOISE = (0.5, 1.2), (10.0, 30.0)
+"""Of the scanner: standard deviations of the blur in mm, and of the noise in HU."""
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One scan and subtype: percentages of the lung."""
+
+    subtype: str
+    truth: float
+    network: float
+    densitometry: float
+
+
+def read_lungs(path: Path) -> Bools:
+    """The mask at `SPACING`, z, y, x, cropped to 15 mm around the lungs."""
+    try:
+        mask = sitk.ReadImage(str(path)) > 0
+    except RuntimeError as error:
+        raise InputError(path, "cannot be read", "a lung mask") from error
+    size = [round(n * step / SPACING) for n, step in zip(mask.GetSize(), mask.GetSpacing(), strict=True)]
+    same_frame = (mask.GetOrigin(), [SPACING] * 3, mask.GetDirection())
+    lungs = sitk.GetArrayFromImage(sitk.Resample(mask, size, sitk.Transform(), sitk.sitkNearestNeighbor, *same_frame)) > 0
+    if not lungs.any():
+        raise InputError(path, "holds no lung", "labels above 0")
+    margin = round(15 / SPACING)
+    box = ndimage.find_objects(lungs.astype(np.uint8))[0]
+    return np.pad(lungs[box], margin)
+
+
+def smooth_noise(shape: tuple[int, ...], size_mm: float, rng: np.random.Generator) -> Floats:
+    """Noise of standard deviation 1 that changes over about `size_mm`."""
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), size_mm / SPACING, truncate=3)
+    return noise / noise.std()
+
+
+def place_balls(
+    centres: npt.NDArray[np.intp], radii: tuple[float, float], allowed: Bools, wanted: int, rng: np.random.Generator
+) -> Bools:
+    """Balls around centres drawn at random, as far as they are allowed, until so many voxels are in them."""
+    lesions = np.zeros_like(allowed)
+    while wanted > 0 and np.count_nonzero(lesions) < wanted:
+        centre, radius = centres[rng.integers(len(centres))], rng.uniform(*radii) / SPACING
+        low = np.maximum(centre - int(radius) - 1, 0)
+        box = tuple(slice(a, b) for a, b in zip(low, centre + int(radius) + 2, strict=True))
+        places = np.indices(lesions[box].shape).T + low - centre
+        lesions[box] |= ((places**2).sum(axis=-1) <= radius**2).T & allowed[box]
+    return lesions
+
+
+def draw_percentage(subtype: Subtype, rng: np.random.Generator) -> float:
+    """A grade, each as likely, and a percentage evenly within it; 0 for the lowest grade."""
+    grade = subtype.grades[rng.integers(len(subtype.grades))]
+    return 0.0 if grade.score == 0 else float(rng.uniform(grade.lower, min(grade.upper, LARGEST_PERCENTAGES[subtype.name])))
+
+
+def make_case(lungs: Bools, depth: Floats, rng: np.random.Generator) -> tuple[Scan, tuple[Bools, Bools]]:
+    """A scan, and where its centrilobular and paraseptal emphysema is."""
+    voxels = np.count_nonzero(lungs)
+    amounts = [round(draw_percentage(subtype, rng) / 100 * voxels) for subtype in SUBTYPES]
+    pleura = np.argwhere(lungs & (depth <= 1.5 * SPACING))
+    deep = lungs & (depth > CENTRILOBULAR_DEPTH)
+    paraseptal = place_balls(pleura, PARASEPTAL_RADIUS, lungs, amounts[1], rng)
+    centrilobular = place_balls(np.argwhere(deep), CENTRILOBULAR_RADIUS, deep & ~paraseptal, amounts[0], rng)
+    hounsfield = rng.uniform(*DENSITY) + 12 * smooth_noise(lungs.shape, 15, rng)
+    # Vessels run where two smooth fields are 0.
+    fields = [np.abs(smooth_noise(lungs.shape, 9, rng)) for _ in range(2)]
+    hounsfield[(fields[0] < 0.06) & (fields[1] < 0.06)] = VESSEL_HU
+    for lesions in (centrilobular, paraseptal):
+        hounsfield[lesions] = rng.uniform(*LESION_DENSITY)
+    hounsfield[~lungs] = SOFT_TISSUE_HU
+    hounsfield = ndimage.gaussian_filter(hounsfield, rng.uniform(*BLUR) / SPACING)
+    hounsfield += rng.uniform(*NOISE) * smooth_noise(lungs.shape, 0.8, rng)
+    arrays = (hounsfield.round().clip(-1024, 3071).astype(np.int16), lungs.astype(np.uint8))
+    images = [sitk.GetImageFromArray(array) for array in arrays]
+    for image in images:
+        image.SetSpacing([SPACING] * 3)
+    return Scan.from_images(images[0], images[1]), (centrilobular, paraseptal)
+
+
+def measure(subtyper: EmphysemaSubtyper, scan: Scan, truth: tuple[Bools, Bools], depth: Floats) -> list[Measured]:
+    """Percentages of one scan: the truth's, the network's, and those of LAA-950 behind the rim and in it."""
+    low = scan.lung & (scan.hounsfield < LOW_ATTENUATION_HU)
+    voxels = np.count_nonzero(scan.lung)
+    rows = []
+    rules = (low & (depth > RIM_MM), low & (depth <= RIM_MM))
+    for finding, lesions, rule in zip(subtyper.predict(scan).findings, truth, rules, strict=True):
+        if finding.percentage is None:
+            raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
+        shares = [100 * float(np.count_nonzero(part)) / float(voxels) for part in (lesions, rule)]
+        rows.append(Measured(finding.subtype.name, shares[0], finding.percentage, shares[1]))
+    return rows
+
+
+def table(rows: list[Measured]) -> str:
+    """Markdown: one row a subtype and rule."""
+    lines = ["| subtype | by | mean absolute error | bias | rank correlation |", "| --- | --- | --- | --- | --- |"]
+    for subtype in SUBTYPES:
+        of = [row for row in rows if row.subtype == subtype.name]
+        truth = np.array([row.truth for row in of])
+        for name, key in (("network", "network"), ("LAA-950", "densitometry")):
+            found = np.array([getattr(row, key) for row in of])
+            error, rank = found - truth, spearmanr(truth, found).statistic
+            lines.append(f"| {subtype.name} | {name} | {np.abs(error).mean():.1f} | {error.mean():+.1f} | {rank:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lungs", type=Path, required=True, help="lung mask of a real patient")
+    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "weights")
+    parser.add_argument("--cases", type=int, default=24, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--csv", type=Path, help="write one row a scan and subtype")
+    options = parser.parse_args()
+    try:
+        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
+        lungs = read_lungs(options.lungs)
+        depth = ndimage.distance_transform_edt(lungs, sampling=SPACING).astype(np.float32)
+        rows: list[Measured] = []
+        for number in tqdm(range(options.cases), disable=None):
+            scan, truth = make_case(lungs, depth, np.random.default_rng([options.seed, number]))
+            rows += measure(subtyper, scan, truth, depth)
+        print(f"weights: {subtyper.metadata.name}; {options.cases} scans")
+        print(table(rows))
+        if options.csv:
+            with options.csv.open("w", newline="", encoding="utf-8") as stream:
+                writer = csv.writer(stream)
+                writer.writerow(["subtype", "truth", "network", "densitometry"])
+                writer.writerows([row.subtype, row.truth, row.network, row.densitometry] for row in rows)
+    except (InputError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
