@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Triple = tuple[float, float, float]
+Span = tuple[float, float]
+"""Least and largest."""
 
 SHARPENED_VOXELS = 0.8
 """Standard deviation of the Gaussian, along y and x, whose difference from the image sharpening lifts."""
@@ -42,6 +44,14 @@ class AugmentationRanges:
         shift: largest change of intensity.
         noise_probability: of additive Gaussian noise.
         noise: largest standard deviation.
+        any_flip_probability: of mirroring one or two of the axes, whichever.
+        crop_centre: where the centre of a crop lies along each axis, as a share of it; what reaches beyond the border is cut
+            off. None: wherever the crop fits.
+        noise_least: smallest standard deviation of the noise.
+        box_probability: of boxes in which the network's input is set to 0.
+        boxes: fewest and most of them.
+        box_centre: where their centres lie along each axis, as a share of it.
+        box_size: their size along each axis, as a share of it.
     """
 
     flip_probability: Triple = (0.0, 0.0, 0.5)
@@ -58,6 +68,39 @@ class AugmentationRanges:
     shift: float = 0.015
     noise_probability: float = 0.4
     noise: float = 0.06
+    any_flip_probability: float = 0.0
+    crop_centre: Span | None = None
+    noise_least: float = 0.0
+    box_probability: float = 0.0
+    boxes: tuple[int, int] = (1, 10)
+    box_centre: Span = (0.2, 0.8)
+    box_size: Span = (0.01, 0.06)
+
+
+PAPER_RANGES = AugmentationRanges()
+"""Every kind that the paper names; it gives no amounts."""
+
+RELEASED_RANGES = AugmentationRanges(
+    flip_probability=(0.0, 0.0, 0.0),
+    rotation_probability=0.0,
+    crop_probability=0.5,
+    crop_share=0.95,
+    smoothing_probability=0.0,
+    sharpening_probability=0.0,
+    jitter_probability=0.0,
+    noise_probability=0.5,
+    any_flip_probability=0.5,
+    crop_centre=(0.45, 0.55),
+    noise_least=0.03,
+    box_probability=0.5,
+)
+"""The kinds and amounts of the published code: noise, boxes, flips and crops.
+
+There, boxes come before flips and crops, so that they are mirrored and up to a twentieth larger; and the grid of a crop's
+image is half a voxel off that of its masks. Here one map serves both.
+"""
+
+RANGES = {"paper": PAPER_RANGES, "released": RELEASED_RANGES}
 
 
 @dataclass(frozen=True)
@@ -75,6 +118,7 @@ class Augmentation:
         shift: added, in units of the window.
         noise: standard deviation in units of the window; 0: none.
         noise_seed: what the noise is drawn from.
+        boxes: centre and size of each box in which the input is set to 0, z, y, x, as shares of the image.
     """
 
     flips: tuple[bool, bool, bool] = (False, False, False)
@@ -87,6 +131,7 @@ class Augmentation:
     shift: float = 0.0
     noise: float = 0.0
     noise_seed: int = 0
+    boxes: tuple[tuple[Triple, Triple], ...] = ()
 
     @property
     def is_affine(self) -> bool:
@@ -112,6 +157,9 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
     def symmetric(limit: float) -> float:
         return float(generator.uniform(-limit, limit))
 
+    def within(span: Span) -> tuple[float, ...]:
+        return tuple(float(generator.uniform(*span)) for _ in range(3))
+
     flips = tuple(chance(probability) for probability in ranges.flip_probability)
     degrees: tuple[float, ...] = (0.0, 0.0, 0.0)
     if chance(ranges.rotation_probability):
@@ -119,8 +167,12 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
     start: tuple[float, ...] = (0.0, 0.0, 0.0)
     size: tuple[float, ...] = (1.0, 1.0, 1.0)
     if chance(ranges.crop_probability):
-        size = tuple(float(generator.uniform(ranges.crop_share, 1)) for _ in range(3))
-        start = tuple(float(generator.uniform(0, 1 - share)) for share in size)
+        size = within((ranges.crop_share, 1))
+        if ranges.crop_centre is None:
+            start = tuple(float(generator.uniform(0, 1 - share)) for share in size)
+        else:
+            ends = [_span(centre, share) for centre, share in zip(within(ranges.crop_centre), size, strict=True)]
+            start, size = tuple(first for first, _ in ends), tuple(last - first for first, last in ends)
     smoothing: tuple[float, ...] = (0.0, 0.0, 0.0)
     if chance(ranges.smoothing_probability):
         across, within = generator.random(2)
@@ -131,7 +183,16 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
     contrast, shift = 1.0, 0.0
     if chance(ranges.jitter_probability):
         contrast, shift = 1 + symmetric(ranges.contrast), symmetric(ranges.shift)
-    noise = float(generator.uniform(0, ranges.noise)) if chance(ranges.noise_probability) else 0.0
+    noise = float(generator.uniform(ranges.noise_least, ranges.noise)) if chance(ranges.noise_probability) else 0.0
+    noise_seed = int(generator.integers(2**31))
+    # What the paper's ranges do not hold is drawn last and only if asked for, so that their draws stay what they were.
+    boxes: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
+    if ranges.box_probability and chance(ranges.box_probability):
+        fewest, most = ranges.boxes
+        boxes = [(within(ranges.box_centre), within(ranges.box_size)) for _ in range(generator.integers(fewest, most + 1))]
+    if ranges.any_flip_probability and chance(ranges.any_flip_probability):
+        mirrored = generator.permutation(3)[: generator.integers(1, 3)]
+        flips = tuple(flip != (axis in mirrored) for axis, flip in enumerate(flips))
     return Augmentation(
         flips=flips,  # type: ignore[arg-type]
         degrees=degrees,  # type: ignore[arg-type]
@@ -142,8 +203,14 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
         contrast=contrast,
         shift=shift,
         noise=noise,
-        noise_seed=int(generator.integers(2**31)),
+        noise_seed=noise_seed,
+        boxes=tuple(boxes),  # type: ignore[arg-type]
     )
+
+
+def _span(centre: float, share: float) -> Span:
+    """Where a part of an axis begins and ends, cut off at 0 and 1."""
+    return max(0.0, centre - share / 2), min(1.0, centre + share / 2)
 
 
 @dataclass(frozen=True)
@@ -315,6 +382,31 @@ def with_changed_intensities(image: Tensor, augmentation: Augmentation) -> Tenso
         noise = torch.randn(image.shape, generator=generator, device=image.device)
         image = image.add_(noise, alpha=augmentation.noise)
     return image.clamp_(0, 1)
+
+
+def with_masked_boxes(
+    image: Tensor, augmentation: Augmentation, shape: tuple[int, int, int], tile: Tile | None = None
+) -> Tensor:
+    """Set the network's input to 0 in the boxes of an augmentation.
+
+    A box begins floor(share n) // 2 voxels before the voxel floor(centre n) of an axis of n voxels, and has floor(share n) of
+    them.
+
+    Args:
+        image: Z x Y x X, all of the input or one tile of it; it is changed in place.
+        augmentation: what to apply.
+        shape: of the whole input, z y x.
+        tile: what `image` is of it; None: all.
+    """
+    corner = tile.start if tile else (0, 0, 0)
+    for centre, share in augmentation.boxes:
+        parts = []
+        for middle, size, voxels, first in zip(centre, share, shape, corner, strict=True):
+            width = int(size * voxels)
+            start = int(middle * voxels) - width // 2 - first
+            parts.append(slice(max(start, 0), max(start + width, 0)))
+        image[tuple(parts)] = 0
+    return image
 
 
 def _smoothed(image: Tensor, deviation: float, axis: int) -> Tensor:

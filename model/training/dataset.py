@@ -26,6 +26,7 @@ from .augmentation import (
     moved,
     spatial_map,
     with_changed_intensities,
+    with_masked_boxes,
 )
 from .cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
 from .fresh import CasePool
@@ -110,6 +111,7 @@ def assemble(
     image = moved(prepared.image[None], augmentation, extent, tile=tile)[0] / LEVELS
     image = with_changed_intensities(image, augmentation)
     image = image.mul_(prepared.brightest - prepared.darkest).add_(prepared.darkest)
+    image = with_masked_boxes(image, augmentation, profile.input_shape, tile)
     lung = moved(prepared.lung[None], augmentation, extent, tile=tile)
     if profile.blank_outside:
         image *= lung[0]
@@ -273,6 +275,7 @@ class EpochSampler(Sampler[Draw]):
         shuffled: whether the order changes from epoch to epoch.
         strata: a stratum for each of `places`: turns are drawn so that every stratum is as likely, with cases coming up again;
             None: every case comes up equally often.
+        draws_per_stratum: how many turns an epoch has for each stratum; 0: as many turns in all as without strata.
         rank: of this process.
         processes: that share the epoch.
     """
@@ -285,6 +288,7 @@ class EpochSampler(Sampler[Draw]):
         seed: int = 0,
         shuffled: bool = True,
         strata: Sequence[int] | None = None,
+        draws_per_stratum: int = 0,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
@@ -294,6 +298,9 @@ class EpochSampler(Sampler[Draw]):
         self._seed = seed
         self._shuffled = shuffled
         self._strata = None if strata is None else np.asarray(strata)
+        self._total = turns * self._count
+        if self._strata is not None and draws_per_stratum:
+            self._total = draws_per_stratum * len(np.unique(self._strata))
         self._rank = rank
         self._processes = processes
         self._epoch = 0
@@ -313,9 +320,7 @@ class EpochSampler(Sampler[Draw]):
         if self._strata is None:
             return [int(index) for _ in range(self._turns) for index in generator.permutation(self._count)]
         groups = [np.flatnonzero(self._strata == stratum) for stratum in np.unique(self._strata)]
-        return [
-            int(generator.choice(groups[group])) for group in generator.integers(len(groups), size=self._turns * self._count)
-        ]
+        return [int(generator.choice(groups[group])) for group in generator.integers(len(groups), size=self._total)]
 
     def __iter__(self) -> Iterator[Draw]:
         order = self.order()
@@ -329,7 +334,7 @@ class EpochSampler(Sampler[Draw]):
         return iter(draws[self._rank :: self._processes])
 
     def __len__(self) -> int:
-        return -(-self._turns * self._count // self._processes)
+        return -(-self._total // self._processes)
 
 
 class EpochBatches(Sampler[list[Draw]]):

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..network import EmphysemaNetwork, build_network
 from ..weights import BundleMetadata, write_bundle
 from .options import BEST, CHECKPOINT_FOLDER, RunOptions
+from .recipes import MONITORS
 
 BUNDLE_FOLDER = "bundle"
 NETWORK_PREFIX = "network."
@@ -68,9 +69,10 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
         "classification": "scores alone",
         "voxels": "voxel truth maps, and scores or bounds where there are none",
     }[options.strategy]
+    monitor = MONITORS[options.recipe.monitor][0].replace("/", " ")
     origin = (
         f"trained by train.py, recipe {options.recipe.name}, from {learnt_from}, starting with {start}; best of its epochs by "
-        f"validation {options.monitor}: number {epoch}; seed {options.seed}; manifest sha256 {options.manifest_sha256}"
+        f"{monitor}: number {epoch}; seed {options.seed}; manifest sha256 {options.manifest_sha256}"
     )
     run = {
         "epoch": epoch,

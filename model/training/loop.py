@@ -18,10 +18,10 @@ from ..fleischner import SUBTYPES
 from ..network import DenseLogits, EmphysemaNetwork
 from .dataset import UNKNOWN, Batch
 from .distributed import gathered, summed
-from .options import BEST, CHECKPOINT_FOLDER, LAST, MONITORS, RunOptions
+from .options import BEST, CHECKPOINT_FOLDER, LAST, RunOptions
 from .performance import Performance, measure
 from .pictures import figure, png
-from .recipes import Recipe
+from .recipes import MONITORS, Recipe
 from .strategies import Strategy
 
 PICTURE_FOLDER = "pictures"
@@ -124,7 +124,8 @@ class EmphysemaTraining(LightningModule):
         self._tally = EpochTally()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.network.parameters(), lr=self._recipe.learning_rate)
+        recipe = self._recipe
+        return torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
 
     def on_train_epoch_start(self) -> None:
         # A function of the epoch alone, and no scheduler: nothing to store, and nothing to lose when a run is resumed.
@@ -224,7 +225,7 @@ def build_trainer(options: RunOptions, folder: Path, steps: int, callbacks: Sequ
         steps: batches in an epoch.
         callbacks: what else is called.
     """
-    monitor, mode = MONITORS[options.monitor]
+    monitor, mode = MONITORS[options.recipe.monitor]
     return Trainer(
         accelerator="cpu" if options.device == "cpu" else "gpu",
         devices=options.devices,

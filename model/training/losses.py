@@ -98,25 +98,49 @@ def overlap_loss(centrilobular: Tensor, paraseptal: Tensor, region: Tensor | Non
     return 2 * shared / (centrilobular.sum(axes) + paraseptal.sum(axes)).clamp(min=EPSILON)
 
 
-def segmentation_loss(centrilobular: Tensor, paraseptal: Tensor, target: Tensor, smoothness: float) -> Tensor:
+def segmentation_loss(
+    centrilobular: Tensor,
+    paraseptal: Tensor,
+    target: Tensor,
+    smoothness: float,
+    *,
+    lung: Tensor | None = None,
+    foreground: float = 0.5,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Equation 3: cross-entropy between the union of the two maps and the low-attenuation areas, mean over the map's voxels.
 
     p = min(max(0, p_C + p_S), 1) and L_SEG = mean(-s log(p t + (1 - p) (1 - t))). The target is 0 outside the lung, so that
     maps are taught to be silent there. The logarithm's argument is raised to at least `EPSILON` (a loss of 13.8 s). Where
     p_C + p_S exceeds 1 the clamp lets no gradient through, as printed.
 
+    The paper calls s a smoothness factor and cites label smoothing for it; as printed, s scales the loss and smooths nothing.
+    Label smoothing moves the target instead: t' = (1 - e) t + e / 2 and L_SEG = mean(-s (t' log p + (1 - t') log(1 - p))).
+
     Args:
         centrilobular: p_C, B x 1 x Z x Y x X, 0 to 1.
         paraseptal: p_S, likewise.
         target: t, B x 1 x Z x Y x X, 1 where the CT lies below -950 HU inside the lung and 0 elsewhere, on the maps' grid.
-        smoothness: s. As printed it scales the loss.
+        smoothness: s.
+        lung: B x 1 x Z x Y x X, 1 where s holds; elsewhere it is 1. None: s holds everywhere, as printed.
+        foreground: a; the mean over voxels is weighted by a where t is 1, and by 1 - a elsewhere. 0.5: the plain mean.
+        label_smoothing: e, 0 to below 1.
 
     Returns:
         B losses, from 0.
     """
+    axes = (1, 2, 3, 4)
     union = (centrilobular + paraseptal).clamp(0, 1)
-    likelihood = union * target + (1 - union) * (1 - target)
-    return -smoothness * likelihood.clamp(min=EPSILON).log().mean((1, 2, 3, 4))
+    if label_smoothing:
+        soft = (1 - label_smoothing) * target + 0.5 * label_smoothing
+        likelihood = soft * union.clamp(min=EPSILON).log() + (1 - soft) * (1 - union).clamp(min=EPSILON).log()
+    else:
+        likelihood = (union * target + (1 - union) * (1 - target)).clamp(min=EPSILON).log()
+    likelihood = likelihood * (smoothness if lung is None else 1 + (smoothness - 1) * lung)
+    if foreground == 0.5:
+        return -likelihood.mean(axes)
+    weights = (1 - foreground) + (2 * foreground - 1) * target
+    return -(weights * likelihood).sum(axes) / weights.sum(axes)
 
 
 def voxel_cross_entropy(logits: Tensor, truth: Tensor, region: Tensor) -> Tensor:
@@ -166,20 +190,26 @@ def extent_loss(activation: Tensor, truth: Tensor, region: Tensor) -> Tensor:
     return ((activation - truth) * region).sum((1, 2, 3, 4)).abs() / region.sum((1, 2, 3, 4)).clamp(min=1)
 
 
-def weighted_cross_entropy(logits: Tensor, scores: Tensor, weights: Tensor) -> Tensor:
+def weighted_cross_entropy(
+    logits: Tensor, scores: Tensor, weights: Tensor, *, counted: Tensor | None = None, divided: bool = False
+) -> Tensor:
     """Cross-entropy of pooled class logits times the weight of the true class ("classification training").
-
-    The weights are not divided out within the batch, as torch's own `mean` does: with a batch of one they would vanish.
 
     Args:
         logits: B x K, dense logits averaged over the volume.
         scores: B, int64, 0 to K - 1.
         weights: K.
+        counted: B, bool; cases that count, the others have a loss of 0. None: all of them.
+        divided: whether losses are divided by the mean weight of the batch, as in torch's own weighted mean: their mean is then
+            sum(w l) / sum(w), and with a batch of one the weights vanish.
 
     Returns:
         B losses, from 0.
     """
-    return weights[scores] * functional.cross_entropy(logits, scores, reduction="none")
+    factors = weights[scores] if counted is None else weights[scores] * counted
+    if divided:
+        factors = factors / factors.mean().clamp(min=EPSILON)
+    return factors * functional.cross_entropy(logits, scores, reduction="none")
 
 
 def inverse_frequency_weights(counts: Tensor) -> Tensor:
@@ -208,6 +238,21 @@ def updated_class_weights(initial: Tensor, accuracy: Tensor, least_error: float 
     error = (1 - accuracy.nan_to_num(0.0)).clamp(min=least_error)
     weights = initial * error
     return weights * initial.sum() / weights.sum().clamp(min=EPSILON)
+
+
+def accumulated_class_weights(current: Tensor, accuracy: Tensor) -> Tensor:
+    """Class weights for the next epoch as the published code has them: the current ones times 1 - accuracy, with the sum 1.
+
+    Epochs add up: a class that was hard for long grows, and one that was right throughout an epoch has no weight ever after. If
+    all were, the weights stay as they are.
+
+    Args:
+        current: weights of the epoch that has ended; K.
+        accuracy: share of each class that it got right, 0 to 1; nan for a class without a case. K.
+    """
+    weights = current * (1 - accuracy.nan_to_num(0.0))
+    total = weights.sum()
+    return weights / total if total > EPSILON else current
 
 
 def clipped_balanced_weights(counts: Tensor, low: float = 0.2, high: float = 0.8) -> Tensor:

@@ -25,14 +25,6 @@ from .recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
 from .tiles import check_tile_shape
 
 StrategyName = Literal["regression", "classification", "voxels"]
-Monitor = Literal["kappa", "loss", "separation"]
-MONITORS = {
-    "kappa": ("validation/kappa", "max"),
-    "loss": ("validation/loss", "min"),
-    "separation": ("validation/separation", "max"),
-}
-"""The logged figure that early stopping and the best checkpoint follow, and which way is better."""
-
 RUN_FILE = "run.json"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST, LAST = "best", "last"
@@ -162,14 +154,6 @@ class RunOptions:
         default=None,
         metadata=_note(
             _HOW, "simulated cases that an epoch is trained on; new ones take the place of the oldest; default: --simulate"
-        ),
-    )
-    monitor: Monitor = field(
-        default="kappa",
-        metadata=_note(
-            _HOW,
-            "what early stopping and the best epoch follow on the validation set: mean linear weighted kappa, loss, or how "
-            "well percentages separate cases that must have a subtype from cases that cannot",
         ),
     )
     augment: bool = field(default=True, metadata=_note(_HOW, "change training scans at random"))
@@ -344,6 +328,8 @@ class RunOptions:
             document = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             if document.pop("format") != FORMAT:
                 raise ValueError(f"expected format {FORMAT}")
+            if "monitor" in document:  # of runs that were started before it became a part of the recipe
+                document["recipe"]["monitor"] = document.pop("monitor")
             types_of = get_type_hints(cls)
             return cls(**{name: _from_json(types_of[name], value) for name, value in document.items()})
         except OSError as error:

@@ -20,12 +20,13 @@ from ..fleischner import CENTRILOBULAR, SUBTYPES
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
 from ..weights import read_bundle
-from .augmentation import AugmentationRanges
+from .augmentation import RANGES
 from .cache import cache_path, prepare_cohort, read_figures
 from .dataset import UNKNOWN, Batch, CohortDataset, EpochBatches, EpochSampler, stacked, turns_for
 from .distributed import ProcessPlace
 from .export import export_run, finished_epochs
 from .fresh import FRESH_FOLDER, CasePool, FreshCases
+from .initialisation import draw_kaiming_fan_out
 from .loop import EmphysemaTraining, Reference, build_trainer
 from .options import RunOptions, resumable_checkpoint
 from .performance import known_presence
@@ -92,7 +93,7 @@ def train(
         frozen_statistics=options.freeze_statistics or options.head_alone,
     )
     with_truth = options.strategy == "voxels"
-    ranges = AugmentationRanges() if options.augment else None
+    ranges = RANGES[options.recipe.augmentation] if options.augment else None
     learnt = CohortDataset(
         training,
         profile,
@@ -140,7 +141,15 @@ def _training_batches(options: RunOptions, learnt: CohortDataset, training: Sequ
     if options.recipe.uniform_centrilobular:
         strata = [UNKNOWN if score is None else score for score in (training[place].scores.centrilobular for place in main)]
     turns = options.tiles_per_scan
-    order = EpochSampler(main, turns=turns, seed=options.seed, strata=strata, rank=rank, processes=processes)
+    order = EpochSampler(
+        main,
+        turns=turns,
+        seed=options.seed,
+        strata=strata,
+        draws_per_stratum=options.recipe.draws_per_score,
+        rank=rank,
+        processes=processes,
+    )
     batches = -(-len(order) // options.recipe.batch) // options.weak_every
     other_orders = [
         EpochSampler(
@@ -174,7 +183,7 @@ def _check_depth(options: RunOptions) -> None:
 def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase]) -> None:
     bounds = _bounds(validation)
     presence = [known_presence(subtype, bounds[:, place]) for place, subtype in enumerate(SUBTYPES)]
-    if options.monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
+    if options.recipe.monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
         expected = "validation scans with bounds, some that must have a subtype and some that cannot"
         raise InputError("--monitor separation", "the manifest has no such validation scans", expected)
 
@@ -191,6 +200,8 @@ def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwor
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(options.seed)
             network = build_network(options.network)
+            if options.recipe.kaiming_fan_out:
+                draw_kaiming_fan_out(network)
     else:
         bundle = read_bundle(init)
         if bundle.metadata.profile != options.profile:
@@ -219,7 +230,7 @@ def _strategy(options: RunOptions, training: Sequence[TrainingCase]) -> Strategy
     counts = score_counts([case.scores for case in training])
     match options.strategy:
         case "classification":
-            return ClassificationStrategy(counts)
+            return ClassificationStrategy(options.recipe, counts)
         case "voxels":
             return VoxelStrategy(options.recipe, counts)
         case "regression":

@@ -104,6 +104,8 @@ class PercentageStrategy(Strategy):
     def initialise(self, network: EmphysemaNetwork) -> None:
         # Left to chance, the sum of both maps begins above 1 in many networks, where equation 3 passes no gradient.
         share = self.recipe.initial_activation
+        if not share:
+            return
         for part in (network.head.centrilobular, network.head.paraseptal):
             nn.init.constant_(cast(Tensor, part.bias), math.log(share / (1 - share)))
 
@@ -126,6 +128,8 @@ class PercentageStrategy(Strategy):
             for value in (lung_mean(activation, batch.lung)[:, 0], intervals[:, 0], intervals[:, 1])
         )
         weights = recipe.interval_weight * torch.where(is_scored, class_weights[row], class_weights.mean()) * is_known
+        if recipe.sum_intervals:  # the loop takes the mean over the batch
+            weights = weights * len(weights)
         return weights * losses.interval_loss(fraction, lower, upper)
 
     def _leading_term(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -162,11 +166,19 @@ class RegressionStrategy(PercentageStrategy):
         target = batch.low_attenuation.to(centrilobular.dtype)
         if recipe.empty_target_if_absent:
             target = target * (batch.scores != 0).any(dim=1).to(target.dtype).view(-1, 1, 1, 1, 1)
-        region = batch.lung.to(centrilobular.dtype) if recipe.overlap_in_lung else None
-        return {
-            "overlap": recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region),
-            "segmentation": losses.segmentation_loss(centrilobular, paraseptal, target, recipe.smoothness),
-        }
+        lung = batch.lung.to(centrilobular.dtype)
+        region = lung if recipe.overlap_in_lung else None
+        segmentation = losses.segmentation_loss(
+            centrilobular,
+            paraseptal,
+            target,
+            recipe.smoothness,
+            lung=lung if recipe.smoothness_in_lung else None,
+            foreground=recipe.segmentation_foreground,
+            label_smoothing=recipe.label_smoothing,
+        )
+        overlap = recipe.overlap_weight * losses.overlap_loss(centrilobular, paraseptal, region)
+        return {"overlap": overlap, "segmentation": segmentation}
 
 
 class VoxelStrategy(PercentageStrategy):
@@ -214,15 +226,18 @@ class ClassificationStrategy(Strategy):
     validation set they stay as they started. A score that is not known counts nothing.
 
     Args:
+        recipe: the options.
         counts: cases of each score in the training set, centrilobular and paraseptal.
     """
 
     head: HeadName = "classification"
 
-    def __init__(self, counts: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, recipe: Recipe, counts: tuple[Tensor, Tensor]) -> None:
         super().__init__()
+        self.recipe = recipe
+        initial = losses.clipped_balanced_weights if recipe.clipped_class_weights else losses.inverse_frequency_weights
         for subtype, count in zip(SUBTYPES, counts, strict=True):
-            weights = losses.inverse_frequency_weights(count)
+            weights = initial(count)
             self.register_buffer(f"{subtype.name}_initial_weights", weights)
             self.register_buffer(f"{subtype.name}_weights", weights.clone())
 
@@ -235,9 +250,12 @@ class ClassificationStrategy(Strategy):
     def _cross_entropies(self, logits: DenseLogits, batch: Batch, weights: str) -> dict[str, Tensor]:
         is_scored, rows = batch.scores != UNKNOWN, batch.scores.clamp(min=0)
         return {
-            f"cross_entropy_{subtype.name}": is_scored[:, place]
-            * losses.weighted_cross_entropy(
-                logits[place].mean(dim=(2, 3, 4)), rows[:, place], self.get_buffer(f"{subtype.name}_{weights}")
+            f"cross_entropy_{subtype.name}": losses.weighted_cross_entropy(
+                logits[place].mean(dim=(2, 3, 4)),
+                rows[:, place],
+                self.get_buffer(f"{subtype.name}_{weights}"),
+                counted=is_scored[:, place],
+                divided=self.recipe.divide_class_weights,
             )
             for place, subtype in enumerate(SUBTYPES)
         }
@@ -254,6 +272,9 @@ class ClassificationStrategy(Strategy):
 
     def finish_epoch(self, right: Sequence[Tensor], seen: Sequence[Tensor]) -> None:
         for subtype, hits, cases in zip((CENTRILOBULAR, PARASEPTAL), right, seen, strict=True):
-            initial = self.get_buffer(f"{subtype.name}_initial_weights")
+            initial, current = (self.get_buffer(f"{subtype.name}_{name}") for name in ("initial_weights", "weights"))
             accuracy = (hits / cases).to(initial.device)
-            self.get_buffer(f"{subtype.name}_weights").copy_(losses.updated_class_weights(initial, accuracy))
+            if self.recipe.cumulative_class_weights:
+                current.copy_(losses.accumulated_class_weights(current, accuracy))
+            else:
+                current.copy_(losses.updated_class_weights(initial, accuracy))

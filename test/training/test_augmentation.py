@@ -12,12 +12,16 @@ from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
+    RANGES,
+    RELEASED_RANGES,
     Augmentation,
     AugmentationRanges,
+    Tile,
     draw_augmentation,
     moved,
     spatial_map,
     with_changed_intensities,
+    with_masked_boxes,
 )
 from model.training.cache import PreparedCase
 from model.training.dataset import assemble
@@ -89,6 +93,73 @@ def test_without_chances_nothing_is_changed() -> None:
     assert replace(augmentation, noise_seed=0) == Augmentation()
     image = torch.rand(1, *SHAPE)
     assert torch.equal(with_changed_intensities(moved(image, augmentation, EXTENT)[0].clone(), augmentation), image[0])
+
+
+def test_the_released_augmentation_draws_what_the_published_code_draws() -> None:
+    drawn = [draw_augmentation(RELEASED_RANGES, 0, epoch, "a") for epoch in range(400)]
+    plain = Augmentation()
+    for name in ("degrees", "smoothing", "sharpening", "contrast", "shift"):
+        assert all(getattr(augmentation, name) == getattr(plain, name) for augmentation in drawn), name
+    for name in ("flips", "crop_size", "noise", "boxes"):
+        assert 0.4 < np.mean([getattr(augmentation, name) != getattr(plain, name) for augmentation in drawn]) < 0.6, name
+    # one or two of the three axes, each as often
+    flips = np.array([augmentation.flips for augmentation in drawn if any(augmentation.flips)])
+    assert set(flips.sum(axis=1)) == {1, 2}
+    assert np.allclose(flips.mean(axis=0), 0.5, atol=0.1)
+    noise = [augmentation.noise for augmentation in drawn if augmentation.noise]
+    assert 0.03 <= min(noise) < 0.032 < 0.058 < max(noise) <= 0.06
+    counts = {len(augmentation.boxes) for augmentation in drawn if augmentation.boxes}
+    assert counts == set(range(1, 11))
+    boxes = np.array([box for augmentation in drawn for box in augmentation.boxes])  # n x (centre, size) x 3
+    assert 0.2 <= boxes[:, 0].min() < 0.21
+    assert 0.79 < boxes[:, 0].max() <= 0.8
+    assert 0.01 <= boxes[:, 1].min() < 0.011
+    assert 0.059 < boxes[:, 1].max() <= 0.06
+    # centre 0.45 to 0.55, size 0.95 to 1, cut off at the border
+    starts = np.array([augmentation.crop_start for augmentation in drawn if augmentation.is_affine])
+    sizes = np.array([augmentation.crop_size for augmentation in drawn if augmentation.is_affine])
+    assert starts.min() >= 0
+    assert (starts + sizes).max() <= 1
+    assert 0.9 <= sizes.min() < 0.95
+    assert 0.06 < starts.max() <= 0.55 - 0.475
+
+
+def test_the_paper_s_ranges_draw_what_they_drew_before_the_released_ones_were_there() -> None:
+    """Runs that were started before can be resumed: the values are of the earlier code."""
+    drawn = draw_augmentation(RANGES["paper"], 7, 3, "case")
+    assert drawn.flips == (False, False, True)
+    assert drawn.crop_size == pytest.approx((0.90770208, 0.99806062, 0.97183410))
+    assert drawn.crop_start == pytest.approx((0.06895983, 0.00092932, 0.00996601), abs=1e-8)
+    assert drawn.noise_seed == 1707596055
+    assert drawn.boxes == ()
+
+
+def test_boxes_are_set_to_0_where_the_published_code_sets_them_and_in_tiles_too() -> None:
+    # an axis of 20 voxels, centre 0.5, share 0.25: voxel 10, 5 wide, from 8 to 12; of 40: 0.3, 0.1: voxel 12, 4 wide, 10 to 13;
+    # of 10: 0.05, 0.4: voxel 0, 4 wide, cut off to 0 and 1
+    augmentation = Augmentation(boxes=(((0.5, 0.3, 0.05), (0.25, 0.1, 0.4)),))
+    whole = with_masked_boxes(torch.ones(20, 40, 10), augmentation, (20, 40, 10))
+    expected = torch.ones(20, 40, 10)
+    expected[8:13, 10:14, 0:2] = 0
+    assert torch.equal(whole, expected)
+    tile = Tile((10, 8, 0), (8, 16, 10))
+    part = with_masked_boxes(torch.ones(8, 16, 10), augmentation, (20, 40, 10), tile)
+    assert torch.equal(part, expected[10:18, 8:24])
+    beyond = Tile((16, 0, 0), (4, 8, 10))
+    assert with_masked_boxes(torch.ones(4, 8, 10), augmentation, (20, 40, 10), beyond).all()
+
+
+def test_a_crop_is_resized_to_the_whole_and_its_masks_with_it() -> None:
+    """A crop of the middle half doubles distances from the centre: of 33 voxels, voxel 12 goes to 8 and voxel 20 to 24."""
+    volume = torch.zeros(1, 33, 33, 33)
+    volume[0, 12, 16, 20] = 1
+    crop = Augmentation(crop_start=(0.25,) * 3, crop_size=(0.5,) * 3)
+    image = moved(volume, crop, (1.0, 1.0, 1.0))
+    mask = moved(volume.bool(), crop, (1.0, 1.0, 1.0))
+    place = tuple(int(index) for index in np.unravel_index(int(image.argmax()), image.shape))
+    assert place == (0, 8, 16, 24)
+    assert image[place] == pytest.approx(1)
+    assert bool(mask[place])
 
 
 def test_drawn_parameters_stay_in_their_ranges() -> None:

@@ -54,6 +54,13 @@ def test_uniform_sampling_makes_rare_scores_as_likely() -> None:
     assert 430 < drawn[5] < 570
 
 
+def test_an_epoch_can_have_a_number_of_draws_for_each_score() -> None:
+    sampler = EpochSampler(10, strata=[0] * 6 + [3] * 3 + [5], draws_per_stratum=128)
+    assert len(order(sampler)) == len(sampler) == 3 * 128
+    parts = [EpochSampler(10, strata=[0] * 9 + [5], draws_per_stratum=5, rank=rank, processes=3) for rank in range(3)]
+    assert [len(list(part)) for part in parts] == [len(part) for part in parts] == [4, 4, 4]
+
+
 def test_a_case_that_comes_up_again_is_another_draw() -> None:
     draws = list(EpochSampler(8, strata=[0] * 7 + [1]))
     again = [draw for draw in draws if draw.place == 7]

@@ -102,6 +102,33 @@ def test_equation_3_scales_with_the_smoothness_factor() -> None:
     assert loss.tolist() == pytest.approx([-0.85 * math.log(0.7)])
 
 
+def test_voxels_of_the_target_can_have_another_weight_and_the_sum_of_weights_is_divided_out() -> None:
+    # likelihoods 0.7 (target 1) and 0.8 (target 0): -(0.3 ln 0.7 + 0.7 ln 0.8) / (0.3 + 0.7)
+    loss = losses.segmentation_loss(volume(0.5, 0.2), volume(0.2, 0.0), volume(1.0, 0.0), 1.0, foreground=0.3)
+    assert loss.tolist() == pytest.approx([-0.3 * math.log(0.7) - 0.7 * math.log(0.8)])
+    # one voxel in four is target: -(0.3 ln 0.7 + 2.1 ln 0.8) / 2.4
+    maps = volume(0.5, 0.2, 0.2, 0.2), volume(0.2, 0.0, 0.0, 0.0), volume(1.0, 0.0, 0.0, 0.0)
+    expected = -(0.3 * math.log(0.7) + 2.1 * math.log(0.8)) / 2.4
+    assert losses.segmentation_loss(*maps, 1.0, foreground=0.3).tolist() == pytest.approx([expected])
+
+
+def test_the_smoothness_factor_can_hold_in_the_lung_alone() -> None:
+    loss = losses.segmentation_loss(volume(0.5, 0.2), volume(0.2, 0.0), volume(1.0, 0.0), 0.85, lung=volume(1.0, 0.0))
+    assert loss.tolist() == pytest.approx([-(0.85 * math.log(0.7) + math.log(0.8)) / 2])
+
+
+def test_label_smoothing_moves_the_target_and_its_best_union_is_the_moved_target() -> None:
+    """Szegedy et al.: targets 1 and 0 become 0.95 and 0.05; the loss is least there, and the scale s moves no minimum."""
+    smoothed = [
+        losses.segmentation_loss(volume(p), volume(0.0), volume(1.0), 1.0, label_smoothing=0.1).item()
+        for p in (0.9, 0.95, 0.99)
+    ]
+    assert smoothed[1] == pytest.approx(-0.95 * math.log(0.95) - 0.05 * math.log(0.05))
+    assert smoothed[1] == min(smoothed)
+    scaled = [losses.segmentation_loss(volume(p), volume(0.0), volume(1.0), 0.85).item() for p in (0.9, 0.95, 0.99)]
+    assert scaled[2] == min(scaled)
+
+
 def test_equation_3_is_finite_where_the_union_contradicts_the_target() -> None:
     loss = losses.segmentation_loss(volume(1.0, 0.0), volume(1.0, 0.0), volume(0.0, 1.0), 1.0)
     assert loss.tolist() == pytest.approx([-math.log(1e-6)])  # both voxels at the floor of the logarithm
@@ -148,6 +175,27 @@ def test_weighted_cross_entropy_keeps_the_weight_in_a_batch_of_one() -> None:
     weights = torch.tensor([2.0, 0.5])
     assert losses.weighted_cross_entropy(logits, torch.tensor([0]), weights).tolist() == pytest.approx([2 * math.log(4)])
     assert losses.weighted_cross_entropy(logits, torch.tensor([1]), weights).tolist() == pytest.approx([0.5 * math.log(4 / 3)])
+
+
+def test_weighted_cross_entropy_divided_by_its_weights_is_torch_s_own_mean() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0], [1.0, 0.0]])
+    scores, weights = torch.tensor([0, 1, 0]), torch.tensor([2.0, 0.5])
+    expected = torch.nn.functional.cross_entropy(logits, scores, weight=weights)
+    found = losses.weighted_cross_entropy(logits, scores, weights, divided=True).mean()
+    torch.testing.assert_close(found, expected)
+    counted = torch.tensor([True, True, False])
+    expected = torch.nn.functional.cross_entropy(logits[:2], scores[:2], weight=weights)
+    found = losses.weighted_cross_entropy(logits, scores, weights, counted=counted, divided=True).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_accumulated_class_weights_by_hand() -> None:
+    # 0.5 * 0.25 : 0.3 * 0.5 : 0.2 * 1 = 0.125 : 0.15 : 0.2
+    weights = losses.accumulated_class_weights(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.75, 0.5, math.nan]))
+    assert weights.tolist() == pytest.approx([0.125 / 0.475, 0.15 / 0.475, 0.2 / 0.475])
+    # a class that was right throughout has no weight any more, unless all were
+    assert losses.accumulated_class_weights(weights, torch.tensor([1.0, 0.5, 0.5]))[0] == 0
+    assert losses.accumulated_class_weights(weights, torch.ones(3)).tolist() == weights.tolist()
 
 
 def test_class_weights_start_at_the_inverse_frequency() -> None:

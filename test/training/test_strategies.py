@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.cohort.manifest import Scores
 from model.fleischner import SUBTYPES
 from model.network import DenseLogits, NetworkConfig, build_network
 from model.training.dataset import Batch
+from model.training.initialisation import draw_kaiming_fan_out
 from model.training.recipes import PAPER_RECIPE, RECIPES, RELEASED_RECIPE, Recipe
 from model.training.strategies import ClassificationStrategy, RegressionStrategy, Strategy, VoxelStrategy, score_counts
 
@@ -51,13 +52,32 @@ def test_the_released_recipe_s_loss_by_hand() -> None:
     # 0.7338 p^0.2578 is 0.40530 of 0.1, 0.48460 of 0.2, 0.53800 of 0.3; balanced weights are 0.2 (of 1/6, clipped) and 1/3
     centrilobular = 10 * 0.2 * ((0.53800 - 0.44495) ** 2 - 0.03965**2)
     paraseptal = 10 / 3 * 0.48460**2  # against exactly 0
-    expected = [centrilobular, paraseptal, 2 * 0.24, 0.85 * math.log(2)]
+    # half of the map is lung, where s is 0.85; outside it is 1
+    expected = [centrilobular, paraseptal, 2 * 0.24, (0.85 + 1) / 2 * math.log(2)]
     assert [float(value.detach()) for value in terms.values()] == pytest.approx(expected, rel=2e-3)
     absent = batch_of((0, 0), low_attenuation=1)  # its low attenuation is no emphysema: -ln(1 - 0.7)
-    assert term(RELEASED_RECIPE, "segmentation", (0.3, 0.4), absent) == pytest.approx(-0.85 * math.log(0.3), rel=1e-5)
+    assert term(RELEASED_RECIPE, "segmentation", (0.3, 0.4), absent) == pytest.approx(-(0.85 + 1) / 2 * math.log(0.3), rel=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"decay": 0.0}, {"epochs": 0}, {"smoothness": -1.0}, {"initial_activation": 1.0}])
+def test_interval_losses_can_be_summed_over_the_batch() -> None:
+    """The loop takes means over the batch: 0.02 and 0.04 of two cases have the mean 0.03 and the sum 0.06."""
+    two = [batch_of((3, 0)), batch_of((2, 0))]
+    both = Batch(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(*two, strict=True)))  # type: ignore[arg-type]
+    logits = DenseLogits(*(torch.cat((part, part)) for part in logits_of(0.3, 0.2)))
+    found = {}
+    for summed in (False, True):
+        recipe = replace(PAPER_RECIPE, sum_intervals=summed)
+        terms = RegressionStrategy(recipe, COUNTS).terms(logits, both)
+        found[summed] = float(terms["interval_centrilobular"].mean().detach())
+    # 0.3 against 0.1..0.2: 0.15^2 - 0.05^2; against 0.05..0.1: 0.225^2 - 0.025^2
+    assert found[False] == pytest.approx((0.02 + 0.05) / 2)
+    assert found[True] == pytest.approx(0.02 + 0.05)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"decay": 0.0}, {"epochs": 0}, {"smoothness": -1.0}, {"initial_activation": 1.0}, {"segmentation_foreground": 1.0}],
+)
 def test_a_recipe_refuses_numbers_that_no_training_can_use(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(PAPER_RECIPE, **change)  # type: ignore[arg-type]
@@ -82,6 +102,10 @@ def test_the_paper_loss_is_the_plain_sum_of_the_three_equations() -> None:
         ({"smoothness": 0.85}, "segmentation", (0.3, 0.2), (3, 0), 0.85 * math.log(2)),
         # sqrt: 0.09 becomes 0.3; 0.01..0.05 becomes 0.1..0.2236: (0.3 - 0.1618)^2 - 0.0618^2
         ({"percentage_exponent": 0.5}, "interval_centrilobular", (0.09, 0.2), (1, 0), 0.015279),
+        # half of the map is lung
+        ({"smoothness": 0.5, "smoothness_in_lung": True}, "segmentation", (0.3, 0.2), (3, 0), 0.75 * math.log(2)),
+        # the target 1 becomes 0.9: -(0.9 ln 0.7 + 0.1 ln 0.3)
+        ({"label_smoothing": 0.2}, "segmentation", (0.3, 0.4), (3, 0), -0.9 * math.log(0.7) - 0.1 * math.log(0.3)),
         # an empty target: -ln(1 - 0.5), as before; with the maps 0.3 and 0.4 it is -ln 0.3 instead of -ln 0.7
         ({"empty_target_if_absent": True}, "segmentation", (0.3, 0.4), (0, 0), -math.log(0.3)),
         ({"empty_target_if_absent": True}, "segmentation", (0.3, 0.4), (0, 1), -math.log(0.7)),
@@ -144,6 +168,28 @@ def test_the_loss_reaches_every_parameter_of_the_network() -> None:
     torch.stack(list(RegressionStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch).values())).sum().backward()
     silent = [name for name, value in network.named_parameters() if value.grad is None]
     assert silent == []
+
+
+def test_an_initial_activation_of_0_leaves_the_first_maps_to_chance() -> None:
+    torch.manual_seed(1)
+    network = build_network(NetworkConfig("resnet18", "regression", 2))
+    assert network.head.centrilobular.bias is not None
+    before = network.head.centrilobular.bias.clone()
+    RegressionStrategy(RELEASED_RECIPE, COUNTS).initialise(network)
+    assert torch.equal(network.head.centrilobular.bias, before)
+
+
+def test_kaiming_weights_have_the_variance_of_their_fan_out() -> None:
+    """Variance 2 / (filters x voxels of the kernel), whatever the number of inputs."""
+    convolutions = nn.Sequential(nn.Conv3d(64, 16, 3), nn.Conv3d(4, 128, 3))
+    biases = [layer.bias.clone() for layer in convolutions if isinstance(layer, nn.Conv3d) and layer.bias is not None]
+    torch.manual_seed(0)
+    draw_kaiming_fan_out(convolutions)
+    for layer, filters, bias in zip(convolutions, (16, 128), biases, strict=True):
+        assert isinstance(layer, nn.Conv3d)
+        assert layer.weight.var().item() == pytest.approx(2 / (filters * 27), rel=0.05)
+        assert layer.bias is not None
+        assert torch.equal(layer.bias, bias)
 
 
 def test_untrained_regression_maps_start_where_the_recipe_says() -> None:
@@ -221,7 +267,7 @@ def class_logits(centrilobular: int, paraseptal: int) -> DenseLogits:
 
 def test_classification_pools_over_the_whole_volume_and_weighs_by_class() -> None:
     counts = (torch.tensor([1, 3, 0, 0, 0, 0]), torch.tensor([2, 2, 0]))
-    terms = ClassificationStrategy(counts).terms(class_logits(0, 1), batch_of((0, 1)))
+    terms = ClassificationStrategy(PAPER_RECIPE, counts).terms(class_logits(0, 1), batch_of((0, 1)))
     # weight of centrilobular 0: 4 cases / (2 classes * 1 case); cross-entropy ln(e^2 + 5) - 2 and ln(e^2 + 2) - 2
     expected = [2 * (math.log(math.e**2 + 5) - 2), math.log(math.e**2 + 2) - 2]
     assert [float(value) for value in terms.values()] == pytest.approx(expected)
@@ -231,7 +277,7 @@ def test_classification_skips_scores_that_are_not_known() -> None:
     logits = class_logits(0, 1)
     for part in logits:
         part.requires_grad_()
-    terms = ClassificationStrategy(COUNTS).terms(logits, batch_of((-1, 1)))
+    terms = ClassificationStrategy(PAPER_RECIPE, COUNTS).terms(logits, batch_of((-1, 1)))
     torch.stack(list(terms.values())).sum().backward()
     assert terms["cross_entropy_centrilobular"].tolist() == [0]
     assert terms["cross_entropy_paraseptal"].tolist()[0] > 0
@@ -239,7 +285,7 @@ def test_classification_skips_scores_that_are_not_known() -> None:
 
 
 def test_class_weights_follow_the_accuracy_of_the_last_epoch_and_validation_does_not() -> None:
-    strategy = ClassificationStrategy((torch.tensor([5, 5, 0, 0, 0, 0]), torch.tensor([5, 5, 0])))
+    strategy = ClassificationStrategy(PAPER_RECIPE, (torch.tensor([5, 5, 0, 0, 0, 0]), torch.tensor([5, 5, 0])))
     batch, logits = batch_of((1, 1)), class_logits(0, 0)
     before = strategy.terms(logits, batch)["cross_entropy_centrilobular"]
     validation = strategy.validation_terms(logits, batch)["cross_entropy_centrilobular"]
@@ -252,8 +298,23 @@ def test_class_weights_follow_the_accuracy_of_the_last_epoch_and_validation_does
     assert strategy.get_buffer("paraseptal_weights").tolist() == pytest.approx([1, 1, 0])
 
 
+def test_the_released_classification_adds_epochs_up_and_divides_weights_out() -> None:
+    strategy = ClassificationStrategy(RELEASED_RECIPE, (torch.tensor([90, 9, 1, 0, 0, 0]), torch.tensor([1, 1, 1])))
+    # 1/90 : 1/9 : 1 normalised and clipped, 0.8 for classes without a case
+    assert strategy.get_buffer("centrilobular_weights").tolist() == pytest.approx([0.2, 0.2, 0.8, 0.8, 0.8, 0.8])
+    # in a batch of one the weight vanishes; the true score's logit is 0, that of score 0 is 2
+    loss = strategy.terms(class_logits(0, 1), batch_of((2, 1)))["cross_entropy_centrilobular"]
+    assert loss.tolist() == pytest.approx([math.log(math.e**2 + 5)])
+    right = [torch.zeros(6), torch.tensor([5.0, 2.0, 5.0])]
+    seen = [torch.zeros(6), torch.tensor([10.0, 10.0, 10.0])]
+    strategy.finish_epoch(right, seen)
+    strategy.finish_epoch(right, seen)
+    # errors 0.5, 0.8, 0.5, twice: 0.25 : 0.64 : 0.25
+    assert strategy.get_buffer("paraseptal_weights").tolist() == pytest.approx([0.25 / 1.14, 0.64 / 1.14, 0.25 / 1.14])
+
+
 def test_class_weights_are_part_of_the_state() -> None:
-    strategy: Strategy = ClassificationStrategy(COUNTS)
+    strategy: Strategy = ClassificationStrategy(PAPER_RECIPE, COUNTS)
     assert {"centrilobular_weights", "paraseptal_weights"} <= set(strategy.state_dict())
 
 

@@ -238,6 +238,24 @@ def test_a_folder_that_holds_something_is_not_trained_into(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_options_of_a_run_that_was_started_before_the_monitor_was_part_of_the_recipe_are_read(tmp_path: Path) -> None:
+    document = {"format": 2, **RunOptions().as_document()}
+    document["recipe"] = {"name": "paper", "epochs": 7}
+    (tmp_path / "run.json").write_text(json.dumps(document | {"monitor": "separation"}))
+    recipe = RunOptions.read(tmp_path).recipe
+    assert (recipe.monitor, recipe.epochs, recipe.weight_decay) == ("separation", 7, 0.0)
+
+
+@pytest.mark.slow
+def test_the_best_epoch_can_be_that_with_the_least_training_loss(manifest: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "released", "--epochs", "3", "--draws-per-score", "1", "--learning-rate", "0.1", "--decay", "1")
+    assert train.main(command(short(manifest), tmp_path / "run", *options)) == 0
+    losses = [float(epoch["train/loss"]) for epoch in history(tmp_path / "run")]
+    best = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)["finished_epochs"]
+    assert best == 1 + int(np.argmin(losses))
+    assert "best of its epochs by train loss" in read_metadata(tmp_path / "run/bundle").origin
+
+
 def test_separation_is_watched_only_where_bounds_say_who_has_what(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
