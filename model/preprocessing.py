@@ -1,15 +1,15 @@
 """From a scan to the network's input, and from dense activation maps back onto the scan's grid.
 
 A `Profile` describes one way of doing it; `PROFILES` holds the two that exist. Every number of a profile is a field of it,
-the size of the network's input included, so that no code asks which profile it runs. Resizing aligns corners throughout: the
-first and last voxel of the crop lie on the first and last voxel of the network's grid, as they do in the network's own
-upsampling.
+the size of the network's input included, so that no code asks which profile it runs. Resizing aligns corners: the first and
+last voxel of the crop lie on the first and last voxel of the network's grid, as they do in the network's own upsampling. Where
+the voxels of a map lie is a matter of its own: see `MapPlacement`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,18 @@ INPUT_MULTIPLE = 8
 
 LARGEST_INPUT = 512
 """Voxels along each axis, far beyond the paper's 288: metadata that ask for more are wrong."""
+
+
+MapPlacement = Literal["corners", "even"]
+"""Where the voxels of a dense map lie; along an axis it has half as many as the network's input.
+
+- `corners`: the first and the last one on the first and the last voxel of the crop.
+- `even`: number k on voxel 2 k of the input, where the targets of training with scores are picked. The crop then goes on for
+  one voxel of the input behind the last one, and the map keeps its last value there.
+
+With `corners`, a map that was learnt from picked targets comes back stretched, by one voxel of the input at the far edge.
+`benchmark/placement.py` measures both.
+"""
 
 
 class Interpolation(Protocol):
@@ -92,6 +104,7 @@ class Profile:
         blank_outside: whether what lies outside the resized lung mask is set to 0.
         suspect_below_hu: maps count only where the CT lies below this, on the network's input grid; None: everywhere in
             the lung, on the maps' own grid.
+        map_placement: where the voxels of the network's maps lie.
     """
 
     name: str
@@ -102,9 +115,13 @@ class Profile:
     standardise: bool
     blank_outside: bool
     suspect_below_hu: float | None
+    map_placement: MapPlacement = "corners"
 
     def __post_init__(self) -> None:
         check_input_shape(self.input_shape)
+        check_map_placement(self.map_placement)
+        if self.suspect_below_hu is not None and self.map_placement != "corners":
+            raise ValueError(f"map_placement is {self.map_placement!r}, expected 'corners' for a profile with a suspect mask")
 
     @property
     def map_shape(self) -> Shape:
@@ -122,6 +139,16 @@ def check_input_shape(shape: Shape) -> None:
     sizes = shape if isinstance(shape, tuple) else ()
     if len(sizes) != 3 or not all(type(n) is int and 0 < n <= LARGEST_INPUT and n % INPUT_MULTIPLE == 0 for n in sizes):
         raise ValueError(f"input_shape is {shape!r}, expected three multiples of {INPUT_MULTIPLE} up to {LARGEST_INPUT}")
+
+
+def check_map_placement(placement: str) -> None:
+    """Check the name of a placement.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if placement not in get_args(MapPlacement):
+        raise ValueError(f"map_placement is {placement!r}, expected one of {', '.join(get_args(MapPlacement))}")
 
 
 PAPER_PROFILE = Profile(
@@ -160,12 +187,14 @@ class NetworkInput:
         labels: Z x Y x X, uint8: region labels (see `model.lungs.regions`), 0 outside the lung.
         suspect: Z x Y x X, bool: where maps count; None where the profile knows no such mask.
         box: the crop's place in the scan.
+        placement: where the voxels of the network's maps will lie.
     """
 
     image: Tensor
     labels: npt.NDArray[np.uint8]
     suspect: npt.NDArray[np.bool_] | None
     box: Box
+    placement: MapPlacement = "corners"
 
 
 @dataclass(frozen=True)
@@ -177,12 +206,14 @@ class ActivationMaps:
         paraseptal: likewise.
         labels: region labels on the same grid, uint8, 0 outside the lung.
         box: the crop's place in the scan.
+        placement: where the maps' voxels lie in it.
     """
 
     centrilobular: Tensor
     paraseptal: Tensor
     labels: npt.NDArray[np.uint8]
     box: Box
+    placement: MapPlacement = "corners"
 
 
 def prepare(scan: Scan, regions: Regions, profile: Profile) -> NetworkInput:
@@ -210,7 +241,7 @@ def prepare(scan: Scan, regions: Regions, profile: Profile) -> NetworkInput:
     suspect = None
     if profile.suspect_below_hu is not None:
         suspect = (crop[index] < profile.suspect_below_hu) & (resized_labels > 0)
-    return NetworkInput(image[None, None], resized_labels, suspect, box)
+    return NetworkInput(image[None, None], resized_labels, suspect, box, profile.map_placement)
 
 
 def windowed(hounsfield: np.ndarray) -> npt.NDArray[np.float32]:
@@ -280,7 +311,7 @@ def finish(centrilobular: Tensor, paraseptal: Tensor, prepared: NetworkInput) ->
         labels = labels_on_map_grid(prepared.labels)
         lung = torch.from_numpy(labels > 0)[None, None]
         cle, pse = (_continued_outside(activation, lung)[0, 0] for activation in (centrilobular, paraseptal))
-        return ActivationMaps(cle, pse, labels, prepared.box)
+        return ActivationMaps(cle, pse, labels, prepared.box, prepared.placement)
     maps = torch.cat((centrilobular, paraseptal), dim=1)
     maps = functional.interpolate(maps, prepared.suspect.shape, mode="trilinear", align_corners=True)[0]
     maps *= torch.from_numpy(prepared.suspect)
@@ -304,18 +335,23 @@ def labels_on_map_grid(labels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(labels[..., ::2, ::2, ::2])
 
 
-def map_on_scan(activation: Tensor, box: Box, scan: Scan, map_type: MapType = "uint8") -> np.ndarray:
-    """Bring an activation map back to the scan's grid: trilinear, corners aligned; 0 outside the lung.
+def map_on_scan(
+    activation: Tensor, box: Box, scan: Scan, map_type: MapType = "uint8", placement: MapPlacement = "corners"
+) -> np.ndarray:
+    """Bring an activation map back to the scan's grid, trilinear; 0 outside the lung.
 
     Args:
         activation: z, y, x on any grid that spans `box`; float32, 0 to 1.
         box: the crop's place in the scan.
         scan: the scan that it was computed from.
         map_type: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
+        placement: where the map's voxels lie in the crop.
 
     Returns:
         An array of the scan's shape in the patient's frame.
     """
+    if placement == "even":
+        activation = _with_odd_voxels(activation)
     result = np.zeros(scan.shape, map_type)
     crop, lung = result[box], scan.lung[box]
     depth = len(activation)
@@ -327,3 +363,13 @@ def map_on_scan(activation: Tensor, box: Box, scan: Scan, map_type: MapType = "u
             plane = (255 * plane).round()
         crop[index] = plane.numpy() * lung[index]
     return result
+
+
+def _with_odd_voxels(activation: Tensor) -> Tensor:
+    """Put means of neighbours between the voxels of a map, and the last one once more at the end: the grid of the input, whose
+    corners are the crop's. Linear interpolation of the result is that of the map."""
+    for axis in range(activation.ndim):
+        following = activation.narrow(axis, 1, activation.shape[axis] - 1)
+        following = torch.cat((following, activation.narrow(axis, activation.shape[axis] - 1, 1)), axis)
+        activation = torch.stack((activation, (activation + following) / 2), axis + 1).flatten(axis, axis + 1)
+    return activation

@@ -228,7 +228,7 @@ class EmphysemaSubtyper:
             subtype: tuple(class_probabilities(dense)[0].tolist())
             for subtype, dense in zip((CENTRILOBULAR, PARASEPTAL), logits, strict=True)
         }
-        return ActivationMaps(cle, pse, labels, prepared.box), probabilities
+        return ActivationMaps(cle, pse, labels, prepared.box, prepared.placement), probabilities
 
 
 def _finding(
@@ -240,7 +240,7 @@ def _finding(
     scan: Scan,
     map_type: MapType,
 ) -> Finding:
-    activation_map = map_on_scan(activation, maps.box, scan, map_type)
+    activation_map = map_on_scan(activation, maps.box, scan, map_type, maps.placement)
     if subtype in probabilities:
         score = int(np.argmax(probabilities[subtype]))
         no_percentages = dict.fromkeys(regions.members)

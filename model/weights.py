@@ -33,7 +33,7 @@ from .command_line import OneLineParser, module_command
 from .errors import InputError, printable
 from .lungs.quality import TERMS, Range
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
-from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, Profile, Shape, check_input_shape
+from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, MapPlacement, Profile, Shape, check_input_shape
 from .whole_files import recover, whole_folder
 
 METADATA_FILE = "bundle.json"
@@ -67,6 +67,7 @@ class BundleMetadata:
         input_shape: size of the network's input in voxels, z, y, x; `bundle.json` holds it only where it is not the paper's.
         validated_range: for some of the measures of `model.lungs.quality.ImageQuality`, the least and the largest value (None:
             no limit) among the scans that the weights were validated on; scans outside of it are warned of.
+        map_placement: where the voxels of its maps lie; `bundle.json` holds it only where it is not `corners`.
     """
 
     name: str
@@ -79,6 +80,7 @@ class BundleMetadata:
     performance: dict[str, Any] = field(default_factory=dict)
     input_shape: Shape = PAPER_INPUT_SHAPE
     validated_range: dict[str, Range] = field(default_factory=dict)
+    map_placement: MapPlacement = "corners"
 
     def __post_init__(self) -> None:
         for name in ("name", "origin", "trained_on", "licence", "source_sha256"):
@@ -90,6 +92,7 @@ class BundleMetadata:
         if self.profile not in PROFILES:
             raise ValueError(f"profile is {self.profile!r}, expected one of {', '.join(PROFILES)}")
         check_input_shape(self.input_shape)
+        _ = self.preprocessing  # checks where maps lie
         for measure, (low, high) in self.validated_range.items():
             if measure not in TERMS:
                 raise ValueError(f"validated_range has {measure!r}, expected one of {', '.join(TERMS)}")
@@ -98,8 +101,8 @@ class BundleMetadata:
 
     @property
     def preprocessing(self) -> Profile:
-        """The profile with the network's input size: how scans are prepared for it."""
-        return replace(PROFILES[self.profile], input_shape=self.input_shape)
+        """The profile with the network's input size and where its maps lie: how scans are prepared, and maps brought back."""
+        return replace(PROFILES[self.profile], input_shape=self.input_shape, map_placement=self.map_placement)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
             del document["input_shape"]
         if not metadata.validated_range:
             del document["validated_range"]
+        if metadata.map_placement == "corners":
+            del document["map_placement"]
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from model.network import EmphysemaNetwork, NetworkConfig, build_network
-from model.preprocessing import PAPER_INPUT_SHAPE, Shape
+from model.preprocessing import PAPER_INPUT_SHAPE, MapPlacement, Shape
 from model.weights import BundleMetadata, write_bundle
 
 HALF_INPUT = (64, 112, 144)
@@ -109,11 +109,16 @@ def dark_detector(head: str = "regression") -> EmphysemaNetwork:
 
 
 def write_dark_detector(
-    folder: Path, *, profile: str = "paper", head: str = "regression", input_shape: Shape = PAPER_INPUT_SHAPE
+    folder: Path,
+    *,
+    profile: str = "paper",
+    head: str = "regression",
+    input_shape: Shape = PAPER_INPUT_SHAPE,
+    map_placement: MapPlacement = "corners",
 ) -> Path:
     """Write `dark_detector` as a bundle, and return its folder."""
     network = dark_detector(head)
     config = NetworkConfig(head=head, base_width=2)  # type: ignore[arg-type]
     metadata = BundleMetadata("dark-detector", config, profile, "set by hand", "nothing", "Apache-2.0", input_shape=input_shape)
-    write_bundle(folder, network, metadata)
+    write_bundle(folder, network, replace(metadata, map_placement=map_placement))
     return folder

@@ -159,6 +159,23 @@ def test_a_map_comes_back_by_trilinear_interpolation_inside_the_lung_alone(scan:
         assert np.abs(levels - 255 * expected).max() <= 0.51
 
 
+def test_a_map_of_every_second_voxel_comes_back_where_those_voxels_lie(scan: Scan) -> None:
+    """Map voxel k holds 2 k, its place on an input of 128 x 224 x 288. On the scan, each voxel has its own place, but for those
+    behind the last map voxel. With corners aligned, places are stretched by up to one voxel of the input."""
+    box = scan.lung_box()
+    lung = scan.lung[box]
+    for axis, count in enumerate((64, 112, 144)):
+        line = [-1 if other == axis else 1 for other in range(3)]
+        ramp = (2 * torch.arange(count, dtype=torch.float32)).reshape(line).expand(64, 112, 144)
+        place = np.linspace(0, 2 * count - 1, lung.shape[axis])
+        expected = np.minimum(place, 2 * count - 2).reshape(line) * lung
+        found = map_on_scan(ramp, box, scan, "float32", "even")
+        np.testing.assert_allclose(found[box], expected, atol=1e-3)
+        stretched = map_on_scan(ramp, box, scan, "float32", "corners")
+        off = (place - place * (2 * count - 2) / (2 * count - 1)).reshape(line) * lung
+        np.testing.assert_allclose(place.reshape(line) * lung - stretched[box], off, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("orientation", "tilt_degrees"), [("LPS", 0), ("RAS", 0), ("LAI", 0), ("PIR", 0), ("SAL", 0), ("LPS", 17), ("PSR", -25)]
 )

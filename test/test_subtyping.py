@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from model import subtyping
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR
 from model.imaging.scan import Scan
 from model.network import BackboneFeatures, ResNetBackbone
+from model.preprocessing import MapPlacement
 from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision
 from model.weights import BundleMetadata, read_bundle, untrained_bundle, write_bundle
 from test.phantom import COARSE_INPUT, HALF_INPUT, Phantom, write_dark_detector
@@ -49,6 +51,24 @@ def test_the_written_maps_mean_is_the_reported_percentage(tmp_path: Path, scan: 
         assert finding.percentage is not None
         assert finding.percentage > 5
         assert finding.activation_map[scan.lung].mean() / 2.55 == pytest.approx(finding.percentage, abs=0.5)
+
+
+def test_a_bundle_says_where_its_maps_lie_and_its_percentages_do_not_depend_on_it(tmp_path: Path, phantom: Phantom) -> None:
+    """The detector's map voxel k sees input voxel 2 k. With aligned corners a lesion near the far edges moves there."""
+    phantom, lesion = phantom.with_lesion((200.0, 140.0, 210.0), 14.0)
+    scan = Scan.from_images(*phantom.images())
+    truth = np.argwhere(lesion).mean(axis=0)
+    found: dict[str, tuple[float | None, np.ndarray]] = {}
+    placements: tuple[MapPlacement, ...] = ("corners", "even")
+    for placement in placements:
+        folder = write_dark_detector(tmp_path / placement, input_shape=HALF_INPUT, map_placement=placement)
+        result = EmphysemaSubtyper.from_bundle(folder, "cpu", "float32").predict(scan).centrilobular
+        active = (result.activation_map > 127) & ndimage.binary_dilation(lesion, iterations=2)
+        found[placement] = result.percentage, np.argwhere(active).mean(axis=0) - truth
+    assert found["corners"][0] == found["even"][0]
+    voxel = np.array([side.stop - side.start for side in scan.lung_box()]) / HALF_INPUT  # of the input, in voxels of the scan
+    assert np.abs(found["even"][1] / voxel).max() < 0.5
+    assert (found["corners"][1] / voxel).max() > 0.5
 
 
 def test_a_float32_map_is_the_uint8_map_before_rounding(bundle: Path, scan: Scan) -> None:

@@ -181,6 +181,17 @@ def test_metadata_hold_the_inputs_size_where_it_is_not_the_papers(tmp_path: Path
     assert (coarse.margin_mm, coarse.suspect_below_hu) == (5.0, -910.0)
 
 
+def test_metadata_hold_where_maps_lie_only_where_it_is_not_at_the_corners(tmp_path: Path) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    write_bundle(tmp_path / "corners", network, metadata)
+    write_bundle(tmp_path / "even", network, replace(metadata, map_placement="even"))
+    documents = [json.loads((tmp_path / name / METADATA_FILE).read_text()) for name in ("corners", "even")]
+    assert "map_placement" not in documents[0]
+    assert documents[1]["map_placement"] == "even"
+    assert read_bundle(tmp_path / "corners").metadata.preprocessing.map_placement == "corners"
+    assert read_bundle(tmp_path / "even").metadata.preprocessing.map_placement == "even"
+
+
 def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert main(["untrained", str(tmp_path / name), "--base-width", "4"]) == 0
@@ -236,6 +247,11 @@ def edit_metadata(folder: Path, **changes: Any) -> None:
         (
             lambda folder: edit_metadata(folder, input_shape=[128, 224]),
             r"input_shape is \(128, 224\), expected three multiples of 8",
+        ),
+        (lambda folder: edit_metadata(folder, map_placement="odd"), "map_placement is 'odd', expected one of corners, even"),
+        (
+            lambda folder: edit_metadata(folder, map_placement="even", profile="released"),
+            "expected 'corners' for a profile with a suspect mask",
         ),
         (lambda folder: edit_metadata(folder, input_shape=[128, 224, 290]), "expected three multiples of 8 up to 512"),
         (lambda folder: edit_metadata(folder, input_shape=[8, 8, 8 * 10**9]), "expected three multiples of 8 up to 512"),

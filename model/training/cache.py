@@ -88,8 +88,9 @@ def cache_path(case: TrainingCase, profile: Profile, folder: Path) -> Path:
 
 
 def _profile_state(profile: Profile) -> dict[str, Any]:
-    """Every number of a profile, and of the code it calls that may change; an interpolation is known by its type."""
-    state = {option.name: getattr(profile, option.name) for option in fields(Profile)}
+    """Every number of a profile that concerns the input, and of the code it calls that may change; an interpolation is known by
+    its type."""
+    state = {option.name: getattr(profile, option.name) for option in fields(Profile) if option.name != "map_placement"}
     state["interpolation"] = type(profile.interpolation).__name__
     return state | {"window": WINDOW_HU, "low_attenuation": LOW_ATTENUATION_HU}
 

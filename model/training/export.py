@@ -85,6 +85,9 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
         network=options.network,
         profile=options.profile,
         input_shape=options.input_shape,
+        # Targets are picked from every second voxel, except truth maps, which are averaged; profiles with a suspect mask bring
+        # maps to the input's grid themselves.
+        map_placement="corners" if options.strategy == "voxels" or options.preprocessing.suspect_below_hu else "even",
         origin=origin,
         trained_on=options.trained_on or "not stated",
         licence=options.licence,
