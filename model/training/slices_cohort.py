@@ -9,6 +9,7 @@ says which type of emphysema leads in a slice, and nothing of its extent. So it 
 - NT: at most 1 % of either subtype;
 - CLE: at least 1 % centrilobular, which leads; paraseptal unknown;
 - PSE: at least 1 % paraseptal, which leads; centrilobular unknown;
+  (`--absent` and `--present` set these two bounds: a margin between them separates the classes better.)
 - PLE: nothing. The Fleischner system grades panlobular destruction in smokers as the top of the centrilobular scale, but a
   reader who says "panlobular" may mean neither; the simulator counts it as neither. Left out, unless
   `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a leading subtype.
@@ -49,22 +50,24 @@ SLICES, SLICE_DISTANCE_MM = 40, 2.5
 SPAN_MM = (SLICES - 1) * SLICE_DISTANCE_MM
 """From the first to the last slice, however many there are: the network's input is the same, and so is the volume."""
 
-_PRESENT = ("1", "")
-_ABSENT = ("0", "1")
-_UNKNOWN = ("", "")
-CLASS_BOUNDS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
-    "NT": (_ABSENT, _ABSENT),
-    "CLE": (_PRESENT, _UNKNOWN),
-    "PSE": (_UNKNOWN, _PRESENT),
-}
+ABSENT, PRESENT, PANLOBULAR = 1.0, 1.0, 5.0
+"""Percentages of the lung: at most, where a class says that a subtype is absent; at least, where it says that it is present."""
+
+Bounds = Mapping[str, tuple[tuple[str, str], tuple[str, str]]]
 """What a class says: the cells of the lower and upper bound, centrilobular and paraseptal."""
 
-PANLOBULAR_BOUNDS = {"PLE": (("5", ""), _UNKNOWN)}
 LEADING = {"CLE": CENTRILOBULAR.name, "PSE": PARASEPTAL.name}
 
 _BODY_HU = -300.0
 _EXPECTED = f"a folder with {PATIENTS_FILE} (columns file, class, patient) and the pictures that it lists"
 _COMPRESSION = 1
+
+
+def class_bounds(absent: float = ABSENT, present: float = PRESENT, *, panlobular: bool = False) -> Bounds:
+    """The bounds of NT, CLE and PSE, and of PLE if `panlobular`."""
+    none, some, unknown = ("0", f"{absent:g}"), (f"{present:g}", ""), ("", "")
+    bounds = {"NT": (none, none), "CLE": (some, unknown), "PSE": (unknown, some)}
+    return {**bounds, "PLE": ((f"{PANLOBULAR:g}", ""), unknown)} if panlobular else bounds
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def _single_thread() -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
-def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Path, bounds: Mapping[str, tuple]) -> Path:
+def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Path, bounds: Bounds) -> Path:
     """Write the manifest of volumes that `_written` wrote; `train` are the patients to train on."""
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
     path = output / MANIFEST_FILE
@@ -216,13 +219,24 @@ def main(arguments: list[str] | None = None) -> int:
         help="times that a picture is repeated over the same length; 2 are enough to train on, and small; default: %(default)s",
     )
     parser.add_argument("--panlobular-is-centrilobular", action="store_true", help="take PLE as at least 5 %% centrilobular")
+    for name, default, what in (("absent", ABSENT, "most"), ("present", PRESENT, "least")):
+        parser.add_argument(
+            f"--{name}",
+            type=float,
+            default=default,
+            metavar="PERCENT",
+            help=f"a subtype that a class says is {name} has at {what} so many percent of the lung; default: %(default)s",
+        )
     parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
     options = parser.parse_args(arguments)
     if not 0 < options.share < 1:
         parser.error(f"--share is {options.share:g}, expected a number between 0 and 1")
     if options.slices < 2:
         parser.error(f"--slices is {options.slices}, expected 2 or more")
-    bounds = {**CLASS_BOUNDS, **(PANLOBULAR_BOUNDS if options.panlobular_is_centrilobular else {})}
+    for name, value in (("--absent", options.absent), ("--present", options.present)):
+        if not 0 <= value <= 100:
+            parser.error(f"{name} is {value:g}, expected percent of the lung, 0 to 100")
+    bounds = class_bounds(options.absent, options.present, panlobular=options.panlobular_is_centrilobular)
     try:
         slices = listed_slices(options.folder, list(bounds))
         if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):

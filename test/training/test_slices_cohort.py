@@ -79,6 +79,19 @@ def test_a_list_of_patients_decides_the_split_and_panlobular_slices_are_taken_wh
     assert {case.intervals for case in manifest.cases if case.entity.startswith("PLE")} == {((5, 100), None)}
 
 
+def test_a_margin_between_absent_and_present_is_set_by_options(folder: Path, tmp_path: Path) -> None:
+    assert main([str(folder), str(tmp_path / "out"), "--slices", "2", "--absent", "0.5", "--present", "2"]) == 0
+    intervals = {case.entity.partition("-")[0]: case.intervals for case in read_manifest(tmp_path / "out/manifest.csv").cases}
+    assert intervals == {"NT": ((0, 0.5), (0, 0.5)), "CLE": ((2, 100), None), "PSE": (None, (2, 100))}
+
+
+@pytest.mark.parametrize("name", ["--absent", "--present"])
+def test_a_bound_that_is_no_percentage_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(tmp_path / "out"), name, "101"])
+    assert f"{name} is 101, expected percent of the lung" in capsys.readouterr().err
+
+
 def test_no_patient_is_on_both_sides_and_every_class_is_shared_out() -> None:
     slices = [LabelledSlice(Path(f"{k}.png"), "NT" if k < 20 else "CLE", f"p{k // 2}") for k in range(40)]
     train = split_by_patient(slices, 0.5, seed=0)
