@@ -89,12 +89,12 @@ def test_the_entry_point_can_read_before_it_imports_what_takes_seconds() -> None
 
 
 def test_inference_imports_only_what_its_requirements_bring() -> None:
-    """The direct requirements, and pandas, which evalutils hands its cases around in."""
+    """The direct requirements, and two that evalutils brings: pandas, and scikit-learn, imported only when it is used."""
     imported = {name.partition(".")[0] for path in (*ROAD, ROOT / "process.py") for name in imports_of(path)}
     third_party = imported - sys.stdlib_module_names - {"model"}
     third_party -= {"lungmask"}  # imported only when its weights are given; model.lungs.segmentation says where it is missing
     required = {"PIL", "SimpleITK", "evalutils", "highdicom", "numpy", "pandas", "pydicom", "reportlab"}
-    required |= {"safetensors", "scipy", "torch"}
+    required |= {"safetensors", "scipy", "sklearn", "torch"}
     assert third_party <= required
 
 

@@ -1,7 +1,7 @@
 """The run of `process.py` as evalutils has it: cases in, `results.json` out.
 
-A module of its own because evalutils brings pandas and scikit-learn, which take more than a second to import: `process.py` does
-that while the first scan is being read.
+A module of its own because evalutils brings pandas, which takes half a second to import: `process.py` does that while the first
+scan is being read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evalutils.evalutils import Algorithm
-from evalutils.exceptions import FileLoaderError
-from evalutils.io import FileLoader
 from pandas import DataFrame, Series
 
 from ..command_line import MapType
@@ -39,6 +36,12 @@ from .reading import ReadAhead
 from .report import report_page
 from .results import CaseResult, case_result, failed_result, provenance
 from .resume import Record, content_fingerprint, stat_fingerprint
+from .startup import scikit_learn_when_used
+
+with scikit_learn_when_used():
+    from evalutils.evalutils import Algorithm
+    from evalutils.exceptions import FileLoaderError
+    from evalutils.io import FileLoader
 
 logger = logging.getLogger("process")
 

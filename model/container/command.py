@@ -30,6 +30,7 @@ from .grand_challenge import Case, OutputFolder
 from .logs import LogFormat, fields, log_stage, report, set_up_logging
 from .reading import ReadAhead
 from .results import CaseResult, SubtypeScore, failed_result
+from .startup import imports_without_collections
 
 if TYPE_CHECKING:
     from .algorithm import EmphysemaAlgorithm
@@ -187,11 +188,12 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
 
 def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, outputs: OutputFolder) -> EmphysemaAlgorithm:
     """Load the network while the first scan is being read, then score every case."""
-    import torch
+    with imports_without_collections():
+        import torch
 
-    from ..subtyping import EmphysemaSubtyper
-    from ..weights import locate_bundle
-    from .algorithm import EmphysemaAlgorithm, Written
+        from ..subtyping import EmphysemaSubtyper
+        from ..weights import locate_bundle
+        from .algorithm import EmphysemaAlgorithm, Written
 
     torch.set_num_threads(granted_threads())
     with timed(Stage.WEIGHTS):
