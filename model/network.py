@@ -25,8 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .fleischner import SUBTYPES
+from .slice_sequence import SliceFeatures, SliceSequenceHead, on_map_grid
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50"]
+ArchitectureName = Literal[BackboneName, "slices-lstm"]
+"""The paper's networks by their backbones, and the one that it compares them with: see `model.slice_sequence`."""
+
 HeadName = Literal["regression", "classification"]
 
 WIDEST = 512
@@ -41,15 +45,17 @@ class NetworkConfig:
         ValueError: an unknown backbone or head, or a base width that is not an even number from 2 to 512.
     """
 
-    backbone: BackboneName = "resnet34"
+    backbone: ArchitectureName = "resnet34"
     head: HeadName = "regression"
     base_width: int = 64
 
     def __post_init__(self) -> None:
-        if self.backbone not in get_args(BackboneName):
-            raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(get_args(BackboneName))}")
+        if self.backbone not in get_args(ArchitectureName):
+            raise ValueError(f"backbone is {self.backbone!r}, expected one of {', '.join(get_args(ArchitectureName))}")
         if self.head not in get_args(HeadName):
             raise ValueError(f"head is {self.head!r}, expected one of {', '.join(get_args(HeadName))}")
+        if (self.backbone, self.head) == ("slices-lstm", "regression"):
+            raise ValueError("slices-lstm has no regression head, expected classification")
         if not isinstance(self.base_width, int) or not 2 <= self.base_width <= WIDEST or self.base_width % 2:
             raise ValueError(f"base width is {self.base_width!r}, expected an even number from 2 to {WIDEST}")
 
@@ -242,6 +248,32 @@ class EmphysemaNetwork(nn.Module):
             return cast(DenseLogits, self.head(features.to(self.head.centrilobular.weight.dtype)))
 
 
+class SliceSequenceNetwork(EmphysemaNetwork):
+    """A convolutional network over slices and an LSTM, for comparison: see `model.slice_sequence`."""
+
+    def __init__(self, base_width: int) -> None:
+        backbone = SliceFeatures(base_width)
+        head = SliceSequenceHead(backbone.channels, base_width)
+        super().__init__(cast(Any, backbone), cast(Any, nn.Identity()), cast(Any, head))
+
+    def forward(self, image: Tensor) -> DenseLogits:
+        """Compute class logits as dense maps, whose means over the volume are the logits, as those of dense heads are.
+
+        In training mode the maps are single voxels. Else they are class activation maps on half of the input's grid.
+
+        Args:
+            image: B x 1 x Z x Y x X, prepared by a profile of `model.preprocessing`.
+        """
+        head = cast(SliceSequenceHead, self.head)
+        features = cast(Tensor, self.backbone(image))
+        with _without_autocast(features.device):
+            features = features.to(head.centrilobular.weight.dtype)
+            if self.training:
+                return DenseLogits(*(part[..., None, None, None] for part in head(features.mean((3, 4)).transpose(1, 2))))
+            z, y, x = (size // 2 for size in image.shape[2:])
+            return DenseLogits(*(on_map_grid(part, (z, y, x)) for part in head.activations(features)))
+
+
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Suspend autocast; devices that have none, such as `meta`, are left alone."""
     if not torch.amp.is_autocast_available(device.type):
@@ -251,6 +283,8 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def build_network(config: NetworkConfig) -> EmphysemaNetwork:
     """Build a network with freshly drawn weights, in training mode."""
+    if config.backbone == "slices-lstm":
+        return SliceSequenceNetwork(config.base_width)
     backbone = ResNetBackbone(config.backbone, config.base_width)
     reconstruction = ReconstructionNetwork(backbone.channels, config.base_width)
     return EmphysemaNetwork(backbone, reconstruction, DenseHead(reconstruction.channels, config.head))
@@ -311,6 +345,8 @@ def fold_batch_normalisation(network: EmphysemaNetwork) -> EmphysemaNetwork:
             module.normalisations = nn.ModuleList(nn.Identity() for _ in module.normalisations)
         elif isinstance(module, ConvolutionBlock):
             module.normalisation = cast(nn.BatchNorm3d, nn.Identity())
+        elif isinstance(module, SliceFeatures):
+            module.normalisations = nn.ModuleList(nn.Identity() for _ in module.normalisations)
         elif isinstance(module, ResNetBackbone):
             module.norm1 = cast(nn.BatchNorm3d, nn.Identity())
     return folded.requires_grad_(False)
@@ -320,7 +356,7 @@ def _normalised_convolutions(network: EmphysemaNetwork) -> list[tuple[nn.Conv3d,
     """Every convolution that a normalisation follows, with that normalisation."""
     pairs: list[tuple[nn.Module, nn.Module]] = []
     for module in network.modules():
-        if isinstance(module, ResidualBlock):
+        if isinstance(module, ResidualBlock | SliceFeatures):
             pairs += zip(module.convolutions, module.normalisations, strict=True)
         elif isinstance(module, ConvolutionBlock):
             pairs.append((module.convolution, module.normalisation))

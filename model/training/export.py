@@ -67,6 +67,7 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
     learnt_from = {
         "regression": "scores or bounds alone",
         "classification": "scores alone",
+        "slices-lstm": "scores alone",
         "voxels": "voxel truth maps, and scores or bounds where there are none",
     }[options.strategy]
     monitor = MONITORS[options.recipe.monitor][0].replace("/", " ")

@@ -24,7 +24,7 @@ from ..whole_files import whole_file
 from .recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
 from .tiles import check_tile_shape
 
-StrategyName = Literal["regression", "classification", "voxels"]
+StrategyName = Literal["regression", "classification", "voxels", "slices-lstm"]
 RUN_FILE = "run.json"
 CHECKPOINT_FOLDER = "checkpoints"
 BEST, LAST = "best", "last"
@@ -84,10 +84,11 @@ class RunOptions:
         metadata=_note(
             _WHAT,
             "regression of percentages or classification of scores, as in the paper; or voxels: truth maps replace the paper's "
-            "three losses, and scans without them are trained with their scores or bounds",
+            "three losses, and scans without them are trained with their scores or bounds; or slices-lstm: classification by a "
+            "convolutional network over slices and an LSTM, which the paper compares itself with",
         ),
     )
-    backbone: BackboneName = field(default="resnet34", metadata=_note(_WHAT, "residual network"))
+    backbone: BackboneName = field(default="resnet34", metadata=_note(_WHAT, "residual network; slices-lstm has none"))
     base_width: int = field(default=64, metadata=_note(_WHAT, "filters of the first convolution"))
     profile: str = field(default="paper", metadata=_note(_WHAT, "of preprocessing", choices=tuple(sorted(PROFILES))))
     input_shape: Shape = field(default=PAPER_INPUT_SHAPE, metadata=_note(_WHAT, "size of the network's input, z y x voxels"))
@@ -220,8 +221,11 @@ class RunOptions:
     @property
     def network(self) -> NetworkConfig:
         """Backbone, head and base width."""
-        head: Literal["regression", "classification"] = "classification" if self.strategy == "classification" else "regression"
-        return NetworkConfig(self.backbone, head, self.base_width)
+        if self.strategy == "slices-lstm":
+            return NetworkConfig("slices-lstm", "classification", self.base_width)
+        return NetworkConfig(
+            self.backbone, "classification" if self.strategy == "classification" else "regression", self.base_width
+        )
 
     @property
     def preprocessing(self) -> Profile:

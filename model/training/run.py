@@ -229,7 +229,7 @@ def _fill_cache(cases: Sequence[TrainingCase], profile: Profile, cache: Path, wo
 def _strategy(options: RunOptions, training: Sequence[TrainingCase]) -> Strategy:
     counts = score_counts([case.scores for case in training])
     match options.strategy:
-        case "classification":
+        case "classification" | "slices-lstm":
             return ClassificationStrategy(options.recipe, counts)
         case "voxels":
             return VoxelStrategy(options.recipe, counts)
