@@ -169,6 +169,24 @@ def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manif
 
 
 @pytest.mark.slow
+def test_the_rival_is_trained_and_exported_like_the_others(manifest: Path, tmp_path: Path) -> None:
+    options = ("--strategy", "slices-lstm", "--epochs", "1", "--batch", "2")
+    assert train.main(command(short(manifest), tmp_path / "run", *options)) == 0
+    metadata = read_metadata(tmp_path / "run/bundle")
+    assert (metadata.network.backbone, metadata.network.head, metadata.map_placement) == (
+        "slices-lstm",
+        "classification",
+        "even",
+    )
+    subtyper = EmphysemaSubtyper.from_bundle(tmp_path / "run/bundle", "cpu", "float32")
+    (case,) = read_manifest(manifest.parent / "short.csv").of("validation")
+    found = subtyper.predict(Scan.read(case.ct, case.lung_mask))
+    right = [finding.score == score for finding, score in zip((found.centrilobular, found.paraseptal), (2, 0), strict=True)]
+    validation = metadata.performance["validation"]
+    assert [validation[name]["accuracy"] for name in ("centrilobular", "paraseptal")] == right
+
+
+@pytest.mark.slow
 def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(manifest: Path, tmp_path: Path) -> None:
     rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
     path = write_manifest(manifest.parent / "voxels.csv", rows)
