@@ -1,20 +1,32 @@
-"""Train and evaluate every backbone with both strategies on one manifest, and print the paper's Table 5 for them.
+"""Train and evaluate all networks of the paper on one manifest: its Tables 1, 2, 3, 4 and 5 and Figure 3 for another cohort.
 
 Usage: python benchmark/ablation.py --manifest cohort.csv --output runs/ablation [--split test] [options of train.py]
 
-What it does not know goes to train.py, for every network alike. A run that was interrupted goes on where it stopped.
+The networks are the three backbones with both strategies, and the rival (`--strategy slices-lstm`); where the manifest has
+percentages, a rule of thresholds is fitted on its validation cases, too. What the command does not know goes to train.py, for
+every network alike. A run that was interrupted goes on where it stopped.
+
+The output folder gets `tables.md`, `tables.tex`, `metrics.json`, `figure-3.png`, and for each method `scores-METHOD.csv`, which
+`evaluate.py --scores A --against B` takes.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,49 +35,127 @@ sys.path.insert(0, str(ROOT))
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
 from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
-from model.cohort.readings import VISUAL, Reading, Readings
+from model.cohort.readings import PAIR_COLUMNS, VISUAL, Reading, Readings
 from model.cohort.tables import Extent
 from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Bootstrap
-from model.evaluation.report import Report, make_report
-from model.evaluation.tables import NOTHING, Table, percent, to_latex, to_markdown, with_interval
+from model.evaluation.calibrated_rule import CalibratedRule, fit
+from model.evaluation.report import Report, compare, make_report
+from model.evaluation.tables import (
+    NOTHING,
+    Table,
+    agreement_table,
+    confusion_table,
+    difference_table,
+    percent,
+    percentage_table,
+    to_latex,
+    to_markdown,
+    voxel_table,
+    with_interval,
+)
+from model.evaluation.voxels import Counts, active, by_subtype, count_masks
+from model.fleischner import SUBTYPES
+from model.imaging.readers import read_volume
 from model.imaging.scan import Scan
-from model.network import BackboneName, HeadName, NetworkConfig
-from model.subtyping import EmphysemaSubtyper
+from model.lungs.regions import Regions
+from model.network import BackboneName, HeadName, NetworkConfig, class_activation_map
+from model.preprocessing import labels_on_map_grid, prepare
+from model.rendering import most_affected_levels
+from model.subtyping import PERCENTAGE_DECIMALS, EmphysemaSubtyper
 from model.training.options import RUN_FILE
+from model.training.pictures import figure, png
 from model.weights import locate_bundle
+from model.whole_files import whole_file
 
 STRATEGIES: tuple[HeadName, ...] = ("classification", "regression")
 """In the order of Table 5."""
 
+RIVAL, RULE = "slices-lstm", "calibrated-rule"
+GOLD_COLUMN = "gold"
+"""A column that a manifest may have: the GOLD stage, in any words."""
 
-def train(config: NetworkConfig, manifest: Path, output: Path, options: Sequence[str]) -> Path:
+MAIN_BACKBONE = "resnet34"
+"""Of the networks in Tables 2 and 3 and in Figure 3, if it is among those that are trained."""
+
+_GAP = 12
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one method says of the evaluated cases, and its maps counted against voxel truth where that is known."""
+
+    readings: Readings
+    counts: tuple[Counts, ...]
+
+
+def train(name: str, network: Sequence[str], manifest: Path, output: Path, options: Sequence[str]) -> Path:
     """Train one network with train.py, or go on with its run, or take the bundle that it has left; return the bundle.
+
+    Args:
+        name: of the run's folder in `output`.
+        network: the options that make it this network.
+        manifest: of train.py.
+        output: gets the run's folder.
+        options: the options for every network.
 
     Raises:
         InputError: train.py has failed; it has said why.
     """
-    bundle = output / "bundle"
+    folder = output / name
+    bundle = folder / "bundle"
     if bundle.exists():
         return bundle
-    network = ["--backbone", config.backbone, "--strategy", config.head, "--base-width", str(config.base_width)]
-    resume = ["--resume"] if (output / RUN_FILE).exists() else []
-    command = [str(ROOT / "train.py"), "--manifest", str(manifest), "--output", str(output), *network, *resume, *options]
+    resume = ["--resume"] if (folder / RUN_FILE).exists() else []
+    command = [str(ROOT / "train.py"), "--manifest", str(manifest), "--output", str(folder), *network, *resume, *options]
     code = subprocess.run([sys.executable, *command], check=False).returncode
     if code:
-        raise InputError(output, f"train.py ended with exit code {code}", "a run that ends with a bundle")
+        raise InputError(folder, f"train.py ended with exit code {code}", "a run that ends with a bundle")
     return bundle
 
 
-def score(bundle: Path, cases: Sequence[TrainingCase], device: DeviceName) -> Readings:
-    """Score cases with one bundle, in float32."""
+Method = Callable[[Scan], tuple[tuple[Extent, ...], Sequence[npt.NDArray[np.bool_]]]]
+"""From a scan to the extent of each subtype, and where its map is active."""
+
+
+def network_method(bundle: Path, device: DeviceName) -> Method:
+    """Score with one bundle, in float32."""
     subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(bundle), device, "float32")
-    found = {}
-    for case in tqdm(cases, unit="case", desc="scoring", disable=None):
-        result = subtyper.predict(Scan.read(case.ct, case.lung_mask))
-        found[case.entity] = Reading(tuple(Extent(finding.score, finding.percentage) for finding in result.findings))
-    return Readings(bundle, bundle.parent.name, found)
+
+    def score(scan: Scan) -> tuple[tuple[Extent, ...], Sequence[npt.NDArray[np.bool_]]]:
+        findings = subtyper.predict(scan).findings
+        extents = tuple(Extent(finding.score, finding.percentage) for finding in findings)
+        return extents, [active(finding.activation_map) for finding in findings]
+
+    return score
+
+
+def rule_method(rule: CalibratedRule) -> Method:
+    """Score with the calibrated rule."""
+
+    def score(scan: Scan) -> tuple[tuple[Extent, ...], Sequence[npt.NDArray[np.bool_]]]:
+        masks = rule.maps(scan)
+        extents = []
+        for subtype, mask, line in zip(SUBTYPES, masks, (rule.centrilobular, rule.paraseptal), strict=True):
+            percentage = round(line(100 * float(mask[scan.lung].mean())), PERCENTAGE_DECIMALS)
+            extents.append(Extent(subtype.score(percentage), percentage))
+        return tuple(extents), masks
+
+    return score
+
+
+def score_cases(name: str, source: Path, method: Method, cases: Sequence[TrainingCase]) -> Scored:
+    """Score cases with one method."""
+    found, counts = {}, []
+    for case in tqdm(cases, unit="case", desc=name, disable=None):
+        scan = Scan.read(case.ct, case.lung_mask)
+        extents, masks = method(scan)
+        found[case.entity] = Reading(extents)
+        if case.truth is not None:
+            volumes = (sitk.GetArrayFromImage(read_volume(path).image) > 0 for path in case.truth)
+            counts.append(count_masks([scan.orientation.to_patient(volume) for volume in volumes], masks))
+    return Scored(Readings(source, name, found), tuple(counts))
 
 
 def reference(manifest: Manifest, cases: Sequence[TrainingCase]) -> Readings:
@@ -77,22 +167,46 @@ def reference(manifest: Manifest, cases: Sequence[TrainingCase]) -> Readings:
     return Readings(manifest.path, VISUAL, readings)
 
 
+def table_1(manifest: Manifest, gold: dict[str, str]) -> list[Table]:
+    """Table 1: how many cases of each split have each GOLD stage, where the manifest has one, and each score."""
+    splits = [split for split in get_args(Split) if manifest.of(split)]
+    tables = []
+    if gold:
+        stages = {split: [gold[case.entity] or "not known" for case in manifest.of(split)] for split in splits}
+        names = sorted({stage for found in stages.values() for stage in found})
+        rows = [(name, *(str(stages[split].count(name)) for split in splits)) for name in names]
+        tables.append(Table("GOLD stages of the cohort.", ("GOLD stage", *splits), (*rows, _totals(manifest, splits))))
+    for place, subtype in enumerate(SUBTYPES):
+        scores = {split: [case.scores[place] for case in manifest.of(split)] for split in splits}
+        rows = [
+            (
+                f"{grade.score}, {grade.severity} ({grade.lower:g}{NOTHING}{grade.upper:g} %)",
+                *(str(scores[split].count(grade.score)) for split in splits),
+            )
+            for grade in subtype.grades
+        ]
+        if any(score is None for found in scores.values() for score in found):
+            rows.append(("not known", *(str(scores[split].count(None)) for split in splits)))
+        caption = f"{subtype.name.capitalize()} scores of the cohort."
+        tables.append(Table(caption, ("Score", *splits), (*rows, _totals(manifest, splits))))
+    return tables
+
+
+def _totals(manifest: Manifest, splits: Sequence[Split]) -> tuple[str, ...]:
+    return ("Total", *(str(len(manifest.of(split))) for split in splits))
+
+
 def table_5(strategy: str, rows: Sequence[tuple[Complexity, Report]]) -> Table:
     """One half of Table 5: the networks of one strategy, two rows each."""
     cells = []
     for complexity, report in rows:
         for place, part in enumerate(report.subtypes):
             first = place == 0
-            figures = part.agreement
-            agreement = (NOTHING,) * 3
-            if figures:
-                kappa = with_interval(figures.linear_weighted_kappa, figures.linear_weighted_kappa_ci95)
-                agreement = (percent(figures.accuracy), percent(figures.f_measure), kappa)
             cells.append(
                 (
                     complexity.backbone.replace("resnet", "ResNet") if first else "",
                     part.pairs.subtype.name.capitalize(),
-                    *agreement,
+                    *_agreement_cells(part.agreement),
                     f"{complexity.parameters / 1e6:.2f}" if first else "",
                     f"{complexity.gmacs:.2f}" if first else "",
                 )
@@ -103,25 +217,112 @@ def table_5(strategy: str, rows: Sequence[tuple[Complexity, Report]]) -> Table:
     return Table(caption, header, tuple(cells), labels=2)
 
 
+def _agreement_cells(figures: Any) -> tuple[str, str, str]:
+    if figures is None:
+        return NOTHING, NOTHING, NOTHING
+    kappa = with_interval(figures.linear_weighted_kappa, figures.linear_weighted_kappa_ci95)
+    return percent(figures.accuracy), percent(figures.f_measure), kappa
+
+
+def table_of_strata(column: str, strata: dict[str, str], truth: Readings, methods: Sequence[Scored]) -> Table:
+    """Agreement of each method for cases that have the same value in a column of the manifest."""
+    values = sorted({strata[entity] for entity in truth.cases})
+    cells = []
+    for value in values:
+        inside = [entity for entity in truth.cases if strata[entity] == value]
+        for scored in methods:
+            readings = [replace(part, cases={name: part.cases[name] for name in inside}) for part in (truth, scored.readings)]
+            report = make_report(readings[0], readings[1], Bootstrap())
+            for part in report.subtypes:
+                labels = value or "not known", scored.readings.name, part.pairs.subtype.name.capitalize()
+                cells.append((*labels, str(len(part.pairs.entities)), *_agreement_cells(part.agreement)))
+    caption = f"Agreement by the manifest's column {column}."
+    header = (column, "Method", "Subtype", "n", "Accuracy (%)", "F-measure", "Linear weighted kappa (95% CI)")
+    return Table(caption, header, tuple(cells), labels=3)
+
+
+def cells_of(manifest: Manifest, column: str) -> dict[str, str]:
+    """A column of the manifest by entity; empty if there is no such column.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
+    try:
+        text = manifest.path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(manifest.path, f"it cannot be read ({error.strerror})", "a manifest") from error
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    return {row["entity"]: (row[column] or "").strip() for row in rows} if rows and column in rows[0] else {}
+
+
+def pictured_cases(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
+    """The two cases of Figure 3: much centrilobular emphysema, without and with paraseptal emphysema, if there are such."""
+    chosen: list[TrainingCase] = []
+    for wanted in (0, 2):
+        rest = [case for case in cases if case not in chosen and case.scores.centrilobular is not None]
+        if rest:
+            chosen.append(max(rest, key=lambda case: (case.scores.paraseptal == wanted, case.scores.centrilobular or 0)))
+    return chosen
+
+
+def figure_3(
+    cases: Sequence[TrainingCase], classification: Path, regression: Path, device: DeviceName
+) -> npt.NDArray[np.uint8]:
+    """Figure 3: for each case class activation maps on the left, regression activation maps on the right, of the same slices.
+
+    Args:
+        cases: one row of the picture each.
+        classification: the bundle of a classification network.
+        regression: the bundle of a regression network.
+        device: to compute on.
+
+    Returns:
+        RGB pixels, y x 3. A half has three columns (slices) and three rows (CT, centrilobular map, paraseptal map).
+    """
+    subtypers = [EmphysemaSubtyper.from_bundle(locate_bundle(path), device, "float32") for path in (classification, regression)]
+    rows = []
+    for case in cases:
+        scan = Scan.read(case.ct, case.lung_mask)
+        halves = []
+        for subtyper in subtypers:
+            prepared = prepare(scan, Regions.of(scan), subtyper.metadata.preprocessing)
+            lung = torch.from_numpy(labels_on_map_grid(prepared.labels) > 0)[None, None]
+            logits = subtyper.logits(prepared.image)
+            if subtyper.metadata.network.head == "classification":
+                maps = torch.cat([class_activation_map(part, lung)[0] for part in logits])
+            else:
+                maps = torch.cat([(part.sigmoid() * lung)[0] for part in logits])
+            halves.append((prepared.image[0, 0], maps, lung[0, 0]))
+        levels = most_affected_levels([part.numpy() for part in halves[1][1]], halves[1][2].numpy())
+        pictures = [figure(image, maps, lung, levels) for image, maps, lung in halves]
+        gap = np.full((pictures[0].shape[0], _GAP, 3), 255, np.uint8)
+        rows += [np.concatenate((pictures[0], gap, pictures[1]), axis=1)]
+    gap = np.full((_GAP, rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
+
+
 def build_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(
         prog="benchmark/ablation.py",
-        description="Train and evaluate three backbones and both strategies, as in the paper's Table 5. "
-        "Options that are not listed here go to train.py.",
+        description="Train and evaluate three backbones with both strategies, their rival and a rule, as in the paper's Tables "
+        "1 to 5 and Figure 3. Options that are not listed here go to train.py.",
     )
     parser.add_argument("--manifest", type=Path, required=True, help="of train.py")
-    parser.add_argument("--output", type=Path, required=True, help="gets a run for each network, and the table")
+    parser.add_argument("--output", type=Path, required=True, help="gets a run for each network, the tables and the picture")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="evaluated on, default: %(default)s")
     backbones = get_args(BackboneName)
     parser.add_argument("--backbones", nargs="+", choices=backbones, default=backbones, help="default: all of them")
     parser.add_argument("--base-width", type=int, default=64, help="filters of the first convolution, default: %(default)s")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--stratum", default=GOLD_COLUMN, help="column of the manifest by which agreement is split, default: %(default)s"
+    )
     return parser
 
 
 def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
-    """Train and evaluate all networks; write `metrics.json`, `tables.md` and `tables.tex`, and return the tables.
+    """Train and evaluate all networks; write the tables, the picture and the scores, and return the tables.
 
     Raises:
         InputError: the manifest cannot be used, it has no case to evaluate on, or a run has failed.
@@ -131,27 +332,105 @@ def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
     if not cases:
         raise InputError(options.manifest, f"no row has the split {options.split}", "cases to evaluate on, or another --split")
     truth = reference(manifest, cases)
-    document = {}
-    tables = []
+    shared = ["--base-width", str(options.base_width), "--device", options.device, *passed]
+    bundles = {
+        f"{strategy}-{backbone}": train(
+            f"{strategy}-{backbone}",
+            ["--backbone", backbone, "--strategy", strategy],
+            options.manifest,
+            options.output,
+            shared,
+        )
+        for strategy in STRATEGIES
+        for backbone in options.backbones
+    }
+    bundles[RIVAL] = train(RIVAL, ["--strategy", RIVAL], options.manifest, options.output, shared)
+    methods = {name: score_cases(name, path, network_method(path, options.device), cases) for name, path in bundles.items()}
+    validation = manifest.of("validation")
+    if validation and all(case.percentages for case in validation):
+        rule = fit(validation, f"{len(validation)} validation cases of {options.manifest.name}, sha256 {manifest.sha256}")
+        rule.write(options.output / "rule.json")
+        methods[RULE] = score_cases(RULE, options.output / "rule.json", rule_method(rule), cases)
+    reports = {name: _report(truth, scored) for name, scored in methods.items()}
+    main = MAIN_BACKBONE if MAIN_BACKBONE in options.backbones else options.backbones[-1]
+    tables, document = _tables(manifest, options, truth, methods, reports, main)
+    pixels = figure_3(pictured_cases(cases), bundles[f"classification-{main}"], bundles[f"regression-{main}"], options.device)
+    _write(options.output, tables, document, truth, methods, pixels)
+    return tables
+
+
+def _report(truth: Readings, scored: Scored) -> Report:
+    report = make_report(truth, scored.readings, Bootstrap())
+    return report.with_voxels(by_subtype(scored.counts)) if scored.counts else report
+
+
+def _tables(
+    manifest: Manifest,
+    options: argparse.Namespace,
+    truth: Readings,
+    methods: dict[str, Scored],
+    reports: dict[str, Report],
+    main: str,
+) -> tuple[list[Table], dict[str, Any]]:
+    """The tables in the order of the paper, and all figures."""
+    document: dict[str, Any] = {name: report.as_document() for name, report in reports.items()}
+    compared = [name for name in (RULE, RIVAL, f"classification-{main}", f"regression-{main}") if name in reports]
+    parts = [(reports[name], part) for name in compared for part in reports[name].subtypes]
+    tables = [*table_1(manifest, cells_of(manifest, GOLD_COLUMN)), agreement_table(parts)]
+    tables += [confusion_table(report, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
     for strategy in STRATEGIES:
         rows = []
         for backbone in options.backbones:
-            config = NetworkConfig(backbone, strategy, options.base_width)
-            folder = options.output / f"{strategy}-{backbone}"
-            bundle = train(config, options.manifest, folder, ["--device", options.device, *passed])
-            report = make_report(truth, score(bundle, cases, options.device), Bootstrap())
-            complexity = measure_complexity(config)
-            rows.append((complexity, report))
-            figures = {"parameters": complexity.parameters, "gmacs": complexity.gmacs}
-            document[folder.name] = report.as_document() | figures
+            complexity = measure_complexity(NetworkConfig(backbone, strategy, options.base_width))
+            document[f"{strategy}-{backbone}"] |= {"parameters": complexity.parameters, "gmacs": complexity.gmacs}
+            rows.append((complexity, reports[f"{strategy}-{backbone}"]))
         tables.append(table_5(strategy, rows))
-    for name, text in (
-        ("metrics.json", json.dumps(document, indent=2, allow_nan=False) + "\n"),
-        ("tables.md", to_markdown(tables)),
-        ("tables.tex", to_latex(tables)),
-    ):
-        (options.output / name).write_text(text, encoding="utf-8")
-    return tables
+    told = [(report, part, part.percentages) for report, part in parts if part.percentages]
+    if told:
+        tables.append(percentage_table(told))
+    mapped = [(report, part, part.voxels) for report, part in parts if part.voxels]
+    if mapped:
+        tables.append(voxel_table(mapped))
+    ours = reports[f"regression-{main}"]
+    differences = {}
+    for name in compared[:-1]:
+        comparison = compare(ours, reports[name], Bootstrap())
+        differences[name] = comparison.as_document()["difference"]
+        tables.append(difference_table(comparison))
+    document["differences"] = differences
+    strata = cells_of(manifest, options.stratum)
+    if strata:
+        tables.append(table_of_strata(options.stratum, strata, truth, [methods[name] for name in compared]))
+    return tables, document
+
+
+def _write(
+    output: Path,
+    tables: Sequence[Table],
+    document: dict[str, Any],
+    truth: Readings,
+    methods: dict[str, Scored],
+    pixels: npt.NDArray[np.uint8],
+) -> None:
+    texts = {
+        "metrics.json": json.dumps(document, indent=2, allow_nan=False) + "\n",
+        "tables.md": to_markdown(tables),
+        "tables.tex": to_latex(tables),
+    }
+    for name, scored in methods.items():
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(PAIR_COLUMNS)
+        for entity, reading in truth.cases.items():
+            sides = zip(reading.extents, scored.readings.cases[entity].extents, strict=True)
+            scores = [extent.score for pair in sides for extent in pair]
+            writer.writerow((entity, *("" if score is None else score for score in scores)))
+        texts[f"scores-{name}.csv"] = text.getvalue()
+    for name, content in texts.items():
+        with whole_file(output / name) as partial:
+            partial.write_text(content, encoding="utf-8")
+    with whole_file(output / "figure-3.png") as partial:
+        png(pixels).save(partial, format="PNG")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

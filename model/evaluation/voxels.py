@@ -23,6 +23,7 @@ ACTIVE = 0.5
 """Activation from which a voxel counts as emphysema."""
 
 Counts = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,19 @@ def count_voxels(files: tuple[tuple[Path, ...], tuple[Path, ...]]) -> Counts:
         if not volume.geometry.same_grid(grid):
             raise InputError(volume.name, "it lies on another grid", f"the grid of {truth[0]}")
     true = [sitk.GetArrayViewFromImage(volume.image) > 0 for volume in volumes[: len(truth)]]
-    active = [_active(volume.image) for volume in volumes[len(truth) :]]
+    return count_masks(true, [active(sitk.GetArrayViewFromImage(volume.image)) for volume in volumes[len(truth) :]])
+
+
+def count_masks(truth: Sequence[Mask], claimed: Sequence[Mask]) -> Counts:
+    """As `count_voxels`, for masks in memory: one a subtype of the truth, and of the maps."""
     return np.array(
         [
-            [calculate_confusion_matrix(inside, claimed, [False, True]) for claimed in (own, other)]
-            for inside, own, other in zip(true, active, active[::-1], strict=True)
+            [calculate_confusion_matrix(inside, mask, [False, True]) for mask in (own, other)]
+            for inside, own, other in zip(truth, claimed, claimed[::-1], strict=True)
         ]
     )
 
 
-def _active(image: sitk.Image) -> npt.NDArray[np.bool_]:
-    array = sitk.GetArrayViewFromImage(image)
-    return array >= (ACTIVE if array.dtype.kind == "f" else ACTIVE * 255)
+def active(activation: npt.NDArray[Any]) -> Mask:
+    """Where an activation map counts as emphysema; uint8 (255 is activation 1) or floating-point."""
+    return activation >= (ACTIVE if activation.dtype.kind == "f" else ACTIVE * 255)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -14,13 +16,14 @@ from ..rendering import COLOURS, most_affected_levels, overlay
 _GAP = 4
 
 
-def figure(image: Tensor, activations: Tensor, lung: Tensor) -> npt.NDArray[np.uint8]:
+def figure(image: Tensor, activations: Tensor, lung: Tensor, levels: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
     """Draw one case.
 
     Args:
         image: Z x Y x X, the network's input by any profile; shown from its darkest to its brightest value.
         activations: 2 x 64 x 112 x 144, centrilobular and paraseptal, 0 to 1.
         lung: 64 x 112 x 144, bool.
+        levels: the slices of the maps that are shown, three; None: where there is most emphysema.
 
     Returns:
         RGB pixels, y x 3. Columns are slices, the one nearest to the head first; the patient's right is on the left.
@@ -30,7 +33,7 @@ def figure(image: Tensor, activations: Tensor, lung: Tensor) -> npt.NDArray[np.u
     maps = [np.asarray(part.float().cpu().numpy()) for part in activations]
     rows, columns = image.shape[1:]
     picture = np.zeros((3 * (rows + _GAP) - _GAP, 3 * (columns + _GAP) - _GAP, 3), np.uint8)
-    for column, level in enumerate(most_affected_levels(maps, lung.cpu().numpy())):
+    for column, level in enumerate(levels or most_affected_levels(maps, lung.cpu().numpy())):
         pixels = np.repeat(grey[2 * level].round().cpu().numpy().astype(np.uint8)[..., None], 3, axis=2)
         planes = activations[None, :, level].float()
         planes = functional.interpolate(planes, (rows, columns), mode="bilinear", align_corners=True)[0].cpu()
