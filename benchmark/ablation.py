@@ -36,7 +36,7 @@ from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
 from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
 from model.cohort.readings import PAIR_COLUMNS, VISUAL, Reading, Readings
-from model.cohort.tables import Extent
+from model.cohort.tables import ENTITY, Extent, read_table
 from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Bootstrap
@@ -247,12 +247,8 @@ def cells_of(manifest: Manifest, column: str) -> dict[str, str]:
     Raises:
         InputError: the manifest cannot be read.
     """
-    try:
-        text = manifest.path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(manifest.path, f"it cannot be read ({error.strerror})", "a manifest") from error
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
-    return {row["entity"]: (row[column] or "").strip() for row in rows} if rows and column in rows[0] else {}
+    table = read_table(manifest.path, (ENTITY,))
+    return {row[ENTITY]: row[column] for row in table.cells} if column in table.columns else {}
 
 
 def pictured_cases(cases: Sequence[TrainingCase]) -> list[TrainingCase]:

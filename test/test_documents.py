@@ -13,6 +13,7 @@ import pytest
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.simulation.__main__ import build_parser
+from model.training.recipes import OPTIONS
 from test.conftest import ROOT
 
 DOCUMENTS = sorted(
@@ -110,6 +111,12 @@ def test_the_table_of_the_simulators_options_lists_those_of_its_command() -> Non
     rows = re.findall(r"^\| (`--[^|]+) \|", text_of(ROOT / "docs" / "simulation.md"), re.MULTILINE)
     options = {option for action in build_parser()._actions for option in action.option_strings}
     assert set(re.findall(r"--[\w-]+", " ".join(rows))) == options - {"-h", "--help"}
+
+
+def test_the_table_of_recipes_lists_every_option_of_a_recipe() -> None:
+    page = text_of(ROOT / "docs" / "training.md")
+    rows = re.findall(r"^\| (`--[^|]+) \|", page[: page.index("## Other sources")], re.MULTILINE)
+    assert set(re.findall(r"--[\w-]+", " ".join(rows))) == {f"--{option.name.replace('_', '-')}" for option in OPTIONS}
 
 
 def test_every_benchmark_is_listed() -> None:
