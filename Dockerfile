@@ -74,6 +74,39 @@ ENTRYPOINT ["/opt/venv/bin/python"]
 CMD ["train.py", "--help"]
 
 
+# Cohorts: `docker run … emphysema-subtyping:cohort --input /data/scans --output /data/results`, and the image of a Ray cluster's nodes.
+FROM ${BASE_IMAGE} AS cohort-environment
+ARG PIP_FIND_LINKS
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY requirements/install.sh requirements/cohort.lock requirements/torch.lock requirements/cuda.lock /tmp/
+RUN python3 -m venv /opt/venv \
+    && /tmp/install.sh /opt/venv/bin/python /tmp/cohort.lock --no-cache-dir
+
+
+FROM runtime AS cohort
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="emphysema-subtyping-cohort" \
+      org.opencontainers.image.description="Scores emphysema subtypes on many chest CTs, with Ray. Research software, not a medical device." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Workers of a cluster find the code by PYTHONPATH, and KubeRay finds `ray` by PATH.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    RAY_USAGE_STATS_ENABLED=0 \
+    PYTHONPATH=/opt/app \
+    PATH=/opt/venv/bin:$PATH
+COPY --from=cohort-environment /opt/venv /opt/venv
+COPY weights /opt/app/weights
+COPY model /opt/app/model
+COPY cohort.py process.py /opt/app/
+RUN /opt/venv/bin/python -m compileall -q /opt/app
+USER 1000
+ENTRYPOINT ["/opt/venv/bin/python", "/opt/app/cohort.py"]
+
+
 # Evaluation: on grand-challenge it scores the jobs in /input/predictions.json; elsewhere see evaluate.py --help. It needs no torch.
 FROM ${BASE_IMAGE} AS evaluation-environment
 ARG PIP_FIND_LINKS

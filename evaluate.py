@@ -22,6 +22,7 @@ from typing import Any
 
 from model.cohort.layout import REFERENCE_FILE
 from model.cohort.readings import Readings, read_pairs, read_predictions, read_reference
+from model.cohort.summary import is_summary
 from model.command_line import OneLineParser
 from model.container.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
 from model.errors import InputError, printable
@@ -45,7 +46,9 @@ def build_parser() -> OneLineParser:
         "Research software, not a medical device.",
     )
     what = parser.add_argument_group("what is compared")
-    what.add_argument("--predictions", type=Path, help="one output folder of process.py a case, or a results.json of many")
+    what.add_argument(
+        "--predictions", type=Path, help="output folder of process.py, a folder of such folders, or cohort.parquet"
+    )
     what.add_argument(
         "--reference",
         type=Path,
@@ -121,7 +124,7 @@ def _report(
 
 def _other(path: Path, reference: Readings) -> Readings:
     """Another result: a folder of results, or a table of both sides whose reference must be ours."""
-    if not path.is_file() or path.suffix == ".json":
+    if not path.is_file() or path.suffix == ".json" or is_summary(path):
         return read_predictions(path)
     theirs, predictions = read_pairs(path)
     scores = {entity: [extent.score for extent in reading.extents] for entity, reading in reference.cases.items()}

@@ -21,7 +21,12 @@ class InputError(Exception):
     def __init__(self, source: Path | str, found: str, expected: str) -> None:
         found, expected = (" ".join(text.split()) for text in (found, expected))
         self.found, self.expected = found, expected  # for whoever knows the file and raises anew
+        self.source = source
         super().__init__(printable(f"{source}: {found}; expected {expected}"))
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[Path | str, str, str]]:
+        """For another process: the one argument that exceptions are pickled with would not do."""
+        return type(self), (self.source, self.found, self.expected)
 
 
 def printable(text: str) -> str:

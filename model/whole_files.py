@@ -20,6 +20,11 @@ from typing import Self
 
 from .errors import InputError
 
+
+class FolderInUseError(InputError):
+    """Another run is writing into a folder."""
+
+
 _PREFIX = ".partial-"
 """Of the files of `WholeFiles`, which the next run in that folder removes."""
 _UNFINISHED = ".unfinished-"
@@ -109,7 +114,7 @@ class WholeFiles:
         except UnicodeEncodeError:
             raise InputError(folder, "the name is not valid UTF-8", "a name in UTF-8") from None
         except BlockingIOError:
-            raise InputError(folder, "another run is writing into this folder", "a folder for each run") from None
+            raise FolderInUseError(folder, "another run is writing into this folder", "a folder for each run") from None
         except OSError as error:
             self.close()
             raise InputError(folder, f"the output folder cannot be written ({error.strerror})", "a folder") from error
@@ -236,7 +241,25 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> int | None:
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Lock a file or folder during the block, where its file system has locks.
+
+    Args:
+        shared: let other processes lock it so, too.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    lock = _locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(path: Path, kind: int = fcntl.LOCK_EX) -> int | None:
     """Lock a file or folder for this process; None where its file system, or our rights, do not allow that.
 
     Raises:
@@ -247,7 +270,7 @@ def _locked(path: Path) -> int | None:
     except PermissionError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

@@ -20,7 +20,13 @@ from packaging.version import Version
 
 from test.conftest import ROOT
 
-PINS = ("requirements.txt", "requirements/training.txt", "requirements/evaluation.txt", "requirements/viewer.txt")
+PINS = (
+    "requirements.txt",
+    "requirements/training.txt",
+    "requirements/evaluation.txt",
+    "requirements/cohort.txt",
+    "requirements/viewer.txt",
+)
 EXAMPLE = ROOT / "test/input/images"
 
 

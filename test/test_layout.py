@@ -16,12 +16,13 @@ MODULES = sorted(MODEL.rglob("*.py"))
 ROOMS = {
     "road": {"imaging", "lungs", "dicom_output", "container"},
     "cohort": {"cohort"},
+    "batch": {"batch"},
     "stages": {"simulation", "training", "evaluation", "slices", "viewing"},
 }
 """Who builds on whom, in this order: modules of a later group may import from earlier ones, never the reverse."""
 LATE_IMPORT = ("imaging/scan.py", "model.lungs.segmentation")
 """The one exception: `Scan.read` segments the lungs where there is no mask, and imports this module then."""
-ENTRY_POINTS = ("process", "train", "evaluate", "viewer")
+ENTRY_POINTS = ("process", "cohort", "train", "evaluate", "viewer")
 
 
 def room_of(path: Path) -> str:
@@ -29,7 +30,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(MODEL).parts[0].removesuffix(".py")
 
 
-ROAD = [path for path in MODULES if not any(room_of(path) in ROOMS[group] for group in ("cohort", "stages"))]
+ROAD = [path for path in MODULES if not any(room_of(path) in ROOMS[group] for group in ("cohort", "batch", "stages"))]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -94,9 +95,11 @@ def test_evalutils_stays_with_the_container_and_the_readers_of_tables() -> None:
 
 
 def test_the_entry_point_can_read_before_it_imports_what_takes_seconds() -> None:
-    code = "import sys, process; print(sorted({'torch', 'evalutils', 'pandas', 'scipy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    heavy = {"torch", "evalutils", "pandas", "scipy", "ray", "pyarrow"}
+    for entry in ("process", "cohort"):
+        code = f"import sys, {entry}; print(sorted({heavy} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout == "[]\n", entry
 
 
 def test_inference_imports_only_what_its_requirements_bring() -> None:
@@ -116,6 +119,20 @@ def test_what_only_some_runs_need_is_imported_late() -> None:
         names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
         assert not [name for name in names if is_under(name, ("highdicom", "pydicom", "reportlab"))], path
+
+
+def test_ray_stays_with_one_module_and_pyarrow_with_the_tables_of_a_cohort() -> None:
+    def holders(package: str) -> set[str]:
+        return {
+            str(path.relative_to(MODEL)) for path in MODULES if any(is_under(name, (package,)) for name in imports_of(path))
+        }
+
+    assert holders("ray") == {"batch/cluster.py"}
+    assert holders("pyarrow") == {"cohort/summary.py"}
+
+
+def test_nothing_builds_on_the_run_of_a_cohort() -> None:
+    assert {room_of(path) for path in MODULES if "batch" in imported_rooms(path)} == {"batch"}
 
 
 def test_only_one_module_holds_the_intervals_of_table_1() -> None:

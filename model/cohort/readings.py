@@ -16,6 +16,7 @@ from ..container.grand_challenge import RESULTS_FILE, map_path
 from ..container.results import parse_results
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
+from .summary import CASES_TABLE, is_summary, read_summary
 from .tables import (
     ENTITY,
     GRID_COLUMN,
@@ -32,7 +33,7 @@ PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYP
 VISUAL, SIMULATED = "visual scores", "simulated truth"
 """What tables call a reference."""
 
-RESULTS = f"a folder that holds {RESULTS_FILE}, or one output folder a case with a {RESULTS_FILE} in each"
+RESULTS = f"a folder that holds {RESULTS_FILE} or {CASES_TABLE}, or one output folder a case with a {RESULTS_FILE} in each"
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,15 @@ def read_pairs(path: Path) -> tuple[Readings, Readings]:
 
 
 def read_predictions(path: Path) -> Readings:
-    """Read the results of `process.py`: one `results.json` of many scans, or a folder that holds one output folder a scan.
+    """Read the results of `process.py`: one `results.json` of many scans, or a folder that holds one output folder a scan; or
+    those of `cohort.py`: its table of cases (Parquet or CSV), or the folder that holds it.
 
     Raises:
         InputError: there is no result, a file is none, a value is out of range, or an entity is there twice.
     """
+    summary = path / CASES_TABLE if path.is_dir() else path
+    if is_summary(summary):
+        return _read_cohort(path, summary)
     problems: list[str] = []
     cases: dict[str, Reading] = {}
     failures: dict[str, str] = {}
@@ -133,6 +138,30 @@ def read_predictions(path: Path) -> Readings:
     problems += entity_problems(entities)
     _raise_for(path, problems)
     return Readings(path, " and ".join(sorted(bundles - {""})) or path.resolve().name, cases, failures)
+
+
+def _read_cohort(source: Path, summary: Path) -> Readings:
+    """The readings of a table that `cohort.py` wrote; of two formats in one folder, the CSV, which needs no pyarrow."""
+    problems: list[str] = []
+    cases: dict[str, Reading] = {}
+    failures: dict[str, str] = {}
+    entities: list[str] = []
+    bundles: set[str] = set()
+    columns = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
+    for row in read_summary(summary):
+        entity = row[ENTITY] or ""
+        entities.append(entity)
+        if row["state"] != "scored":
+            failures[entity] = row["error"] or "not scored"
+            continue
+        extents, found = _extents(row, columns)
+        problems += [f"{entity}: {problem}" for problem in found]
+        folder = summary.parent / (row["folder"] or "")
+        cases[entity] = Reading(extents, tuple(map_path(folder, subtype.name, entity) for subtype in SUBTYPES))
+        bundles.add(row["bundle"] or "")
+    problems += entity_problems(entities)
+    _raise_for(source, problems)
+    return Readings(source, " and ".join(sorted(bundles - {""})) or summary.resolve().parent.name, cases, failures)
 
 
 def _extents(row: dict[str, Any], columns: Sequence[tuple[str, str]]) -> tuple[tuple[Extent, ...], list[str]]:

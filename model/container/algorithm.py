@@ -7,6 +7,7 @@ scan is being read.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from pathlib import Path
@@ -32,10 +33,10 @@ from ..subtyping import EmphysemaSubtyper, Subtyping
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder
 from .logs import Progress, fields
-from .reading import ReadAhead
+from .reading import Scans
 from .report import report_page
 from .results import CaseResult, case_result, failed_result, provenance
-from .resume import Record, content_fingerprint, stat_fingerprint
+from .resume import FinishedCase, Record, content_fingerprint, reason_to_repeat, stat_fingerprint
 from .startup import scikit_learn_when_used
 
 with scikit_learn_when_used():
@@ -44,6 +45,10 @@ with scikit_learn_when_used():
     from evalutils.io import FileLoader
 
 logger = logging.getLogger("process")
+
+CASES_TO_WRITING = 20.0
+"""Results are written again once this many times as long has passed as writing them took: writing all of them after each of n
+cases would take time in proportion to n². Runs of less than some hundred cases write them after each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,14 @@ class Written:
     preview: bool = False
     report: bool = False
     dicom: bool = False
+
+
+def recorded_options(written: Written, lungmask_weights: Path | None) -> dict[str, str]:
+    """The options that change what is written, as `Record.options` has them."""
+    return {
+        **{name: str(value) for name, value in dataclasses.asdict(written).items()},
+        "lungmask_weights": content_fingerprint([lungmask_weights]) if lungmask_weights else "",
+    }
 
 
 class HeaderLoader(FileLoader):  # type: ignore[misc]
@@ -92,7 +105,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
     def __init__(
         self,
         cases: list[Case],
-        scans: ReadAhead,
+        scans: Scans,
         subtyper: EmphysemaSubtyper,
         outputs: OutputFolder,
         written: Written,
@@ -124,11 +137,11 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._resume = resume
         self._verify = verify
         self._finished: dict[int, CaseResult] = {}
+        self._done: dict[int, CaseResult] = {}
         self._records: dict[str, Record] = {}
-        self._options = {
-            **{name: str(value) for name, value in dataclasses.asdict(written).items()},
-            "lungmask_weights": content_fingerprint([lungmask_weights]) if lungmask_weights else "",
-        }
+        self._write_again = 0.0
+        self._is_behind = False
+        self._options = recorded_options(written, lungmask_weights)
 
     @property
     def results(self) -> list[CaseResult]:
@@ -149,7 +162,9 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         for index, (case, stat) in enumerate(zip(self._listed, stats, strict=True)):
             row: dict[str, Any] = {"case": case, "problem": "", "stat": stat}
             try:
-                if index not in self._finished:
+                known = "" if index in self._finished else self._scans.known_problem(index)
+                row["problem"] = known or ""
+                if known is None:
                     for key, path in zip(("ct", "lung_mask"), case.files, strict=False):
                         self._file_loaders[key].load(fname=path)
             except (InputError, FileLoaderError) as error:
@@ -164,20 +179,15 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         for index, (case, stat) in enumerate(zip(self._listed, stats, strict=True)):
             if case.entity not in earlier:
                 continue
-            result, record = earlier[case.entity]
-            if result.provenance != provenance(self._subtyper, case.lung_mask_source):
-                reason = "the bundle, its device or precision, or this software has changed"
-            elif record.options != self._options:
-                reason = "the options have changed"
-            elif self._verify and record.sha256 is None:
-                reason = "the earlier run had no --verify"
-            elif self._content(case) != record.sha256 if self._verify else stat != record.stat:
-                reason = "the input has changed"
-            else:
-                self._finished[index] = result
-                self._records[case.entity] = dataclasses.replace(record, stat=stat)
+            found = earlier[case.entity]
+            current = provenance(self._subtyper, case.lung_mask_source)
+            content = functools.partial(self._content, case) if self._verify else None
+            reason = reason_to_repeat(found, current, self._options, stat, content)
+            if reason:
+                logger.info("%s: scored again: %s", printable(case.entity), reason)
                 continue
-            logger.info("%s: scored again: %s", printable(case.entity), reason)
+            self._finished[index] = found.result
+            self._records[case.entity] = dataclasses.replace(found.record, stat=stat)
 
     def _content(self, case: Case) -> str | None:
         """The fingerprint of what a case's files hold, where it is asked for and can be had."""
@@ -202,6 +212,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
                 outputs.write_records(self._records)
                 if 0 in self._finished:
                     self._write_scores(self._finished[0])
+        self._outputs.remove_notes()
 
     def process_case(self, *, idx: int, case: Series) -> CaseResult:
         """Score one case, unless it is finished; write its maps, with the run's first case the score files, and all results."""
@@ -228,15 +239,39 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._records.pop(files.entity, None)
         result = failed_result(message, files.entity)
         with self._outputs:
-            self._write_results(result, index)
+            is_behind = self._write_results({index: result})
+        self._done[index], self._is_behind = result, is_behind
         return result
 
-    def _write_results(self, result: CaseResult, index: int) -> None:
-        """Write the results up to this one, and those of an earlier run for cases that come later; in a `with` block."""
-        later = [self._finished[place] for place in self._finished if place > index]
-        self._outputs.write_results([*self._case_results, result, *later])
+    def process(self) -> None:
+        """Score all cases; however the run ends, `results.json` holds every case that it finished."""
+        try:
+            super().process()
+        finally:
+            if self._is_behind:
+                self._write_again = 0.0
+                with self._outputs:
+                    self._write_results({})
+            self._outputs.remove_notes()
+
+    def _write_results(self, added: dict[int, CaseResult]) -> bool:
+        """Write the results of all finished cases, in the order of the cases, or until then a note of the one that is added.
+
+        In a `with` block. Returns whether it was a note.
+        """
+        start = time.monotonic()
+        if start < self._write_again:
+            for result in added.values():
+                if result.entity in self._records:
+                    self._outputs.write_note(result.entity, FinishedCase(result, self._records[result.entity]))
+            return True
+        results = self._finished | self._done | added
+        self._outputs.write_results([results[index] for index in sorted(results)])
         if self._records:
             self._outputs.write_records(self._records)
+        end = time.monotonic()
+        self._write_again = end + CASES_TO_WRITING * (end - start)
+        return False
 
     def _write_scores(self, result: CaseResult) -> None:
         """Write the score files; in a `with` block."""
@@ -249,7 +284,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         return self._subtyper.predict(input_image, self._written.map_type)
 
     def save(self) -> None:
-        """Nothing is left to write: `process_case` has written `results.json`."""
+        """Nothing is left to write: `process_case` and `process` write `results.json`."""
 
     def _scored(self, case: Case, stat: str, index: int) -> CaseResult:
         start = time.perf_counter()
@@ -282,7 +317,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             self._records[case.entity] = Record(stat, self._options, files, content)
             if index == 0:
                 self._write_scores(result)
-            self._write_results(result, index)
+            is_behind = self._write_results({index: result})
+        self._done[index], self._is_behind = result, is_behind
         seconds = time.perf_counter() - start
         logger.info("%s", stage_line("in all", seconds), extra=fields(entity=case.entity, seconds=round(seconds, 3)))
         return result

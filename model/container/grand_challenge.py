@@ -6,8 +6,10 @@ activation maps, `results.json` and `results.csv` (written anew after each case)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
 from .results import CaseResult, LungMaskSource, SubtypeScore, read_results, results_text, score_text
-from .resume import Record, read_records, records_text
+from .resume import FinishedCase, Record, note_text, read_note, read_records, records_text
 from .table import results_table
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ LOBES_FOLDER = "images/pulmonary-lobes"
 RESULTS_FILE = "results.json"
 RECORDS_FILE = ".resume.json"
 """What a later run needs to know of each scored case; see `resume`."""
+NOTES_FOLDER = ".finished"
+"""Notes of cases that are not in `results.json` yet."""
 RESULTS_TABLE = "results.csv"
 SCORE_FILES = {
     "centrilobular": "centrilobular-emphysema-score.json",
@@ -210,6 +214,33 @@ def _write_map(image: sitk.Image, partial: Path, final: Path) -> None:
         raise OSError(f"{final}: the map cannot be written ({str(error).rpartition('Reason: ')[2].strip()})") from error
 
 
+def finished_cases(folder: Path) -> dict[str, FinishedCase]:
+    """What runs into an output folder have scored and noted, by entity, where all that was written of the case is there."""
+    try:
+        results = {result.entity: result for result in read_results(folder / RESULTS_FILE) if result.metrics}
+    except InputError:
+        results = {}
+    records = read_records(folder / RECORDS_FILE)
+    noted = {entity: FinishedCase(results[entity], record) for entity, record in records.items() if entity in results}
+    return {
+        entity: finished
+        for entity, finished in (noted | _notes(folder)).items()
+        if all(_is_inside(folder, name) and (folder / name).is_file() for name in finished.record.files)
+    }
+
+
+def _notes(folder: Path) -> dict[str, FinishedCase]:
+    """By entity, the notes of cases that `results.json` may not hold yet."""
+    notes = [read_note(path) for path in sorted((folder / NOTES_FOLDER).glob("[!.]*.json"))]
+    return {note.result.entity: note for note in notes if note is not None and note.result.entity}
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a file that was noted lies in an output folder, whatever links lead to."""
+    place = (folder / name).parent.resolve()
+    return ".." not in Path(name).parts and place.is_relative_to(folder.resolve())
+
+
 class OutputFolder(WholeFiles):
     """Writes what the platform expects to find; files of one `with` block appear together when it ends, or not at all."""
 
@@ -223,10 +254,11 @@ class OutputFolder(WholeFiles):
             InputError: it cannot be written, or another run is writing there.
         """
         folders = (*MAP_FOLDERS.values(), LUNG_MASK_FOLDER, PREVIEW_FOLDER, REPORT_FOLDER, *DICOM_FOLDERS.values())
-        super().__init__(folder, folders)
+        super().__init__(folder, (NOTES_FOLDER, *folders))
         try:
-            for name in () if keep else (RESULTS_FILE, RESULTS_TABLE, *SCORE_FILES.values()):
-                (folder / name).unlink(missing_ok=True)
+            if not keep:
+                for name in (RESULTS_FILE, RESULTS_TABLE, *SCORE_FILES.values()):
+                    (folder / name).unlink(missing_ok=True)
         except OSError as error:
             self.close()
             raise InputError(folder, f"an earlier run's results cannot be removed ({error.strerror})", "a folder") from error
@@ -236,35 +268,24 @@ class OutputFolder(WholeFiles):
         """Whether there is a `results.json`."""
         return (self.folder / RESULTS_FILE).exists()
 
-    def earlier_results(self) -> dict[str, tuple[CaseResult, Record]]:
+    def earlier_results(self) -> dict[str, FinishedCase]:
         """Results of the cases that earlier runs have scored and noted, by entity, where all that was written is there."""
-        try:
-            results = {result.entity: result for result in read_results(self.folder / RESULTS_FILE) if result.metrics}
-        except InputError:
-            return {}
-        return {
-            entity: (results[entity], record)
-            for entity, record in read_records(self.folder / RECORDS_FILE).items()
-            if entity in results and all(self._inside(name) and (self.folder / name).is_file() for name in record.files)
-        }
+        return finished_cases(self.folder)
 
     def remove_others(self, entities: Collection[str]) -> list[Path]:
         """Remove what earlier runs have noted to have written of other cases than these; return maps that nobody noted.
 
         The latter are those of runs that were killed before they could, or of versions that did not.
         """
-        noted = read_records(self.folder / RECORDS_FILE)
+        noted = read_records(self.folder / RECORDS_FILE) | {
+            entity: finished.record for entity, finished in _notes(self.folder).items()
+        }
         kept = {name for entity in entities if entity in noted for name in noted[entity].files}
         for name in {name for record in noted.values() for name in record.files} - kept:
-            if self._inside(name):
+            if _is_inside(self.folder, name):
                 (self.folder / name).unlink(missing_ok=True)
         maps = [path for folder in MAP_FOLDERS.values() for path in sorted((self.folder / folder).glob("[!.]*.mha"))]
         return [path for path in maps if str(path.relative_to(self.folder)) not in kept]
-
-    def _inside(self, name: str) -> bool:
-        """Whether a file that was noted lies in the folder, whatever links lead to."""
-        place = (self.folder / name).parent.resolve()
-        return ".." not in Path(name).parts and place.is_relative_to(self.folder.resolve())
 
     def discard(self, entity: str) -> None:
         """Remove what an earlier run wrote of this entity: maps, lung mask, preview, report and DICOM objects."""
@@ -322,6 +343,15 @@ class OutputFolder(WholeFiles):
     def write_records(self, records: Mapping[str, Record]) -> None:
         """Write what a later run needs to know of the scored cases, by entity."""
         self._write_text(RECORDS_FILE, records_text(records))
+
+    def write_note(self, entity: str, finished: FinishedCase) -> None:
+        """Write the note of a case that `write_results` has not written yet."""
+        self._write_text(f"{NOTES_FOLDER}/{entity}.json", note_text(finished))
+
+    def remove_notes(self) -> None:
+        """Remove the notes of all cases, which `write_results` has written."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / NOTES_FOLDER)
 
     def _write_text(self, name: str, text: str) -> None:
         self.partial(self.folder / name).write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ..errors import InputError
 from ..imaging.readers import Volume, read_volume
@@ -29,6 +29,49 @@ def read_case(case: Case) -> CaseVolumes:
     """
     ct, *lung_mask = (read_volume(path) for path in case.files)
     return CaseVolumes(ct, lung_mask[0] if lung_mask else None)
+
+
+class Scans(Protocol):
+    """Where the voxels of a run's cases come from."""
+
+    def begin(self, left_out: Collection[int] = ()) -> None:
+        """Start to read.
+
+        Args:
+            left_out: places of cases that will not be taken.
+        """
+        ...
+
+    def known_problem(self, index: int) -> str | None:
+        """What stands in a case's way; empty if nothing does, None if its files have not been looked at."""
+        ...
+
+    def take(self, index: int) -> CaseVolumes:
+        """Return what was read of a case.
+
+        Raises:
+            InputError: as `read_case`.
+        """
+        ...
+
+
+class AlreadyRead:
+    """Cases that were read elsewhere: the volumes of each, or why there are none."""
+
+    def __init__(self, cases: Sequence[CaseVolumes | str]) -> None:
+        self._cases = cases
+
+    def begin(self, left_out: Collection[int] = ()) -> None:
+        """Nothing is left to read."""
+
+    def known_problem(self, index: int) -> str:
+        case = self._cases[index]
+        return case if isinstance(case, str) else ""
+
+    def take(self, index: int) -> CaseVolumes:
+        case = self._cases[index]
+        assert not isinstance(case, str), "a case with a problem is not taken"
+        return case
 
 
 class ReadAhead:
@@ -58,6 +101,9 @@ class ReadAhead:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._thread.shutdown(cancel_futures=True)
+
+    def known_problem(self, index: int) -> None:
+        """Files are looked at when they are read."""
 
     def take(self, index: int) -> CaseVolumes:
         """Wait for a case and return it; start to read the next.

@@ -7,8 +7,8 @@ Each field is annotated as `Annotated[type, Described(...)]`; types are str, int
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -47,11 +47,14 @@ class _Part(NamedTuple):
     default: Any
 
 
-def _parts(kind: Any) -> Iterator[_Part]:
+@cache
+def _parts(kind: Any) -> tuple[_Part, ...]:
     hints = get_type_hints(kind, include_extras=True)
+    parts = []
     for part in fields(kind):
         annotated, description = get_args(hints[part.name])
-        yield _Part(part.name, annotated, description, part.default)
+        parts.append(_Part(part.name, annotated, description, part.default))
+    return tuple(parts)
 
 
 def _without_none(kind: Any) -> Any:
@@ -62,6 +65,13 @@ def _without_none(kind: Any) -> Any:
 
 def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (Union, types.UnionType)
+
+
+def scalar_fields(kind: Any) -> dict[str, type]:
+    """The fields of a dataclass that hold one value, and its type: str, int or float."""
+    kinds = {part.name: _without_none(part.kind) if _is_union(part.kind) else part.kind for part in _parts(kind)}
+    kinds = {name: str if get_origin(kind) is Literal else kind for name, kind in kinds.items()}
+    return {name: kind for name, kind in kinds.items() if kind in _TYPES}
 
 
 def to_json(value: Any) -> Any:
@@ -83,7 +93,7 @@ def from_json(kind: type[T], document: Any, place: str = "") -> T:
     if not isinstance(document, dict):
         raise ValueError(f"{f'{place}: ' if place else ''}{document!r} is no object")
     values = {}
-    for part in _parts(kind):
+    for part in _parts(kind):  # type: ignore[arg-type]  # classes can be hashed
         where = f"{place}.{part.name}" if place else part.name
         if part.name in document:
             values[part.name] = _value(part.kind, document[part.name], where, part.description)

@@ -33,7 +33,7 @@ def _cells(result: CaseResult) -> Iterator[tuple[str, Any]]:
     document = to_json(result)
     texts = {name: "; ".join(document.pop(name)) for name in ("warnings", "error_messages")}
     for name, value in {**_flat(document), **texts}.items():
-        yield name, _cell(value)
+        yield name, cell(value)
 
 
 def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,7 +50,8 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """What a CSV has for a value; None is empty, a list its items."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):

@@ -1,9 +1,10 @@
 """Comparison rules: what can be had without a network, written as `process.py` writes its results.
 
-    python -m model.evaluation.baselines CASES_DIR --output DIR [--calibrated RULE] [--workers K]
+    python -m model.evaluation.baselines CASES --output DIR [--calibrated RULE] [--workers K]
 
-CASES_DIR holds one case a folder, each laid out as for `process.py --input`. Each rule gets a folder in DIR, with one output
-folder a case in it, so that `evaluate.py --predictions DIR/RULE` measures it like a network.
+CASES is a folder with one case a folder, each laid out as for `process.py --input`, or the table of a cohort
+(`cohort.parquet`). Each rule gets a folder in DIR, with one output folder a case in it, so that
+`evaluate.py --predictions DIR/RULE` measures it like a network.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import __version__
+from ..cohort.summary import CASES_TABLE, is_summary, read_summary
+from ..cohort.tables import ENTITY
 from ..command_line import OneLineParser, module_command
-from ..container.grand_challenge import Case, OutputFolder, find_cases
+from ..container.grand_challenge import LUNG_MASK_FOLDER, Case, OutputFolder, find_cases
 from ..container.results import CaseResult, Provenance, case_metrics, failed_result
 from ..errors import InputError, printable
 from ..fleischner import SUBTYPES, Subtype
@@ -152,11 +155,13 @@ def _outputs(rule: Rule, case: Case, output: Path) -> OutputFolder:
 
 
 def list_cases(folder: Path) -> list[Case]:
-    """The cases of all folders in `folder` that hold images.
+    """The cases of all folders in `folder` that hold images, or those of a table that `cohort.py` wrote.
 
     Raises:
         InputError: there is none, one cannot be used, or two have the same name.
     """
+    if folder.is_file():
+        return _tabled_cases(folder)
     folders = sorted(path.parent for path in folder.glob("[!.]*/images"))
     if not folders:
         raise InputError(folder, "no folder in it holds a case", "one folder a case, each with images/ as for process.py")
@@ -167,6 +172,22 @@ def list_cases(folder: Path) -> list[Case]:
     return cases
 
 
+def _tabled_cases(path: Path) -> list[Case]:
+    """The scored cases of a table of a cohort; lungs that were found in a CT are those that its run wrote."""
+    if not is_summary(path):
+        raise InputError(path, "no table of a cohort", f"cohort.parquet or {CASES_TABLE}, as cohort.py writes it")
+    cases = []
+    for row in read_summary(path):
+        if row["state"] != "scored":
+            continue
+        folder = path.parent / row["folder"]
+        mask = Path(row["lung_mask"]) if row["lung_mask"] else folder / LUNG_MASK_FOLDER / f"{row[ENTITY]}.mha"
+        cases.append(replace(Case.of(Path(row["ct"]), mask), entity=row[ENTITY]))
+    if not cases:
+        raise InputError(path, "no case in it was scored", "a table with scored cases")
+    return cases
+
+
 def build_parser() -> OneLineParser:
     """The command line."""
     parser = OneLineParser(
@@ -174,7 +195,8 @@ def build_parser() -> OneLineParser:
         description="Score cases by rules instead of a network: LAA-950 as centrilobular emphysema (laa950), and LAA-950 with "
         f"the lung's outer {RIM_MM:g} mm as paraseptal (laa950-rim).",
     )
-    parser.add_argument("cases", type=Path, help=f"folder with one case a folder, as {module_command('simulation')} writes it")
+    folder = f"folder with one case a folder, as {module_command('simulation')} writes it; or cohort.parquet"
+    parser.add_argument("cases", type=Path, help=folder)
     parser.add_argument("--output", type=Path, required=True, help="gets a folder a rule, with one output folder a case in it")
     parser.add_argument(
         "--calibrated",

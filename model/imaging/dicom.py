@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,12 +22,13 @@ from ..errors import InputError
 
 SUFFIXES = (".dcm", ".ima")
 
-_SERIES = "0020|000e"
+SERIES, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES = "0020|000e", "0008|0060", "0008|0008", "0028|0008"
+_IDENTITY = (SERIES, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES)
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
 _THICKNESS = "0018|0050"
 _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame of reference"}
-_TAGS = (_SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, *_ONE_SCAN)
+_TAGS = (SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, *_ONE_SCAN)
 
 _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
@@ -68,7 +69,7 @@ def read_series(folder: Path) -> Series:
             found[path] = tags
         elif path.suffix.lower() in SUFFIXES:
             raise InputError(path, "not a DICOM file, or its beginning is damaged", _WHOLE)
-    series = {tags.get(_SERIES, "") for tags in found.values()}
+    series = {tags.get(SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
     if len(found) == 1:
@@ -166,6 +167,8 @@ _PIXEL_COUNTS = ((0x0028, 0x0002), (0x0028, 0x0010), (0x0028, 0x0011), (0x0028, 
 
 _LONG_TYPES = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _LONGEST_VALUE = 1024
+_BEGINNING = 1 << 13
+"""Bytes that are read at once where only the beginning of a file is of interest."""
 _DEEPEST = 16
 
 
@@ -208,6 +211,27 @@ def read_tags(path: Path) -> Tags | None:
     return tags
 
 
+def read_identity(path: Path) -> Tags | None:
+    """Parse the elements that tell which series a DICOM file belongs to and what kind of image it is; None for any other file.
+
+    The rest of the file is neither parsed nor checked.
+
+    Raises:
+        InputError: the structure of what is parsed is damaged.
+    """
+    tags: dict[str, str] = {}
+    with path.open("rb", buffering=_BEGINNING) as stream:
+        if stream.read(132)[128:] != b"DICM":
+            return None
+        end = os.fstat(stream.fileno()).st_size
+        try:
+            data_set = _walk_meta_information(stream, end)
+            _walk(stream, end, data_set, tags, _IDENTITY, _FRAMES)
+        except (_DamagedError, struct.error, ValueError) as error:
+            raise InputError(path, "the file is damaged or cut off", _WHOLE) from error
+    return tags
+
+
 def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
     """Parse the group before the data set; return the encoding of the data set, which it states."""
     syntax = ""
@@ -221,14 +245,26 @@ def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
     return _ENCODINGS.get(syntax, _EXPLICIT)
 
 
-def _walk(stream: BinaryIO, end: int, encoding: _Encoding, tags: dict[str, str]) -> None:
-    """Parse the data set up to and including its pixels, which only padding follows; add its tags to `tags`."""
+def _walk(
+    stream: BinaryIO,
+    end: int,
+    encoding: _Encoding,
+    tags: dict[str, str],
+    wanted: Collection[str] = _TAGS,
+    last: tuple[int, int] = (0xFFFF, 0xFFFF),
+) -> None:
+    """Parse the data set up to and including its pixels, which only padding follows, or up to the tag `last`.
+
+    Its elements are sorted by tag; those that are `wanted` are added to `tags`.
+    """
     needed = 1  # bits of the pixels, if they are not compressed
     while stream.tell() < end:
         tag, kind, length = _element(stream, end, encoding)
+        if tag > last:
+            return
         start = stream.tell()
         key = f"{tag[0]:04x}|{tag[1]:04x}"
-        if key in _TAGS and length != _UNDEFINED:
+        if key in wanted and length != _UNDEFINED:
             tags[key] = _text(stream.read(min(length, _LONGEST_VALUE)))
             stream.seek(start)
         if tag in _PIXEL_COUNTS and length == 2:

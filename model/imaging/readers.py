@@ -67,6 +67,19 @@ class Volume:
         return ImageGeometry.of(self.image)
 
 
+def files_behind(path: Path) -> list[Path]:
+    """The files that hold an image: the file itself, with an .mhd header the voxels beside it, or those of a series' folder.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    if path.is_dir():
+        return sorted(inside for inside in path.iterdir() if inside.is_file())
+    if path.suffix.lower() == ".mhd":
+        return sorted(beside for beside in path.parent.iterdir() if beside.is_file() and beside.stem == path.stem)
+    return [path]
+
+
 def read_header(path: Path | str) -> tuple[int, int, int]:
     """Read and check the header of a file or of a folder's DICOM series, without its voxels; return the size in x, y, z.
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ..cohort.manifest import TrainingCase
 from ..errors import InputError
-from ..imaging.readers import read_volume
+from ..imaging.readers import files_behind, read_volume
 from ..imaging.scan import Scan
 from ..lungs.densitometry import LOW_ATTENUATION_HU
 from ..lungs.regions import Regions
@@ -96,8 +96,8 @@ def _profile_state(profile: Profile) -> dict[str, Any]:
 
 
 def _file_state(path: Path) -> list[int]:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+    states = [file.stat() for file in files_behind(path)]
+    return [number for state in states for number in (state.st_size, state.st_mtime_ns)]
 
 
 def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:

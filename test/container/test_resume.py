@@ -32,7 +32,8 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 def maps_of(folder: Path) -> dict[str, int]:
     """Every map with its time of modification."""
     return {
-        str(path.relative_to(folder / "output")): path.stat().st_mtime_ns for path in (folder / "output/images").rglob("*.mha")
+        str(path.relative_to(folder / "output")): path.stat().st_mtime_ns
+        for path in (folder / "output/images").rglob("[!.]*.mha")
     }
 
 
@@ -85,6 +86,28 @@ def test_a_case_whose_input_or_options_changed_is_scored_again(again: Path, bund
     assert "1 of 1 cases were finished" in FORKS.run((), arguments(again, bundle, "--resume")).stdout
     done = FORKS.run((), arguments(again, bundle, "--resume", "--map-type=float32"))
     assert "a: scored again: the options have changed" in done.stdout
+
+
+def test_a_run_that_writes_its_results_seldom_loses_no_case_that_it_finished(again: Path, bundle: Path) -> None:
+    """Killed after the maps of its second case: `results.json` holds the first alone, a note the second."""
+    files_of_a, files_of_b = 7, 3  # of b two maps and a note
+    fault = ("write-seldom", f"rename-{files_of_a + files_of_b}", "SIGKILL")
+    assert FORKS.run(fault, arguments(again, bundle)).returncode == -9
+    assert [result["entity"] for result in results_of(again)] == ["a"]
+    assert [path.name for path in (again / "output/.finished").glob("[!.]*")] == ["b.json"]
+    before = maps_of(again)
+    done = FORKS.run((), arguments(again, bundle, "--resume"))
+    assert "2 of 3 cases were finished before" in done.stdout
+    assert [result["entity"] for result in results_of(again)] == ["a", "b", "c"]
+    assert before.items() <= maps_of(again).items()
+    assert not (again / "output/.finished").exists()
+
+
+def test_a_run_that_writes_its_results_seldom_writes_all_of_them_when_it_is_stopped(again: Path, bundle: Path) -> None:
+    fault = ("write-seldom", "rename-10", "SIGTERM")
+    assert FORKS.run(fault, arguments(again, bundle)).returncode == 143
+    assert [result["entity"] for result in results_of(again)] == ["a", "b"]
+    assert not (again / "output/.finished").exists()
 
 
 def test_with_verify_the_contents_tell_and_not_the_times(again: Path, bundle: Path) -> None:

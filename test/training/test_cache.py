@@ -100,6 +100,15 @@ def test_a_file_of_the_cache_is_of_no_use_once_a_file_or_the_profile_changed(cas
     assert len(set(paths)) == len(paths)
 
 
+def test_the_voxels_beside_an_mhd_header_count_as_the_header_does(case: TrainingCase, tmp_path: Path) -> None:
+    header, voxels = tmp_path / "other.mhd", tmp_path / "other.raw"
+    header.write_bytes(b"header")
+    voxels.write_bytes(b"voxels")
+    before = cache_path(replace(case, ct=header), PAPER_PROFILE, tmp_path)
+    os.utime(voxels, ns=(0, 1))
+    assert cache_path(replace(case, ct=header), PAPER_PROFILE, tmp_path) != before
+
+
 def test_only_what_changed_is_prepared_again_and_the_old_file_goes(case: TrainingCase, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     other = replace(case, entity="c.d")  # its name begins like the other's

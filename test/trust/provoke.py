@@ -1,6 +1,7 @@
 """Run process.py with one thing going wrong: `python -m test.trust.provoke FAULT... -- ARGUMENTS OF process.py`.
 
     kill-at PLACE SIGNAL     the process sends itself a signal when it comes to a place
+    write-seldom PLACE SIGNAL  the same, in a run that writes its results after the first case alone
     delete-at PLACE PATH     a file or folder disappears then
     wait-at PLACE PATH       it waits until a file appears
     clock SECONDS            the wall clock shows this time, and runs backwards
@@ -81,6 +82,9 @@ def provoke(kind: str, *arguments: str) -> None:
     match kind, arguments:
         case "kill-at", (place, number):
             act_at(place, lambda: os.kill(os.getpid(), signal.Signals[number]))
+        case "write-seldom", (place, number):
+            algorithm.CASES_TO_WRITING = 1e9
+            provoke("kill-at", place, number)
         case "delete-at", (place, path):
             act_at(place, lambda: delete(Path(path)))
         case "wait-at", (place, path):

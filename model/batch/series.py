@@ -1,0 +1,138 @@
+"""DICOM series in trees of folders: which files belong together, and which series are no scans.
+
+Files are told apart by the series instance UID in their headers, wherever they lie. Pixels are not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..imaging.dicom import IMAGE_TYPE, MODALITY, NUMBER_OF_FRAMES, SERIES, SUFFIXES, Tags, read_identity
+from .cases import CohortCase, LeftOut, entity_of
+
+FEWEST_SLICES = 10
+READING_THREADS = 16
+"""Most of the time is spent waiting for the storage."""
+
+LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+"""Values of the image type (0008,0008); the first is the standard's."""
+
+
+def may_be_dicom(name: str) -> bool:
+    """By the name alone; many files are named by their identifiers, as 1.2.840.10008.1."""
+    suffix = Path(name).suffix.lower()
+    return name != "DICOMDIR" and (suffix in ("", *SUFFIXES) or suffix[1:].isdigit())
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of one series in one folder.
+
+    Attributes:
+        uid: of the series.
+        folder: where they lie.
+        names: of the files, sorted; empty where no other DICOM file lies in the folder.
+        slices: how many there are, or frames of a file that holds several.
+        reason: why the series is not scored, by the header of its first file; empty if nothing is against it.
+    """
+
+    uid: str
+    folder: Path
+    names: tuple[str, ...]
+    slices: int
+    reason: str
+
+    @property
+    def files(self) -> list[Path]:
+        names = self.names or sorted(entry.name for entry in os.scandir(self.folder) if may_be_dicom(entry.name))
+        return [self.folder / name for name in names if not name.startswith(".")]
+
+
+def read_parts(folder: Path, names: Sequence[str], threads: ThreadPoolExecutor) -> tuple[list[Part], list[LeftOut]]:
+    """Read the headers of the files in a folder that may be DICOM, and tell their series apart."""
+    by_series: dict[str, list[tuple[str, Tags]]] = defaultdict(list)
+    left_out = []
+    for name, found in zip(names, threads.map(_identity, (folder / name for name in names)), strict=True):
+        if isinstance(found, str):
+            left_out.append(LeftOut(folder / name, found))
+        elif found is not None:
+            by_series[found.get(SERIES, "")].append((name, found))
+    parts = []
+    for uid, files in by_series.items():
+        slices = max(len(files), _frames(files[0][1]))
+        mixed = len(by_series) > 1
+        parts.append(Part(uid, folder, tuple(name for name, _ in files) if mixed else (), slices, _reason(files[0][1])))
+    return parts, left_out
+
+
+def _identity(path: Path) -> Tags | str | None:
+    """The tags of a DICOM file; None for another file; a reason why it cannot be read."""
+    try:
+        found = read_identity(path)
+    except InputError as error:
+        return error.found
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    if found is None and path.suffix.lower() in SUFFIXES:
+        return "not a DICOM file, or its beginning is damaged"
+    return found
+
+
+def _frames(tags: Tags) -> int:
+    text = tags.get(NUMBER_OF_FRAMES, "")
+    return int(text) if text.isdecimal() else 1
+
+
+def _reason(tags: Tags) -> str:
+    """Why a series is no scan to score, as far as the header of one file says."""
+    modality = tags.get(MODALITY, "")
+    kinds = [value.strip().upper() for value in tags.get(IMAGE_TYPE, "").split("\\")]
+    if modality != "CT":
+        return f"the modality is {modality or 'not known'}, not CT"
+    if LOCALISERS & set(kinds):
+        return "a localiser"
+    if "DERIVED" in kinds[:1] or "SECONDARY" in kinds[1:2]:
+        return f"a derived series ({'/'.join(kinds[:3])}); a list of cases (CSV) can name it"
+    return ""
+
+
+def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut]:
+    """Bring the parts of each series together.
+
+    A series is named after its folder under `root`; where that holds several scans, also by a digest of its UID.
+    """
+    by_series: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_series[part.uid].append(part)
+    scans = []
+    for uid, group in by_series.items():
+        group.sort(key=lambda part: part.folder)
+        slices = sum(part.slices for part in group)
+        reason = next((part.reason for part in group if part.reason), "")
+        if not reason and not uid:
+            reason = "the files name no series"
+        if not reason and slices < FEWEST_SLICES:
+            reason = f"{slices} slices; expected {FEWEST_SLICES} or more"
+        if reason:
+            yield LeftOut(group[0].folder, f"{reason} ({slices} files)")
+        else:
+            scans.append(group)
+    several: dict[Path, int] = defaultdict(int)
+    for group in scans:
+        several[group[0].folder] += 1
+    for group in scans:
+        folder = group[0].folder
+        parts_of_name = folder.relative_to(root).parts or (folder.resolve().name,)
+        entity = entity_of(parts_of_name)
+        if several[folder] > 1:
+            entity = entity_of([f"{entity}-{hashlib.sha256(group[0].uid.encode()).hexdigest()[:6]}"])
+        alone = len(group) == 1 and not group[0].names
+        series = () if alone else tuple(path for part in group for path in part.files)
+        yield CohortCase(entity, folder, series=series)

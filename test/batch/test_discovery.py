@@ -1,0 +1,221 @@
+"""Which scans a tree or a list holds; files are empty where nothing reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import SimpleITK as sitk
+from pyarrow import parquet
+
+from model.batch.cases import NO_MASK, CohortCase, Listing, entity_of, shard_of
+from model.batch.discovery import find_cohort, read_list
+from model.cohort.layout import ct_path, lung_mask_path, truth_path
+from model.errors import InputError
+from test.imaging.series import write_dicom_series
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def pairs(listing: Listing) -> dict[str, tuple[str, str | None]]:
+    return {case.entity: (case.ct.name, case.lung_mask.name if case.lung_mask else None) for case in listing.cases}
+
+
+def reasons(listing: Listing, root: Path) -> dict[str, str]:
+    return {str(other.path.relative_to(root)): other.reason for other in listing.left_out}
+
+
+def test_files_pair_by_name_and_ending_in_any_depth(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a.nii.gz",
+        "a_mask.nii.gz",
+        "b_ct.mha",
+        "b_lung.nrrd",
+        "c-CT.nii",
+        "c-lung-mask.nii",
+        "d.mhd",
+        "d.raw",
+        "d_seg.mhd",
+    )
+    touch(tmp_path, "p1/ct.nii.gz", "p1/mask.nii.gz", "p1/late/scan.mha", "p1/late/scan_lungs.mha", ".hidden.mha", "notes.txt")
+    listing = find_cohort(tmp_path, segment_lungs=False)
+    assert pairs(listing) == {
+        "a": ("a.nii.gz", "a_mask.nii.gz"),
+        "b": ("b_ct.mha", "b_lung.nrrd"),
+        "c": ("c-CT.nii", "c-lung-mask.nii"),
+        "d": ("d.mhd", "d_seg.mhd"),
+        "p1": ("ct.nii.gz", "mask.nii.gz"),
+        "p1_late_scan": ("scan.mha", "scan_lungs.mha"),
+    }
+    assert listing.left_out == ()
+
+
+def test_what_has_no_pair_or_two_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "alone.mha", "x_lung.mha", "y.mha", "y_ct.mha", "z.mha", "z_mask.mha", "z_seg.mha", "z_lung.nii.gz")
+    listing = find_cohort(tmp_path, segment_lungs=False)
+    assert pairs(listing) == {"z": ("z.mha", "z_lung.nii.gz")}
+    left = reasons(listing, tmp_path)
+    assert left.keys() == {"alone.mha", "x_lung.mha", "y.mha", "y_ct.mha", "z_mask.mha", "z_seg.mha"}
+    assert left["alone.mha"] == NO_MASK
+    assert left["x_lung.mha"].startswith("named as a mask")
+    assert left["y.mha"] == "several CTs have one name (y.mha, y_ct.mha)"
+    assert left["z_seg.mha"] == "z_lung.nii.gz is the CT's mask"
+    assert pairs(find_cohort(tmp_path, segment_lungs=True)).keys() == {"alone", "z"}
+
+
+def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_not(tmp_path: Path) -> None:
+    for entity in ("simulated-7-00000", "simulated-7-00001"):
+        case = tmp_path / "cohort" / entity
+        touch(tmp_path, *(str(path.relative_to(tmp_path)) for path in (ct_path(case, entity), lung_mask_path(case, entity))))
+        touch(tmp_path, str(truth_path(case, "centrilobular").relative_to(tmp_path)))
+    touch(tmp_path, "job/images/ct/7d1a.mha", "job/images/pulmonary-lobes/9fff.mha")
+    touch(
+        tmp_path, "many/images/ct/a.mha", "many/images/ct/b.mha", "many/images/lung-mask/a.mha", "many/images/lung-mask/b.mha"
+    )
+    touch(tmp_path, "former/images/centrilobular-emphysema-heatmap/a.mha", "out/cohort.csv", "out/cases/a/a.mha")
+    listing = find_cohort(tmp_path, segment_lungs=False)
+    assert {case.entity: case.lobes for case in listing.cases} == {
+        "simulated-7-00000": False,
+        "simulated-7-00001": False,
+        "job": True,
+        "many_a": False,
+        "many_b": False,
+    }
+    assert reasons(listing, tmp_path) == {
+        "former": "an output folder of this software",
+        "out": "an output folder of this software",
+    }
+
+
+def test_a_simulated_cohort_keeps_the_names_of_its_reference(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"sim-{k}/images/{kind}/sim-{k}.mha" for k in range(2) for kind in ("ct", "lung-mask")), "reference.csv")
+    assert [case.entity for case in find_cohort(tmp_path, segment_lungs=False).cases] == ["sim-0", "sim-1"]
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a PACS exports: a scan and a localiser in one folder, a scan in two, and series that are none."""
+    root = tmp_path_factory.mktemp("pacs")
+    image = sitk.GetImageFromArray(np.zeros((12, 4, 4), np.int16))
+
+    def series(folder: str, uid: str, depth: int = 12, **tags: str) -> None:
+        values = {
+            "0020|000e": uid,
+            "0008|0008": tags.get("kind", "ORIGINAL\\PRIMARY\\AXIAL"),
+            "0008|0060": tags.get("modality", "CT"),
+        }
+        written = write_dicom_series(image[:, :, :depth], root / "written", tags=lambda _: values)
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for path in written.iterdir():
+            path.rename(root / folder / f"{uid}.{path.stem}{tags.get('suffix', '.dcm')}")
+        written.rmdir()
+
+    series("mixed/study", "1.2.1")
+    series("mixed/study", "1.2.2", depth=2, kind="ORIGINAL\\PRIMARY\\LOCALIZER")
+    series("alone/study/3", "1.3.1", suffix="")
+    series("two/study", "1.4.1")
+    series("two/study", "1.4.2")
+    series("no/mpr", "1.5.1", kind="DERIVED\\SECONDARY\\REFORMATTED")
+    series("no/mr", "1.5.2", modality="MR")
+    series("no/short", "1.5.3", depth=3)
+    (root / "no/short/broken.dcm").write_bytes(b"DICM")
+    touch(root, "alone/study/3_mask.nii.gz", "alone/DICOMDIR")
+    return root
+
+
+def test_dicom_series_are_told_apart_by_their_uid(pacs: Path, tmp_path: Path) -> None:
+    listing = find_cohort(pacs, segment_lungs=True)
+    by_name = {case.entity: case for case in listing.cases}
+    assert len(by_name) == 4
+    assert by_name["alone_study_3"] == CohortCase("alone_study_3", pacs / "alone/study/3", pacs / "alone/study/3_mask.nii.gz")
+    assert {path.name[:5] for path in by_name["mixed_study"].series} == {"1.2.1"}
+    two = [case for name, case in by_name.items() if name.startswith("two_study-")]
+    assert [{path.name[:5] for path in case.series} for case in two] in ([{"1.4.1"}, {"1.4.2"}], [{"1.4.2"}, {"1.4.1"}])
+    linked = by_name["mixed_study"].with_one_folder(tmp_path)
+    assert linked.ct == tmp_path / "series/mixed_study"
+    assert [path.resolve() for path in sorted(linked.ct.iterdir())] == [
+        path.resolve() for path in by_name["mixed_study"].series
+    ]
+    assert by_name["mixed_study"].with_one_folder(tmp_path) == linked
+
+
+def test_series_that_are_no_scans_are_left_out_with_the_reason(pacs: Path) -> None:
+    left = reasons(find_cohort(pacs, segment_lungs=True), pacs)
+    assert left == {
+        "mixed/study": "a localiser (2 files)",
+        "no/mpr": "a derived series (DERIVED/SECONDARY/REFORMATTED); a list of cases (CSV) can name it (12 files)",
+        "no/mr": "the modality is MR, not CT (12 files)",
+        "no/short": "3 slices; expected 10 or more (3 files)",
+        "no/short/broken.dcm": "not a DICOM file, or its beginning is damaged",
+    }
+
+
+def test_a_list_names_cases_by_paths_relative_to_it(tmp_path: Path) -> None:
+    rows = [("", "a.mha", "a_m.mha"), ("", "sub/b_ct.nii.gz", ""), ("third", "c", "pulmonary-lobes/c.mha")]
+    columns = zip(*rows, strict=True)
+    names = ("entity", "ct", "lung_mask")
+    table = {name: [cell or None for cell in column] for name, column in zip(names, columns, strict=True)}
+    parquet.write_table(pa.table(table), tmp_path / "list.parquet")
+    (tmp_path / "list.csv").write_text("\n".join(",".join(row) for row in (names, *rows)) + "\n")
+    expected = [
+        CohortCase("a", tmp_path / "a.mha", tmp_path / "a_m.mha"),
+        CohortCase("b", tmp_path / "sub/b_ct.nii.gz", None),
+        CohortCase("third", tmp_path / "c", tmp_path / "pulmonary-lobes/c.mha", lobes=True),
+    ]
+    assert read_list(tmp_path / "list.csv") == expected
+    assert read_list(tmp_path / "list.parquet") == expected
+
+
+def test_a_list_is_refused_with_all_of_its_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("entity,ct,lobes\na,a.mha,\na,b.mha,\n../c,c.mha,\nd,,\ne,e.mha,maybe\n")
+    with pytest.raises(InputError) as error:
+        find_cohort(tmp_path / "list.csv", segment_lungs=True)
+    for part in ("4 rows", "duplicate entity a", "'../c' cannot be a file name", "row 5: no ct", "lobes 'maybe'"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["missing", "scan.mha"])
+def test_an_input_that_is_neither_tree_nor_list_is_refused(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "scan.mha")
+    with pytest.raises(InputError, match="expected a folder of scans"):
+        find_cohort(tmp_path / name, segment_lungs=True)
+
+
+def test_of_two_cases_with_one_name_the_first_is_kept(tmp_path: Path) -> None:
+    touch(tmp_path, "a_b.mha", "a_b_mask.mha", "a/b.mha", "a/b_mask.mha")
+    listing = find_cohort(tmp_path, segment_lungs=False)
+    assert [case.ct.name for case in listing.cases] == ["b.mha"]
+    assert "has the same name, a_b" in reasons(listing, tmp_path)["a_b.mha"]
+
+
+def test_links_in_a_circle_and_folders_that_cannot_be_read_end_no_search(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.mha")
+    (tmp_path / "in/again").symlink_to(tmp_path)
+    assert [case.entity for case in find_cohort(tmp_path, segment_lungs=True).cases] == ["in_a"]
+
+
+def test_each_case_is_in_one_shard_whatever_other_cases_there_are() -> None:
+    cases = tuple(CohortCase(f"case-{k:03d}", Path(f"{k}.mha")) for k in range(200))
+    shards = [Listing(cases).shard(number, 7).cases for number in range(1, 8)]
+    assert sorted(case.entity for shard in shards for case in shard) == [case.entity for case in cases]
+    assert Listing(cases[::2]).shard(3, 7).cases == tuple(case for case in shards[2] if case in cases[::2])
+    assert all(len(shard) > 10 for shard in shards)
+
+
+def test_the_shard_of_a_case_stays_what_it_is_in_other_versions() -> None:
+    """`printf case-000 | sha256sum` begins with 73237ba7856b0058, which is 3 modulo 7."""
+    assert shard_of("case-000", 7) == 4
+
+
+def test_a_name_too_long_for_files_is_cut_and_stays_unlike_others() -> None:
+    one, other = entity_of(["x" * 300, "a"]), entity_of(["x" * 300, "b"])
+    assert one != other
+    assert len(one.encode()) == 250

@@ -1,0 +1,162 @@
+"""A part of a cohort scored without Ray: each case as `process.py` writes it, and what a killed part leaves to the next."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from model.batch import command
+from model.batch.command import parsed_options
+from model.batch.journal import opened
+from model.cohort.summary import read_summary
+from model.container.command import main as process
+from model.evaluation.baselines import main as baselines
+from test.imaging.series import write_dicom_series
+from test.phantom import Phantom, write_case
+
+SHARD = "1-of-1"
+
+
+@pytest.fixture(scope="module")
+def tree(phantom: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair of files, a DICOM series that shares its folder with another, and a CT whose file is cut off."""
+    root = tmp_path_factory.mktemp("tree")
+    ct, mask = phantom.images()
+    for name, image in (("a", ct), ("a_mask", mask), ("b_mask", mask), ("d/study_mask", mask)):
+        (root / name).parent.mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(root / f"{name}.nii.gz"))
+    (root / "b.nii.gz").write_bytes((root / "a.nii.gz").read_bytes()[:2000])
+    for uid, image_of_series in (("1.2.3", ct), ("1.2.4", ct[:, :, :3])):
+        tags = {"0020|000e": uid, "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL"}
+        for path in write_dicom_series(image_of_series, root / "new", tags=lambda _, tags=tags: tags).iterdir():  # type: ignore[misc]
+            (root / "d/study").mkdir(exist_ok=True)
+            path.rename(root / "d/study" / f"{uid}-{path.name}")
+        (root / "new").rmdir()
+    return root
+
+
+def run(tree: Path, output: Path, bundle: Path, *more: str) -> int:
+    """As the command runs, without its settings of this process's log."""
+    options = [f"--input={tree}", f"--output={output}", f"--weights={bundle}", "--precision=float32", "--shard=1/1", *more]
+    return command._run(parsed_options(options), time.monotonic())
+
+
+@pytest.fixture(scope="module")
+def scored(tree: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("scored") / "out"
+    assert run(tree, output, bundle) == 2
+    return output
+
+
+@pytest.fixture
+def again(scored: Path, tmp_path: Path) -> Path:
+    """A copy that a test may continue."""
+    return shutil.copytree(scored, tmp_path / "out", symlinks=True)
+
+
+def rows(output: Path) -> dict[str, dict[str, Any]]:
+    return {row["entity"]: row for row in read_summary(output / "cohort.parquet")}
+
+
+def maps(output: Path) -> dict[str, int]:
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in (output / "cases").rglob("*.mha")}
+
+
+def test_the_table_says_what_was_scored_and_why_the_rest_was_not(scored: Path, tree: Path) -> None:
+    found = rows(scored)
+    assert {entity: row["state"] for entity, row in found.items()} == {"a": "scored", "b": "failed", "d_study": "scored"}
+    assert found["b"]["error"].startswith(f"{tree / 'b.nii.gz'}: ")
+    assert found["a"]["cle_percentage"] == pytest.approx(found["d_study"]["cle_percentage"], abs=1e-3)
+    assert "3 slices" in (scored / "left-out.csv").read_text(encoding="utf-8-sig")
+
+
+def test_each_case_has_the_folder_that_process_py_writes(scored: Path, tree: Path, bundle: Path, tmp_path: Path) -> None:
+    files = [f"--ct={tree / 'a.nii.gz'}", f"--lung-mask={tree / 'a_mask.nii.gz'}"]
+    assert process([*files, f"--output={tmp_path}", f"--weights={bundle}", "--precision=float32"]) == 0
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert names == sorted(
+        str(path.relative_to(scored / "cases/a")) for path in (scored / "cases/a").rglob("*") if path.is_file()
+    )
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (scored / "cases/a" / name).read_bytes(), name
+
+
+def test_a_second_run_scores_only_what_failed(again: Path, tree: Path, bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = maps(again)
+    with caplog.at_level(logging.INFO, "process"):
+        assert run(tree, again, bundle) == 2
+    assert "2 of 3 cases were finished before" in caplog.text
+    assert maps(again) == before
+
+
+def test_a_case_whose_maps_or_options_changed_is_scored_again(
+    again: Path, tree: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (again / "cases/a/images/paraseptal-emphysema-heatmap/a.mha").unlink()
+    before = maps(again)
+    with caplog.at_level(logging.INFO, "process"):
+        run(tree, again, bundle)
+    assert "a: scored again: files that were written are missing" in caplog.text
+    after = maps(again)
+    assert {name for name in after if after[name] != before.get(name)} == {name for name in after if "/a/" in name}
+
+
+def test_a_case_that_ended_its_process_twice_is_listed_and_not_tried_again(again: Path, tree: Path, bundle: Path) -> None:
+    os.utime(tree / "a.nii.gz")
+    with opened(again, SHARD) as journal:
+        for _ in range(2):
+            journal.begin("a")
+    assert run(tree, again, bundle) == 1
+    row = rows(again)["a"]
+    assert (row["state"], row["error"]) == ("failed", "a: its worker ended 2 times (the process that scored it ended)")
+    assert run(tree, again, bundle) == 1
+    assert run(tree, again, bundle, "--retry-crashed") == 2  # for b alone
+    assert rows(again)["a"]["state"] == "scored"
+
+
+def test_the_rules_without_a_network_score_the_scans_of_a_cohorts_table(scored: Path, tmp_path: Path) -> None:
+    assert baselines([str(scored / "cohort.parquet"), "--output", str(tmp_path)]) == 0
+    assert sorted(path.name for path in (tmp_path / "laa950").iterdir()) == ["a", "d_study"]
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "laa950/a/images/centrilobular-emphysema-heatmap/a.mha")))
+    assert not np.any(mask)  # the phantom has no voxel below -950 HU in its lungs
+
+
+def test_lungs_that_were_found_are_those_that_the_rules_use(phantom: Phantom, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(phantom.images()[0], str(tmp_path / "in/a.mha"))
+    assert run(tmp_path / "in", tmp_path / "out", bundle, "--segment-lungs") == 0
+    assert (rows(tmp_path / "out")["a"]["lung_mask"], rows(tmp_path / "out")["a"]["lung_mask_source"]) == (None, "automatic")
+    assert baselines([str(tmp_path / "out/cohort.csv"), "--output", str(tmp_path / "rules")]) == 0
+
+
+def test_a_dry_run_lists_and_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command._run(parsed_options([f"--input={tree}", f"--output={tmp_path / 'out'}", "--dry-run"]), 0.0) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"a: {tree / 'a.nii.gz'}, {tree / 'a_mask.nii.gz'}"
+    assert lines[2] == f"d_study: {tree / 'd/study'} (50 files), {tree / 'd/study_mask.nii.gz'}"
+    assert lines[-2:] == [f"left out: {tree / 'd/study'}: 3 slices; expected 10 or more (3 files)", "3 cases, 1 left out"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_without_a_case_is_refused_with_the_first_reasons(
+    phantom: Phantom, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path / "in/case", *phantom.images())
+    (tmp_path / "in/case/images/lung-mask/scan.mha").unlink()
+    assert command.main([f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]) == 2
+    assert "no case to score (" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "1/0", "1"])
+def test_a_part_that_is_none_is_refused(shard: str) -> None:
+    with pytest.raises(SystemExit):
+        parsed_options(["--input=a", "--output=b", f"--shard={shard}"])
