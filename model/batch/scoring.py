@@ -18,7 +18,7 @@ from .. import SHIPPED_WEIGHTS
 from ..command_line import DeviceName, MapType, PrecisionName
 from ..container.grand_challenge import MODEL_FOLDER, OutputFolder, finished_cases
 from ..container.reading import AlreadyRead, CaseVolumes, read_case
-from ..container.results import CaseResult, LungMaskSource, Provenance
+from ..container.results import CaseResult, LungMaskSource, Provenance, failed_result
 from ..container.resume import FinishedCase, Record, content_fingerprint, reason_to_repeat, stat_fingerprint
 from ..errors import InputError, printable, unexpected
 from ..imaging.geometry import ImageGeometry
@@ -209,8 +209,19 @@ class PackedScorer(CaseScorer):
     """The same for cases that another process has read."""
 
     def score_packed(self, case: CohortCase, packed: PackedCase) -> ScoredCase:
-        """As `score`; what the reader failed at unexpectedly is not the input's fault."""
-        scored = self.score(case, packed.unpacked())
+        """As `score`; what the reader failed at unexpectedly is not the input's fault.
+
+        A folder that cannot be written is an error of this case, so that its process goes on.
+        """
+        try:
+            scored = self.score(case, packed.unpacked())
+        except MemoryError:
+            raise
+        except InputError as error:
+            return ScoredCase(failed_result(str(error), case.entity), None, 0.0, 2)
+        except Exception as error:
+            message = printable(f"{case.entity}: {unexpected(error)}")
+            return ScoredCase(failed_result(message, case.entity), None, 0.0, 1)
         return scored if packed.is_input else replace(scored, exit_code=1)
 
 
