@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,10 +47,11 @@ MATRIX = 4096
 
 @dataclass(frozen=True)
 class Run:
-    """One run of process.py: seconds of each stage and from process start to exit, and peak memory in GB."""
+    """One run of process.py: seconds of each stage, from process start to exit, and of all cores; peak memory in GB."""
 
     stages: dict[Stage, float]
     seconds: float
+    core_seconds: float
     gigabytes: float
 
 
@@ -79,7 +82,7 @@ def run(case: Path, weights: Path, output: Path) -> Run:
     """
     log, highest = output.with_suffix(".log"), 0
     options = [f"--input={case}", f"--output={output}", f"--weights={weights}"]
-    start = time.perf_counter()
+    before, start = core_seconds(), time.perf_counter()
     with log.open("w") as stream:
         process = subprocess.Popen([sys.executable, str(ROOT / "process.py"), *options], stdout=stream, stderr=stream)
         while process.poll() is None:
@@ -89,7 +92,13 @@ def run(case: Path, weights: Path, output: Path) -> Run:
     text = log.read_text()
     if process.returncode != 0:
         raise RuntimeError(f"process.py failed: {text}")
-    return Run(logged_stages(text), seconds, highest / 1e9)
+    return Run(logged_stages(text), seconds, core_seconds() - before, highest / 1e9)
+
+
+def core_seconds() -> float:
+    """Seconds that ended processes of this one have had of all cores together."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def logged_stages(log: str) -> dict[Stage, float]:
@@ -112,7 +121,7 @@ def peak_memory(process: int) -> int:
 def median_run(runs: list[Run]) -> Run:
     """Medians of every figure."""
     stages = {stage: statistics.median(part.stages[stage] for part in runs) for stage in runs[0].stages}
-    middle = (statistics.median(getattr(part, figure) for part in runs) for figure in ("seconds", "gigabytes"))
+    middle = (statistics.median(getattr(part, figure) for part in runs) for figure in ("seconds", "core_seconds", "gigabytes"))
     return Run(stages, *middle)
 
 
@@ -213,13 +222,15 @@ def many_table(mask: sitk.Image, weights: Path, folder: Path, options: argparse.
         write_case(mask, several, f"scan{index}")
     alone = median_run([run(single, weights, folder / f"alone-{index}") for index in range(options.runs)])
     together = median_run([run(several, weights, folder / f"together-{index}") for index in range(options.runs)])
-    each = together.seconds / options.many
+    each, network = together.seconds / options.many, together.stages[Stage.NETWORK]
+    cores = len(os.sched_getaffinity(0))
     return {
         "scans": options.many,
         "seconds_a_scan_in_a_run_each": round(alone.seconds, 2),
         "seconds_a_scan_in_one_run": round(each, 2),
         "throughput": round(alone.seconds / each, 2),
-        "network_share": round(together.stages[Stage.NETWORK] / together.seconds, 2),
+        "ratio_to_network": round(together.seconds / network, 2),
+        "ratio_if_no_core_idled": round(together.core_seconds / cores / network, 2),
         "peak_memory_gb": round(together.gigabytes, 2),
     }
 
