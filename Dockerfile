@@ -96,6 +96,7 @@ LABEL org.opencontainers.image.title="emphysema-subtyping-cohort" \
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     RAY_USAGE_STATS_ENABLED=0 \
+    RAY_idle_worker_killing_time_threshold_ms=60000 \
     PYTHONPATH=/opt/app \
     PATH=/opt/venv/bin:$PATH
 COPY --from=cohort-environment /opt/venv /opt/venv

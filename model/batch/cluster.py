@@ -41,6 +41,10 @@ CONNECTING_SECONDS = 10.0
 ADJUST_SECONDS = 10.0
 SAY_WAITING_SECONDS = 60.0
 
+KEEP_READERS = ("RAY_idle_worker_killing_time_threshold_ms", "60000")
+"""For a Ray that is started: by default a reader that has waited for a second ends, and the next case waits for a new one to
+import."""
+
 NEEDS_RAY = "the packages of requirements/cohort.lock, or --shard, which needs no Ray"
 
 
@@ -164,6 +168,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # reports to Ray's makers, which nothing here shall send
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(*KEEP_READERS)
     try:
         import ray
     except ImportError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import time
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 import SimpleITK as sitk
 
 from model.batch import command
+from model.batch.cases import CohortCase
 from model.batch.command import parsed_options
 from model.batch.journal import opened
+from model.batch.scoring import PackedScorer, Settings, read_packed
 from model.cohort.summary import read_summary
 from model.container.command import main as process
 from model.evaluation.baselines import main as baselines
@@ -160,3 +163,26 @@ def test_an_input_without_a_case_is_refused_with_the_first_reasons(
 def test_a_part_that_is_none_is_refused(shard: str) -> None:
     with pytest.raises(SystemExit):
         parsed_options(["--input=a", "--output=b", f"--shard={shard}"])
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_its_case_alone(tree: Path, bundle: Path, tmp_path: Path) -> None:
+    """The process with the network goes on: a worker that ends would count as what the case did."""
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases/a").write_text("a file")
+    settings = Settings(tmp_path, bundle, precision="float32")
+    case = CohortCase("a", tree / "a.nii.gz", tree / "a_mask.nii.gz")
+    scorer = PackedScorer(settings, 1)
+    failed = scorer.score_packed(case, read_packed(case, settings))
+    assert (failed.result.metrics, failed.exit_code) == (None, 2)
+    assert f"{tmp_path / 'cases/a'}: " in failed.result.error_messages[0]
+
+
+def test_a_case_that_another_process_read_has_the_same_result(scored: Path, tree: Path, bundle: Path, tmp_path: Path) -> None:
+    settings = Settings(tmp_path, bundle, precision="float32")
+    case = CohortCase("a", tree / "a.nii.gz", tree / "a_mask.nii.gz")
+    sent = pickle.loads(pickle.dumps(read_packed(case, settings)))
+    assert PackedScorer(settings, 1).score_packed(case, sent).exit_code == 0
+    for path in (scored / "cases/a").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(scored / "cases/a")
+            assert (tmp_path / "cases/a" / name).read_bytes() == path.read_bytes(), name
