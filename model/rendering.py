@@ -178,9 +178,13 @@ def overlay(
 
 
 def contour(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The pixels of a mask (y, x) that touch its outside."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    """The pixels or voxels of a mask that touch its outside along an axis; beyond the array lies outside, too."""
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        neighbours, kept = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
+        kept[1:] &= neighbours[:-1]
+        kept[:-1] &= neighbours[1:]
+        kept[0] = kept[-1] = False
     return mask & ~inner
 
 

@@ -134,6 +134,13 @@ def test_the_contour_is_the_rim_of_a_mask() -> None:
     assert np.array_equal(contour(mask), rim)
 
 
+def test_the_contour_of_a_volume_is_its_surface() -> None:
+    mask = np.zeros((7, 7, 7), bool)
+    mask[1:6, 1:6, 1:6] = True
+    assert contour(mask).sum() == 5**3 - 3**3
+    assert contour(np.ones((3, 3, 3), bool)).sum() == 26, "beyond the array lies outside"
+
+
 def test_coronal_and_sagittal_slices_have_the_head_up_and_the_front_on_the_left() -> None:
     array = np.zeros((3, 4, 5), np.uint8)  # z, y, x: head at high z, back at high y, left at high x
     array[2, 0, 0] = 1  # head, front, right

@@ -25,7 +25,7 @@ from ..fleischner import SUBTYPES
 from ..imaging.native import print_error
 from ..imaging.readers import read_header
 from ..imaging.scan import Scan
-from ..lungs.densitometry import Densitometry
+from ..lungs import densitometry
 from ..lungs.segmentation import segment_lungs
 from ..rendering import View, preview, three_planes
 from ..stages import Stage, stage_line, timed
@@ -293,13 +293,14 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         source = self._dicom_source(case, scan)
         subtyping = self.predict(input_image=scan)
         with timed(Stage.DENSITOMETRY):
-            result = case_result(case.entity, scan, subtyping, self._subtyper, case.lung_mask_source)
+            density = densitometry.measure(scan, subtyping.regions)
+            result = case_result(case.entity, scan, subtyping, density, self._subtyper, case.lung_mask_source)
         for warning in result.warnings:
             logger.info("%s: %s", printable(case.entity), warning, extra=fields(entity=case.entity, warning=warning))
         dicom = None
         if source is not None:
             with timed(Stage.DICOM):
-                dicom = self._dicom_objects(source, scan, subtyping, result)
+                dicom = DerivedObjects.of(source, scan, subtyping, density, self._software(), result.warnings)
         with timed(Stage.WRITE), self._outputs as outputs:
             findings = subtyping.findings
             maps = {finding.subtype.name: scan.to_file_grid(finding.activation_map) for finding in findings}
@@ -340,18 +341,10 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             return None
         return SourceSeries.read(case.ct, scan.geometry)
 
-    def _dicom_objects(self, source: SourceSeries, scan: Scan, subtyping: Subtyping, result: CaseResult) -> DerivedObjects:
-        """The DICOM objects of a case, with the numbers of its result."""
-        metrics, run = result.metrics, result.provenance
-        assert metrics is not None
-        assert run is not None
-        whole = Densitometry(metrics.laa950_percentage, metrics.perc15_hu, metrics.lung_volume_ml)
-        parts = {
-            name: Densitometry(region.laa950_percentage, region.perc15_hu, region.volume_ml)
-            for name, region in metrics.regions.items()
-        }
-        software = Software(run.bundle, run.sha256 or "", run.profile or "", run.trained_on)
-        return DerivedObjects.of(source, scan, subtyping, (whole, parts), software, result.warnings)
+    def _software(self) -> Software:
+        """What DICOM objects name as their maker."""
+        metadata = self._subtyper.metadata
+        return Software(metadata.name, self._subtyper.bundle_sha256 or "", metadata.profile, metadata.trained_on)
 
 
 def _stat_fingerprint(case: Case) -> str:

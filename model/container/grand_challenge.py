@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import SimpleITK as sitk
 
@@ -207,6 +207,21 @@ def map_path(folder: Path, subtype: str, entity: str) -> Path:
     return folder / MAP_FOLDERS[subtype] / f"{entity}.mha"
 
 
+def lung_mask_path(folder: Path, entity: str) -> Path:
+    """Where the lungs that were scored lie in an output folder, if they were written."""
+    return folder / LUNG_MASK_FOLDER / f"{entity}.mha"
+
+
+def preview_path(folder: Path, entity: str) -> Path:
+    """Where the preview picture lies in an output folder, if it was asked for."""
+    return folder / PREVIEW_FOLDER / f"{entity}.png"
+
+
+def report_path(folder: Path, entity: str, suffix: Literal[".pdf", ".html"]) -> Path:
+    """Where the page to print lies in an output folder, if it was asked for."""
+    return folder / REPORT_FOLDER / f"{entity}{suffix}"
+
+
 def _write_map(image: sitk.Image, partial: Path, final: Path) -> None:
     try:
         sitk.WriteImage(image, str(partial), useCompression=True)
@@ -293,9 +308,10 @@ class OutputFolder(WholeFiles):
             return  # no run can have written them
         for path in (
             *(map_path(self.folder, name, entity) for name in MAP_FOLDERS),
-            self._lung_mask(entity),
-            self._preview(entity),
-            *(self._report(entity, suffix) for suffix in (".pdf", ".html")),
+            lung_mask_path(self.folder, entity),
+            preview_path(self.folder, entity),
+            report_path(self.folder, entity, ".pdf"),
+            report_path(self.folder, entity, ".html"),
             *(self._dicom(entity, kind) for kind in DICOM_FOLDERS),
         ):
             path.unlink(missing_ok=True)
@@ -310,18 +326,18 @@ class OutputFolder(WholeFiles):
 
     def write_lung_mask(self, entity: str, image: sitk.Image) -> None:
         """Write the lungs that were scored as compressed .mha."""
-        final = self._lung_mask(entity)
+        final = lung_mask_path(self.folder, entity)
         with captured_stderr():
             _write_map(image, self.partial(final), final)
 
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""
-        self.partial(self._preview(entity)).write_bytes(png)
+        self.partial(preview_path(self.folder, entity)).write_bytes(png)
 
     def write_report(self, entity: str, pdf: bytes, html: str) -> None:
         """Write the page to print, in both formats."""
-        self.partial(self._report(entity, ".pdf")).write_bytes(pdf)
-        self.partial(self._report(entity, ".html")).write_text(html, encoding="utf-8")
+        self.partial(report_path(self.folder, entity, ".pdf")).write_bytes(pdf)
+        self.partial(report_path(self.folder, entity, ".html")).write_text(html, encoding="utf-8")
 
     def write_dicom(self, entity: str, objects: DerivedObjects) -> None:
         """Write the DICOM objects, each into the folder of its kind."""
@@ -355,15 +371,6 @@ class OutputFolder(WholeFiles):
 
     def _write_text(self, name: str, text: str) -> None:
         self.partial(self.folder / name).write_text(text, encoding="utf-8")
-
-    def _lung_mask(self, entity: str) -> Path:
-        return self.folder / LUNG_MASK_FOLDER / f"{entity}.mha"
-
-    def _preview(self, entity: str) -> Path:
-        return self.folder / PREVIEW_FOLDER / f"{entity}.png"
-
-    def _report(self, entity: str, suffix: str) -> Path:
-        return self.folder / REPORT_FOLDER / f"{entity}{suffix}"
 
     def _dicom(self, entity: str, kind: str) -> Path:
         return self.folder / DICOM_FOLDERS[kind] / f"{entity}.dcm"

@@ -26,6 +26,10 @@ _EXPLAINED = (
     "Percentages are of the region. LAA-950: voxels below -950 HU. Perc15: 15th percentile of the density. Scores: Fleischner "
     "Society; intervals: Xie et al., Sci Rep 2023, Table 1."
 )
+_QUALITY_EXPLAINED = (
+    "Noise: standard deviation in homogeneous lung. Edge width: sharpness of the edge to the chest wall. Cut off: surface of "
+    "the lungs where the image ends. A measure outside of the range in which the weights were validated is among the warnings."
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Page:
         scales: of both subtypes.
         rows: of the table of measurements, below `_COLUMNS`.
         slices: a PNG file.
+        quality: name and value of each measure of image quality.
         warnings: about the case, one sentence each.
         notes: about the weights and the run, one sentence each.
     """
@@ -63,6 +68,7 @@ class Page:
     scales: tuple[Scale, ...]
     rows: tuple[tuple[str, ...], ...]
     slices: bytes
+    quality: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -85,7 +91,8 @@ class Page:
                 rows.append(
                     _row(name.replace("_", " "), region.volume_ml, *extents, region.laa950_percentage, region.perc15_hu)
                 )
-        return cls(result.entity or "", scales, tuple(rows), slices, result.warnings, tuple(_notes(result)))
+        quality = tuple(result.quality.measures.items()) if result.quality else ()
+        return cls(result.entity or "", scales, tuple(rows), slices, quality, result.warnings, tuple(_notes(result)))
 
 
 def report_page(result: CaseResult, slices: bytes) -> tuple[bytes, str]:
@@ -130,6 +137,7 @@ table { border-collapse: collapse; width: 100%; } th, td { border: 1px solid #aa
 th:first-child, td:first-child { text-align: left; }
 .scale td { text-align: center; width: 16%; color: #444; }
 .scale td.reached { color: #000; font-weight: bold; border: 3px solid #000; }
+.quality td, .quality td:first-child { text-align: center; }
 img { width: 100%; margin-top: 3mm; }
 .warnings { border: 2px solid #b07800; background: #fff6dc; padding: 1mm 3mm; margin: 3mm 0; }
 small { color: #333; }
@@ -146,6 +154,13 @@ def _html(page: Page) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in _COLUMNS)
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in page.rows)
     warnings = "".join(f"<div>{escape(warning)}</div>" for warning in page.warnings)
+    quality = ""
+    if page.quality:
+        names, values = ("".join(f"<td>{escape(text)}</td>" for text in column) for column in zip(*page.quality, strict=True))
+        quality = (
+            f"<h2>Image quality</h2><table class=quality><tr>{names}</tr><tr>{values}</tr></table>"
+            f"<small>{_QUALITY_EXPLAINED}</small>"
+        )
     picture = base64.b64encode(page.slices).decode()
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(page.entity)}: {TITLE}</title><style>{_STYLE}</style></head><body>
@@ -157,6 +172,7 @@ def _html(page: Page) -> str:
 <h2>Measurements</h2>
 <table><tr>{head}</tr>{rows}</table>
 <small>{_EXPLAINED}</small>
+{quality}
 <img alt="Axial, coronal and sagittal slices with the activation maps" src="data:image/png;base64,{picture}">
 <small>{"<br>".join(map(escape, page.notes))}<br>{"" if warnings else "No warnings."}</small>
 </body></html>
@@ -199,7 +215,10 @@ def _pdf(page: Page) -> bytes:
         story += [Spacer(1, 1 * mm), Paragraph(lines, warning), Spacer(1, 2 * mm)]
     for scale in page.scales:
         story += [text(scale.title, heading), _pdf_scale(scale, width)]
-    story += [text("Measurements", heading), _pdf_table(page.rows, width), text(_EXPLAINED, plain), Spacer(1, 2 * mm)]
+    story += [text("Measurements", heading), _pdf_table(page.rows, width), text(_EXPLAINED, plain)]
+    if page.quality:
+        story += [text("Image quality", heading), _pdf_quality(page.quality, width), text(_QUALITY_EXPLAINED, plain)]
+    story.append(Spacer(1, 2 * mm))
     picture = Image(io.BytesIO(page.slices))
     scaling = min(width / picture.imageWidth, 0.5 * height / picture.imageHeight)
     picture.drawWidth, picture.drawHeight = scaling * picture.imageWidth, scaling * picture.imageHeight
@@ -261,6 +280,24 @@ def _pdf_table(rows: Sequence[tuple[str, ...]], width: float) -> Table:
             ("FONT", (0, 0), (-1, -1), "Helvetica", 8.5),
             ("FONT", (0, 0), (-1, 0), "Helvetica-Bold", 8.5),
             ("ALIGN", (1, 0), (-1, -1), "RIGHT"),
+            ("TOPPADDING", (0, 0), (-1, -1), 1.5),
+            ("BOTTOMPADDING", (0, 0), (-1, -1), 1.5),
+        ]
+    )
+    return table
+
+
+def _pdf_quality(quality: Sequence[tuple[str, str]], width: float) -> Table:
+    from reportlab.lib.colors import Color
+    from reportlab.platypus import Table
+
+    names, values = zip(*quality, strict=True)
+    table = Table([names, values], colWidths=width / len(quality), hAlign="LEFT")
+    table.setStyle(
+        [
+            ("GRID", (0, 0), (-1, -1), 0.5, Color(0.7, 0.7, 0.7)),
+            ("FONT", (0, 0), (-1, -1), "Helvetica", 8),
+            ("ALIGN", (0, 0), (-1, -1), "CENTER"),
             ("TOPPADDING", (0, 0), (-1, -1), 1.5),
             ("BOTTOMPADDING", (0, 0), (-1, -1), 1.5),
         ]

@@ -145,8 +145,8 @@ class Quality:
         )
 
     @property
-    def text(self) -> str:
-        """All measures in one line."""
+    def measures(self) -> dict[str, str]:
+        """Each measure that there is, by its name, with its unit."""
         known = {
             "noise": (self.noise_hu, "HU"),
             "edge width": (self.edge_width_mm, "mm"),
@@ -156,7 +156,12 @@ class Quality:
             "cut off": (self.cut_off_percentage, "% of the surface"),
             "mean density": (self.mean_lung_hu, "HU"),
         }
-        return ", ".join(f"{name} {value:g} {unit}" for name, (value, unit) in known.items() if value is not None)
+        return {name: f"{value:g} {unit}" for name, (value, unit) in known.items() if value is not None}
+
+    @property
+    def text(self) -> str:
+        """All measures in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.measures.items())
 
 
 @dataclass(frozen=True)
@@ -258,14 +263,21 @@ def _region_percentages(findings: Sequence[Found], region: str) -> dict[str, Any
 
 
 def case_result(
-    entity: str, scan: Scan, subtyping: Subtyping, subtyper: EmphysemaSubtyper, lung_mask_source: LungMaskSource
+    entity: str,
+    scan: Scan,
+    subtyping: Subtyping,
+    density: tuple[Densitometry, dict[str, Densitometry]],
+    subtyper: EmphysemaSubtyper,
+    lung_mask_source: LungMaskSource,
 ) -> CaseResult:
-    """The result of a case that a network has scored."""
-    from ..lungs import densitometry  # it imports scipy
+    """The result of a case that a network has scored.
 
+    Args:
+        density: of the lungs and of each region, as `densitometry.measure` returns it.
+    """
     return CaseResult(
         entity,
-        case_metrics(subtyping.findings, *densitometry.measure(scan, subtyping.regions)),
+        case_metrics(subtyping.findings, *density),
         provenance(subtyper, lung_mask_source),
         (*scan.warnings, *subtyping.warnings),
         quality=Quality.of(subtyping.quality),

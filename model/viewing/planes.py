@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import DISCLAIMER
-from ..rendering import AXES, COLOURS, Plane, contour, overlay, plane_slice
+from ..rendering import AXES, COLOURS, CONTOUR_COLOUR, Plane, contour, overlay, plane_slice
 from ..slices.images import LUNG_WINDOW, Picture, Window
 
 WINDOWS = {
@@ -35,7 +35,6 @@ SIDES: dict[Plane, tuple[str, str, str, str]] = {
 OUTLINED_ACTIVATION = 0.5
 """Maps are outlined where their activation reaches this: solid for centrilobular, dashed for paraseptal emphysema."""
 DASH_VOXELS = 3
-LUNG_COLOUR = (90, 230, 110)
 
 SCALE_BARS_MM = (100, 50, 20, 10, 5)
 _FONT_SIZE = 15
@@ -113,7 +112,7 @@ def plane_picture(
             edge = contour(cut >= OUTLINED_ACTIVATION * highest)
             pixels[edge & _dashes(edge.shape) if subtype == "paraseptal" else edge] = COLOURS[subtype]
     if lung is not None:
-        pixels[contour(plane_slice(lung, plane, index))] = LUNG_COLOUR
+        pixels[contour(plane_slice(lung, plane, index))] = CONTOUR_COLOUR
     return _square_pixels(pixels, [distance for axis, distance in enumerate(spacing) if axis != AXES[plane]])
 
 
@@ -151,7 +150,7 @@ def labelled(
     frame.paste(Image.fromarray(picture), (left, top))
     draw = ImageDraw.Draw(frame)
     draw.text((6, 4), title, "white", font)
-    entries = [(subtype, COLOURS[subtype]) for subtype in subtypes] + ([("lung contour", LUNG_COLOUR)] if contour else [])
+    entries = [(subtype, COLOURS[subtype]) for subtype in subtypes] + ([("lung contour", CONTOUR_COLOUR)] if contour else [])
     place = 6.0
     for name, colour in entries:
         draw.rectangle((place, _STRIP + 5, place + 14, _STRIP + 18), colour)

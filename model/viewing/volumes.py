@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk
+
+from ..rendering import contour
 
 if TYPE_CHECKING:
     from .case import ViewedCase
@@ -63,7 +64,7 @@ def levels(case: ViewedCase) -> Iterator[dict[str, bytes]]:
         files = {"ct": nifti(*coarser(ct, whole, most), case), **maps}
         if case.lung is not None:
             lung, grid = coarser(case.lung[box].astype(np.uint8), whole, most)
-            files["contour"] = gzip.compress(nifti(contour(lung), grid, case), _GZIP_LEVEL)
+            files["contour"] = gzip.compress(nifti(contour(lung > 0).astype(np.uint8), grid, case), _GZIP_LEVEL)
         yield files
         if ct.size <= most:
             return
@@ -107,19 +108,6 @@ def _shape(array: np.ndarray, grid: Grid, spacing: float) -> tuple[int, int, int
         for size, distance in zip(array.shape, grid.spacing, strict=True)
     )
     return z, y, x
-
-
-def contour(lung: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The voxels of a mask that have a neighbour (of six) outside of it."""
-    inner = lung.copy()
-    for axis in range(3):
-        for step in (1, -1):
-            moved = np.roll(lung, step, axis)
-            edge = [slice(None)] * 3
-            edge[axis] = slice(0, 1) if step == 1 else slice(-1, None)
-            moved[tuple(edge)] = 0
-            inner &= moved
-    return lung - inner
 
 
 def nifti(array: np.ndarray, grid: Grid, case: ViewedCase) -> bytes:

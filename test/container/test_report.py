@@ -70,6 +70,11 @@ EXPECTED = (
     "one; odd",
     "two",
     "trained on nothing, or little.",
+    "Image quality",
+    "20.4 HU",
+    "1.06 mm",
+    "-815 HU",
+    "0.02 % of the surface",
 )
 
 

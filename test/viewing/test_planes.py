@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.rendering import COLOURS, Plane
+from model.rendering import COLOURS, CONTOUR_COLOUR, Plane
 from model.slices.images import Window
-from model.viewing.planes import LARGEST_SIDE, LUNG_COLOUR, heat_over, labelled, plane_picture, png
+from model.viewing.planes import LARGEST_SIDE, heat_over, labelled, plane_picture, png
 
 SHAPE = (4, 6, 8)
 
@@ -83,7 +83,7 @@ def test_lung_and_maps_are_outlined_and_paraseptal_maps_dashed() -> None:
     region[0, 2:10, 2:10] = True
     spacing = (1.0, 1.0, 1.0)
     lungs = plane_picture(volume, {}, "axial", 0, spacing, lung=region)
-    assert (lungs == LUNG_COLOUR).all(axis=2).sum() == 4 * 7, "the border of 8 x 8 pixels"
+    assert (lungs == CONTOUR_COLOUR).all(axis=2).sum() == 4 * 7, "the border of 8 x 8 pixels"
     border = {}
     for subtype, colour in (("centrilobular", [255, 120, 0]), ("paraseptal", [0, 170, 255])):
         active = {subtype: np.where(region, 255, 0).astype(np.uint8)}
@@ -101,7 +101,7 @@ def test_a_labelled_picture_has_a_scale_bar_of_its_length() -> None:
     assert longest == pytest.approx(2 * 100, abs=4), "100 mm at 2 pixels a mm"
     assert picture.shape[1] == 600
     assert (picture == COLOURS["centrilobular"]).all(axis=2).any(), "the legend"
-    assert (picture == LUNG_COLOUR).all(axis=2).any()
+    assert (picture == CONTOUR_COLOUR).all(axis=2).any()
 
 
 def test_a_png_holds_the_picture() -> None:
