@@ -15,7 +15,17 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from .. import fleischner
-from ..container.grand_challenge import RESULTS_FILE, Case, find_cases, map_path
+from ..container.grand_challenge import (
+    PREVIEW_FOLDER,
+    REPORT_FOLDER,
+    RESULTS_FILE,
+    Case,
+    find_cases,
+    lung_mask_path,
+    map_path,
+    preview_path,
+    report_path,
+)
 from ..container.report import report_page
 from ..container.results import CaseResult, case_result, read_results
 from ..errors import InputError
@@ -23,6 +33,7 @@ from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.readers import read_volume
 from ..imaging.scan import Scan
+from ..lungs import densitometry
 from ..lungs.segmentation import segment_lungs
 from ..rendering import View, preview, three_planes
 from ..stages import Stage, timed
@@ -40,6 +51,24 @@ SUBTYPES = tuple(subtype.name for subtype in fleischner.SUBTYPES)
 
 
 @dataclass(frozen=True)
+class CaseFiles:
+    """Files of a case to download, as process.py writes them; None where a finished output does not hold one.
+
+    Attributes:
+        maps: of each subtype; .mha.
+        lung_mask: the lungs that were scored; .mha.
+        overview: slices of the most affected levels; .png.
+        report_pdf, report_html: the page to print.
+    """
+
+    maps: dict[str, bytes]
+    lung_mask: bytes | None = None
+    overview: bytes | None = None
+    report_pdf: bytes | None = None
+    report_html: bytes | None = None
+
+
+@dataclass(frozen=True)
 class ViewedCase:
     """What there is to see of a case.
 
@@ -49,9 +78,7 @@ class ViewedCase:
         lung: on the same grid; None where the mask is not there, or lies on another grid.
         maps: activation map of each subtype, on the same grid; uint8 or float 0 to 1.
         spacing: z, y, x; mm.
-        map_files: the maps as .mha files.
-        overview: a PNG file of the most affected slices; None for a finished case, which may have one of its own.
-        report: the page to print, a PDF file; likewise.
+        files: to download.
     """
 
     result: CaseResult
@@ -59,15 +86,23 @@ class ViewedCase:
     lung: npt.NDArray[np.bool_] | None
     maps: dict[str, np.ndarray]
     spacing: tuple[float, float, float]
-    map_files: dict[str, bytes]
-    overview: bytes | None
-    report: bytes | None = None
+    files: CaseFiles
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels z, y, x."""
         z, y, x = next(iter(self.maps.values())).shape
         return z, y, x
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the case takes, volumes for the browser and files included."""
+        arrays = [self.hounsfield, self.lung, *self.maps.values()]
+        files = self.files
+        contents = [*files.maps.values(), files.lung_mask, files.overview, files.report_pdf, files.report_html]
+        for level in self.browser_volumes:
+            contents += level.values()
+        return sum(array.nbytes for array in arrays if array is not None) + sum(len(content or b"") for content in contents)
 
     @cached_property
     def most_affected_level(self) -> int:
@@ -130,12 +165,18 @@ def score_uploads(
             scan = Scan.of(ct, segment_lungs(ct, lungmask_weights))
     subtyping = subtyper.predict(scan)
     with timed(Stage.REPORT):
-        result = case_result(ENTITY, scan, subtyping, subtyper, "given" if mask_files else "automatic")
+        density = densitometry.measure(scan, subtyping.regions)
+        result = case_result(ENTITY, scan, subtyping, density, subtyper, "given" if mask_files else "automatic")
         maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
-        files = {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()}
-        overview = preview(scan, subtyping, ENTITY, subtyper.metadata.trained_on)
-        report, _ = report_page(result, three_planes(View.of(scan, subtyping)))
-        case = ViewedCase(result, scan.hounsfield, scan.lung, maps, scan.spacing, files, overview, report)
+        pdf, html = report_page(result, three_planes(View.of(scan, subtyping)))
+        files = CaseFiles(
+            {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()},
+            _mha(scan.to_file_grid(scan.lung.astype(np.uint8))),
+            preview(scan, subtyping, ENTITY, subtyper.metadata.trained_on),
+            pdf,
+            html.encode(),
+        )
+        case = ViewedCase(result, scan.hounsfield, scan.lung, maps, scan.spacing, files)
         _ = case.browser_volumes  # made once, before the page is drawn
     return case
 
@@ -147,6 +188,12 @@ def example_files(folder: Path) -> tuple[list[Upload], list[Upload]] | None:
     case = find_cases(folder)[0]
     ct, mask = ([Upload(path.name, path.read_bytes())] for path in case.files)
     return ct, mask
+
+
+def smoothed(ct: Upload) -> Upload:
+    """A copy of a CT as a smoother kernel would show it: convolved with a Gaussian of 1 mm."""
+    image = read_upload([ct], "CT").image
+    return Upload("smoothed.mha", _mha(sitk.Cast(sitk.SmoothingRecursiveGaussian(image, 1.0), sitk.sitkInt16)))
 
 
 def _mha(image: sitk.Image) -> bytes:
@@ -175,7 +222,7 @@ def finished_cases(output: Path) -> dict[str, CaseResult]:
 def unpacked_output(archive: Upload) -> Iterator[Path]:
     """The folder in an uploaded .zip that holds `results.json`, for the length of the block, in a private folder.
 
-    Only `results.json` and the maps are unpacked.
+    Only `results.json`, images, previews and reports are unpacked.
 
     Raises:
         InputError: it is no .zip of a finished output, or too large for the memory.
@@ -188,11 +235,7 @@ def unpacked_output(archive: Upload) -> Iterator[Path]:
                 tops = sorted((path.parent for path in files if path.name == RESULTS_FILE), key=lambda top: len(top.parts))
                 if not tops:
                     raise InputError("upload", f"no {RESULTS_FILE} in the .zip", expected)
-                wanted = {
-                    path.relative_to(tops[0]): member
-                    for path, member in files.items()
-                    if path == tops[0] / RESULTS_FILE or (path.suffix == ".mha" and path.is_relative_to(tops[0] / "images"))
-                }
+                wanted = {path.relative_to(tops[0]): member for path, member in files.items() if _is_wanted(path, tops[0])}
                 size, free = sum(member.file_size for member in wanted.values()), available_memory()
                 if size > free // 2:
                     found = f"the .zip unpacks to {size / 2**30:.1f} GiB"
@@ -208,28 +251,59 @@ def unpacked_output(archive: Upload) -> Iterator[Path]:
         yield folder
 
 
+def _is_wanted(path: PurePosixPath, top: PurePosixPath) -> bool:
+    if path.suffix == ".mha":
+        return path.is_relative_to(top / "images")
+    if path.suffix in (".png", ".pdf", ".html"):
+        return path.parent in (top / PREVIEW_FOLDER, top / REPORT_FOLDER)
+    return path == top / RESULTS_FILE
+
+
 def open_finished(output: Path, result: CaseResult, inputs: Path | None) -> ViewedCase:
     """Open a case of a finished output folder, with its CT where `inputs`, the folder that was scored, still holds it.
 
     Raises:
-        InputError: a map is missing or cannot be read, or the CT lies on another grid.
+        InputError: a map is missing or cannot be read, the CT lies on another grid, or the name of the case is no file name.
     """
     entity = str(result.entity)
-    maps, files = {}, {}
-    for subtype in SUBTYPES:
-        path = map_path(output, subtype, entity)
-        maps[subtype], files[subtype] = read_volume(path).image, path.read_bytes()
+    if PurePosixPath(entity).name != entity or "\\" in entity or "\0" in entity:
+        raise InputError(RESULTS_FILE, f"a case named {entity!r}", "the name of a file")
+    paths = {subtype: map_path(output, subtype, entity) for subtype in SUBTYPES}
+    maps = {subtype: read_volume(path).image for subtype, path in paths.items()}
     geometry = ImageGeometry.of(maps[SUBTYPES[0]])
-    hounsfield, lung = _scan_of(entity, inputs, geometry)
     orientation = Orientation.of(geometry)
+    hounsfield, lung = _scan_of(entity, inputs, geometry)
+    scored = lung_mask_path(output, entity)
+    if scored.is_file():
+        lung = _mask_on(scored, geometry)
     arrays = {subtype: orientation.to_patient(sitk.GetArrayFromImage(image)) for subtype, image in maps.items()}
-    return ViewedCase(result, hounsfield, lung, arrays, orientation.spacing(geometry), files, None)
+    files = CaseFiles(
+        {subtype: path.read_bytes() for subtype, path in paths.items()},
+        _content(scored),
+        _content(preview_path(output, entity)),
+        _content(report_path(output, entity, ".pdf")),
+        _content(report_path(output, entity, ".html")),
+    )
+    return ViewedCase(result, hounsfield, lung, arrays, orientation.spacing(geometry), files)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _mask_on(path: Path, geometry: ImageGeometry) -> npt.NDArray[np.bool_] | None:
+    """A lung mask in the patient's frame; None where it lies on another grid."""
+    mask = read_volume(path)
+    if not mask.geometry.same_grid(geometry):
+        return None
+    lung: npt.NDArray[np.bool_] = Orientation.of(geometry).to_patient(sitk.GetArrayFromImage(mask.image) > 0)
+    return lung
 
 
 def _scan_of(
     entity: str, inputs: Path | None, geometry: ImageGeometry
 ) -> tuple[np.ndarray | None, npt.NDArray[np.bool_] | None]:
-    """CT and lung mask of a case that was scored, as far as they are still there and lie on the grid of its maps."""
+    """CT and lung mask that were scored, as far as they are still there and lie on the grid of the maps."""
     if inputs is None or not inputs.is_dir():
         return None, None
     case: Case | None = next((case for case in find_cases(inputs, segment_lungs=True) if case.entity == entity), None)
@@ -238,10 +312,5 @@ def _scan_of(
     ct = read_volume(case.ct)
     if not ct.geometry.same_grid(geometry):
         raise InputError(case.ct, "it lies on another grid than the maps of its name", "the CT that was scored")
-    to_patient = Orientation.of(ct.geometry).to_patient
-    lung = None
-    if case.lung_mask is not None:
-        mask = read_volume(case.lung_mask)
-        if mask.geometry.same_grid(geometry):
-            lung = to_patient(sitk.GetArrayFromImage(mask.image) > 0)
-    return to_patient(sitk.GetArrayFromImage(ct.image)), lung
+    lung = _mask_on(case.lung_mask, geometry) if case.lung_mask is not None else None
+    return Orientation.of(geometry).to_patient(sitk.GetArrayFromImage(ct.image)), lung

@@ -8,10 +8,26 @@ import numpy as np
 import numpy.typing as npt
 
 from ..lungs.densitometry import LOW_ATTENUATION_HU
-from ..rendering import COLOURS
 
 HEIGHT_PX = 320
+LINE_COLOURS = {"centrilobular": "#d55e00", "paraseptal": "#0072b2"}
+"""Orange and blue of Okabe and Ito, for the colour-blind. Those of the maps are too light for lines on white."""
+DENSITY_COLOUR, LIMIT_COLOUR = "#7a7f87", "#c0392b"
 MOST_HEIGHTS = 120
+
+
+TEXT_COLOURS = {"light": "#31333f", "dark": "#e6e8ec"}
+"""On the page's grounds, which Streamlit calls by these names; its own grey of axes has too little contrast."""
+
+
+def with_text_colour(chart: dict[str, Any], theme: str | None) -> dict[str, Any]:
+    """A chart whose axes and legend can be read on the ground of the page.
+
+    Args:
+        theme: light or dark; None counts as light.
+    """
+    colour = {"labelColor": TEXT_COLOURS[theme or "light"], "titleColor": TEXT_COLOURS[theme or "light"]}
+    return {**chart, "config": {"axis": colour, "legend": colour}}
 
 
 def height_chart(percent_by_height: dict[str, npt.NDArray[np.float64]], spacing_mm: float) -> dict[str, Any]:
@@ -38,7 +54,7 @@ def height_chart(percent_by_height: dict[str, npt.NDArray[np.float64]], spacing_
             "order": {"field": "height"},
             "color": {
                 "field": "subtype",
-                "scale": {"domain": names, "range": [_hexadecimal(COLOURS[name]) for name in names]},
+                "scale": {"domain": names, "range": [LINE_COLOURS[name] for name in names]},
                 "legend": {"orient": "top", "title": None},
             },
             "strokeDash": {"field": "subtype", "scale": {"domain": names, "range": [[1, 0], [6, 3]]}},
@@ -61,15 +77,15 @@ def histogram_chart(bounds: npt.NDArray[np.float64], percent: npt.NDArray[np.flo
     return {
         "height": HEIGHT_PX,
         "layer": [
-            {"data": {"values": values}, "mark": {"type": "area", "interpolate": "step-after"}, "encoding": axes},
+            {
+                "data": {"values": values},
+                "mark": {"type": "area", "interpolate": "step-after", "color": DENSITY_COLOUR},
+                "encoding": axes,
+            },
             {
                 "data": {"values": [{"HU": LOW_ATTENUATION_HU}]},
-                "mark": {"type": "rule", "color": "#d62728", "strokeWidth": 2, "strokeDash": [4, 3]},
+                "mark": {"type": "rule", "color": LIMIT_COLOUR, "strokeWidth": 2, "strokeDash": [4, 3]},
                 "encoding": {"x": axes["x"]},
             },
         ],
     }
-
-
-def _hexadecimal(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

@@ -7,9 +7,9 @@ from pathlib import Path
 import streamlit.components.v1 as components
 from streamlit import runtime
 
-from ..rendering import COLOURS
+from ..rendering import COLOURS, CONTOUR_COLOUR
 from .case import ViewedCase
-from .planes import LUNG_COLOUR, WINDOWS
+from .planes import SLABS, WINDOWS
 from .volumes import start_mm
 
 FILES = Path(__file__).parent / "component"
@@ -26,8 +26,9 @@ def linked_planes(case: ViewedCase, title: str, key: str) -> None:
     ]
     _component(
         volumes=addresses,
-        colours={name: list(colour) for name, colour in (COLOURS | {"contour": LUNG_COLOUR}).items()},
+        colours={name: list(colour) for name, colour in (COLOURS | {"contour": CONTOUR_COLOUR}).items()},
         windows={name: [window.centre, window.width] for name, window in WINDOWS.items()},
+        slabs={name: [slab.projection, slab.thickness_mm] if slab else None for name, slab in SLABS.items()},
         title=title,
         start=list(start_mm(case)),
         has_ct=case.hounsfield is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -12,10 +13,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from model.slices.bundle import SliceMetadata, write_bundle
 from model.slices.images import LUNG_WINDOW
 from model.slices.networks import build_network
 from test.conftest import ROOT
-from test.phantom import Phantom
+from test.phantom import LUNG_HU, Phantom, write_case
 from test.slices.chest import chest
 from test.viewing.conftest import write_finished_case
 
@@ -40,6 +42,7 @@ PASSWORD = "correct horse"
 SCORING_MS = 300_000
 CT, MASK, FINISHED, SLICE = range(4)
 """The page's upload fields, in their order."""
+WEBGL = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 expect.set_options(timeout=180_000)  # a busy machine answers late
 
 
@@ -50,6 +53,7 @@ class Server:
     url: str
     folder: Path
     temporary: Path
+    process: int
 
     @property
     def log(self) -> Path:
@@ -74,7 +78,7 @@ def serving(folder: Path, *arguments: str | Path, **environment: str) -> Iterato
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_up(url, process)
-            yield Server(url, folder, temporary)
+            yield Server(url, folder, temporary, process.pid)
         finally:
             process.terminate()
             process.wait(60)
@@ -90,6 +94,11 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise AssertionError("the viewer did not come up")
+
+
+def sound(phantom: Phantom) -> Phantom:
+    """The same chest without emphysema."""
+    return dataclasses.replace(phantom, hounsfield=np.maximum(phantom.hounsfield, LUNG_HU))
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +127,7 @@ def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ct.SetMetaData("PatientName", PATIENT)
     for name, image in ((f"{PATIENT}.mha", ct), (f"{PATIENT}_lungs.nii.gz", lungs)):
         sitk.WriteImage(image, str(folder / name), useCompression=True)
-    sound = sitk.GetImageFromArray(np.maximum(sitk.GetArrayFromImage(ct), -850))
-    sound.CopyInformation(ct)
-    sitk.WriteImage(sound, str(folder / f"{OTHER_PATIENT}.mha"), useCompression=True)
+    sitk.WriteImage(sound(lesioned).images("RAS")[0], str(folder / f"{OTHER_PATIENT}.mha"), useCompression=True)
     Image.fromarray(LUNG_WINDOW.grey(chest())).save(folder / f"{PATIENT}.png")
     (folder / f"{PATIENT}_broken.mha").write_bytes((folder / f"{PATIENT}.mha").read_bytes()[:5000])
     for suffix in ("png", "zip"):
@@ -130,8 +137,10 @@ def files(lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(bundle: Path, slices_bundle: Path, lesioned: Phantom, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With a finished output of two cases: one with emphysema, one without."""
     folder = tmp_path_factory.mktemp("server")
-    write_finished_case(folder, lesioned, bundle, "finished-case")
+    write_case(folder / "input", *sound(lesioned).images("RAS"), stem="other-case")
+    write_finished_case(folder, lesioned, bundle, "finished-case", "--report", "--preview", "--save-lung-mask")
     options = ("--bundle", bundle, "--slices-bundle", slices_bundle, "--input", folder / "input", "--output", folder / "output")
     with serving(folder, *options) as running:
         yield running
@@ -147,8 +156,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 @pytest.fixture
 def page_with_webgl(playwright: Playwright, chromium: str, server: Server) -> Iterator[Page]:
     """A page in a browser that computes WebGL in software; a browser without a GPU has none by default."""
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-    browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    browser = playwright.chromium.launch(executable_path=chromium, args=WEBGL)
     yield opened(browser, server.url)
     browser.close()
 
@@ -225,9 +233,6 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     expect(panel.get_by_text("coronal slice 64 of 128")).to_be_visible()
     panel.get_by_text("axial", exact=True).first.click()
     expect(panel.get_by_text(f"axial slice {number + 1} of 100")).to_be_visible()
-    panel.get_by_text("Lung contour").click()
-    panel.get_by_text("Side by side").click()
-    expect(shown).to_be_visible()
 
     (result,) = json.loads(downloaded(page, "Results (JSON)"))
     assert result["metrics"]["cle_severity_score"] == 3
@@ -237,6 +242,9 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     assert (abs(picture.astype(int) - [211, 120, 28]).max(axis=2) < 30).any(), "the map is drawn over the CT"
     assert downloaded(page, "Results (CSV)").startswith(b"\xef\xbb\xbfentity,cle_severity_score")
     assert downloaded(page, "Page to print (PDF)").startswith(b"%PDF")
+    assert b"score 3 of 5, moderate" in downloaded(page, "Page to print (HTML)")
+    assert downloaded(page, "Overview (PNG)").startswith(b"\x89PNG")
+    assert downloaded(page, "Lungs that were scored (.mha)").startswith(b"ObjectType = Image")
     content = downloaded(page, "Centrilobular map (.mha)")
     assert PATIENT.encode() not in content
     assert content.startswith(b"ObjectType = Image")
@@ -334,6 +342,98 @@ def test_a_finished_output_is_opened_with_its_ct(page: Page) -> None:
     assert result["entity"] == "finished-case"
 
 
+def choose(page: Page, panel: Locator, field: str, option: str) -> None:
+    """Choose from a field of the page by its name, by typing."""
+    box = panel.get_by_role("combobox", name=field)
+    box.fill(option)
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_case_of_a_finished_output_is_chosen_in_the_table_or_by_typing(page: Page) -> None:
+    page.get_by_role("tab", name="Finished output").click()
+    panel = page.get_by_role("tabpanel", name="Finished output")
+    expect(panel.get_by_role("heading", name="Scan: finished-case")).to_be_visible()
+    panel.get_by_test_id("stDataFrame").click(position={"x": 15, "y": 88})  # the box of the second row
+    expect(panel.get_by_role("heading", name="Scan: other-case")).to_be_visible()
+    expect(panel.get_by_text("0 (absent)").first).to_be_visible()
+    expect(panel.get_by_text("3 (moderate)")).to_have_count(0)
+    choose(page, panel, "Case (of 2; type to search)", "finished-case")
+    expect(panel.get_by_role("heading", name="Scan: finished-case")).to_be_visible()
+    expect(panel.get_by_text("3 (moderate)")).to_be_visible()
+
+
+def test_each_control_of_the_labelled_picture_changes_it(page: Page) -> None:
+    page.get_by_role("tab", name="Finished output").click()
+    panel = page.get_by_role("tabpanel", name="Finished output")
+    panel.get_by_text("One plane, labelled, to download").click()
+    shown = panel.get_by_test_id("stImage").locator("img").first
+    expect(shown).to_be_visible()
+
+    def free_window() -> None:
+        choose(page, panel, "Window", "other")
+        width = panel.get_by_label("Width, HU")
+        width.fill("300")
+        width.press("Enter")
+
+    controls: dict[str, Callable[[], None]] = {
+        "slice": lambda: panel.get_by_role("slider", name="Slice").press("ArrowRight"),
+        "window": lambda: choose(page, panel, "Window", "bone"),
+        "free window": free_window,
+        "slab": lambda: choose(page, panel, "Slab", "minimum, 20 mm"),
+        "opacity": lambda: panel.get_by_role("slider", name="Opacity, %").press("End"),
+        "map": lambda: panel.get_by_text("Centrilobular map", exact=True).click(),
+        "contour": lambda: panel.get_by_text("Lung contour", exact=True).click(),
+        "side by side": lambda: panel.get_by_text("Side by side", exact=True).click(),
+        "plane": lambda: panel.get_by_text("sagittal", exact=True).click(),
+    }
+    for name, use in controls.items():
+        before = shown.get_attribute("src")
+        assert before is not None
+        use()
+        expect(shown, name).not_to_have_attribute("src", before)
+
+
+def test_two_scans_are_compared_in_score_percent_and_pictures(page: Page, files: Path) -> None:
+    panel = page.get_by_role("tabpanel", name="CT scan")
+    scored(page, files, with_mask=True)
+    page.get_by_role("button", name="Keep to compare").click()
+    page.get_by_role("tab", name="Compare").click()
+    compared = page.get_by_role("tabpanel", name="Compare")
+    choose(page, compared, "Second scan", "other-case (finished)")
+    expect(compared.get_by_role("heading", name=f"Scan: {PATIENT}.mha (kept)")).to_be_visible()
+    expect(compared.get_by_role("heading", name="Scan: other-case (finished)")).to_be_visible()
+    row = compared.get_by_role("row").filter(has_text="centrilobular score")
+    expect(row.get_by_role("cell")).to_have_text(["centrilobular score", "3", "0", "-3"])
+    shown = compared.get_by_test_id("stImage").locator("img").first
+    for name, use in {
+        "position": lambda: compared.get_by_role("slider", name="Position in the lungs, %").press("ArrowLeft"),
+        "plane": lambda: compared.get_by_text("coronal", exact=True).click(),
+        "window": lambda: choose(page, compared, "Window", "emphysema"),
+        "map": lambda: compared.get_by_text("Centrilobular map", exact=True).click(),
+    }.items():
+        before = shown.get_attribute("src")
+        assert before is not None
+        use()
+        expect(shown, name).not_to_have_attribute("src", before)
+    assert b"centrilobular score,3,0,-3" in downloaded(page, "Differences (CSV)")
+    assert downloaded(page, "Both slices (PNG)").startswith(b"\x89PNG")
+
+    page.get_by_role("tab", name="CT scan").click()
+    remover(page, files / f"{PATIENT}.mha").click()
+    upload(page, CT, files / f"{OTHER_PATIENT}.mha")
+    expect(panel.get_by_text("Press Score to see the result")).to_be_visible()
+    score(page)
+    expect(panel.get_by_role("heading", name=f"Scan: {OTHER_PATIENT}.mha")).to_be_visible(timeout=SCORING_MS)
+    page.get_by_role("tab", name="Compare").click()
+    expect(compared.get_by_role("heading", name=f"Scan: {OTHER_PATIENT}.mha (scored)")).to_be_visible()
+    expect(row.get_by_role("cell")).to_have_text(["centrilobular score", "3", "0", "-3"])
+    page.get_by_role("tab", name="CT scan").click()
+    page.get_by_role("button", name="Forget").click()
+    page.get_by_role("tab", name="Compare").click()
+    expect(compared.get_by_role("combobox", name="First scan")).to_have_value("")
+    expect(compared.get_by_role("heading")).to_have_count(0)
+
+
 def test_a_zip_of_a_finished_output_is_opened_and_a_broken_one_refused(page: Page, server: Server, files: Path) -> None:
     page.get_by_role("tab", name="Finished output").click()
     panel = page.get_by_role("tabpanel", name="Finished output")
@@ -356,7 +456,17 @@ def test_the_example_is_scored_and_its_slice_classified_at_a_click(page: Page) -
     expect(page.get_by_role("note").get_by_text("Research software, not a medical device")).to_be_in_viewport()
     page.get_by_role("tab", name="Single slice").click()
     page.get_by_text("A slice of the example (simulated)").click()
-    expect(page.get_by_text("the slice: example (simulated)")).to_be_visible(timeout=SCORING_MS)
+    single = page.get_by_role("tabpanel", name="Single slice")
+    expect(single.get_by_text("the slice: example (simulated)")).to_be_visible(timeout=SCORING_MS)
+    shown = single.get_by_test_id("stImage").locator("img").first
+    for name, use in {
+        "window": lambda: choose(page, single, "Window", "bone"),
+        "slice": lambda: single.get_by_role("slider", name="Slice of the volume, from the base").press("ArrowRight"),
+    }.items():
+        before = shown.get_attribute("src")
+        assert before is not None
+        use()
+        expect(shown, name).not_to_have_attribute("src", before)
 
 
 def test_two_sessions_see_their_own_scans_alone(browser: Browser, server: Server, page: Page, files: Path) -> None:
@@ -371,6 +481,59 @@ def test_two_sessions_see_their_own_scans_alone(browser: Browser, server: Server
         expect(panel.get_by_role("heading", name=f"Scan: {patient}.mha")).to_be_visible(timeout=SCORING_MS)
         expect(panel.get_by_text(answer).first).to_be_visible()
     other.close()
+
+
+def memory(server: Server, field: str) -> int:
+    """Of the server's process, in bytes: VmRSS now, VmHWM at most since `clear_refs` was written."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{server.process}/status").read_text())
+    assert found is not None
+    return 1024 * int(found.group(1))
+
+
+def peak_of_scoring(server: Server, pages: Sequence[Page], answers: Sequence[str]) -> int:
+    """Press Score on all pages at once, and return by how many bytes the server's memory rose at most."""
+    for page in pages:
+        expect(page.get_by_role("button", name="Score", exact=True)).to_be_enabled()
+    Path(f"/proc/{server.process}/clear_refs").write_text("5")  # the peak is forgotten
+    before = memory(server, "VmRSS")
+    for page in pages:
+        page.get_by_role("button", name="Score", exact=True).evaluate("(button) => button.click()")
+    for page, answer in zip(pages, answers, strict=True):
+        panel = page.get_by_role("tabpanel", name="CT scan")
+        expect(panel.get_by_text(answer).first).to_be_visible(timeout=SCORING_MS)
+    return memory(server, "VmHWM") - before
+
+
+WATCH_THE_LINE = """() => {
+  window.before = 0;
+  new MutationObserver(() => {
+    const found = document.body.innerText.match(/scans of others before this one: (\\d+)/);
+    if (found) window.before = Math.max(window.before, Number(found[1]));
+  }).observe(document.body, {childList: true, subtree: true, characterData: true});
+}"""
+
+
+def test_five_sessions_queue_and_do_not_add_up_their_memory(browser: Browser, server: Server, files: Path) -> None:
+    pages = [opened(browser, server.url) for _ in range(5)]
+    patients = [(PATIENT, "3 (moderate)"), (OTHER_PATIENT, "0 (absent)")]
+    answers = []
+    for number, page in enumerate(pages):
+        patient, answer = patients[number % 2]
+        answers.append(answer)
+        upload(page, CT, files / f"{patient}.mha")
+        upload(page, MASK, files / f"{PATIENT}_lungs.nii.gz")
+        page.evaluate(WATCH_THE_LINE)
+    alone = peak_of_scoring(server, pages[:1], answers[:1])
+    together = peak_of_scoring(server, pages, answers)
+    for number, page in enumerate(pages):
+        panel = page.get_by_role("tabpanel", name="CT scan")
+        expect(panel.get_by_role("heading", name=f"Scan: {patients[number % 2][0]}.mha")).to_be_visible()
+    places = [page.evaluate("window.before") for page in pages]
+    assert max(places) >= 2, f"they waited for each other: {places}"
+    kept = 5 * 40 * 2**20  # what a case of this size holds, volumes for the browser included
+    assert together < 2 * alone + kept, f"one: {alone / 2**20:.0f} MiB, five: {together / 2**20:.0f} MiB"
+    for page in pages:
+        page.close()
 
 
 def test_three_planes_are_linked_and_say_what_lies_under_the_cross_hair(page_with_webgl: Page) -> None:
@@ -396,6 +559,131 @@ def test_three_planes_are_linked_and_say_what_lies_under_the_cross_hair(page_wit
     expect(frame.get_by_label("centre")).to_have_value("40")
     frame.get_by_role("button", name="Reset view").click()
     expect(status).to_have_text(start)
+
+
+def drawn(canvas: Locator) -> str:
+    """What the linked planes show now."""
+    picture: str = canvas.evaluate("(canvas) => { viewer.drawScene(); return canvas.toDataURL(); }")
+    return picture
+
+
+def test_each_control_of_the_linked_planes_changes_them(page_with_webgl: Page) -> None:
+    page = page_with_webgl
+    page.get_by_role("tab", name="Finished output").click()
+    frame = page.get_by_role("tabpanel", name="Finished output").frame_locator("iframe")
+    expect(frame.locator("body[data-level]")).to_be_attached()
+    canvas = frame.locator("canvas")
+    # This network finds no paraseptal emphysema: its map gets the voxels of the centrilobular one.
+    canvas.evaluate("() => { viewer.volumes[2].img.set(viewer.volumes[1].img); viewer.updateGLVolume(); }")
+    frame.get_by_label("centrilobular").uncheck()
+
+    def typed(label: str, value: str) -> None:
+        frame.get_by_label(label).fill(value)
+        frame.get_by_label(label).press("Tab")
+
+    controls: dict[str, Callable[[], object]] = {
+        "hatching": frame.get_by_label("hatching").uncheck,
+        "slab": lambda: frame.locator("#slab").select_option("minimum, 20 mm"),
+        "preset": lambda: frame.locator("#preset").select_option("mediastinum"),
+        "centre": lambda: typed("centre", "-700"),
+        "width": lambda: typed("width", "2000"),
+        "opacity": lambda: frame.get_by_label("Opacity").fill("20"),
+        "threshold": lambda: frame.get_by_label("Threshold").fill("90"),
+        "centrilobular": frame.get_by_label("centrilobular").check,
+        "paraseptal": frame.get_by_label("paraseptal").uncheck,
+        "contour": frame.get_by_label("lung contour").uncheck,
+        "zoom": lambda: frame.get_by_label("Zoom").fill("3"),
+        "cross-hair": lambda: canvas.press("PageUp"),
+        "reset": frame.get_by_role("button", name="Reset view").click,
+        "planes": lambda: frame.locator("#planes").select_option("coronal"),
+    }
+    for name, use in controls.items():
+        before = drawn(canvas)
+        use()
+        assert drawn(canvas) != before, name
+    expect(frame.locator("#preset")).to_have_value("other")
+    frame.locator("#drag").select_option("pan")
+    box = canvas.bounding_box()
+    assert box is not None
+    before = drawn(canvas)
+    page.mouse.move(box["x"] + 300, box["y"] + 250)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 340, box["y"] + 290, steps=4)
+    page.mouse.up()
+    assert drawn(canvas) != before, "drag"
+
+
+def test_a_tablet_shows_everything_without_scrolling_sideways(playwright: Playwright, chromium: str, server: Server) -> None:
+    browser = playwright.chromium.launch(executable_path=chromium, args=WEBGL)
+    context = browser.new_context(viewport={"width": 820, "height": 1180}, has_touch=True)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    page.get_by_role("tab", name="Finished output").tap()
+    panel = page.get_by_role("tabpanel", name="Finished output")
+    frame = panel.frame_locator("iframe")
+    expect(frame.locator("body[data-level]")).to_be_attached()
+    too_wide = "(element) => element.scrollWidth - element.clientWidth"
+    assert page.get_by_test_id("stMain").evaluate(too_wide) <= 0
+    assert frame.locator("html").evaluate(too_wide) <= 0
+    for control in frame.locator("#controls select, #controls input, #controls button").all():
+        box = control.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 820
+        assert box["height"] >= 16
+    status = frame.get_by_role("status")
+    before = status.inner_text()
+    frame.locator("canvas").tap(position={"x": 150, "y": 260})
+    expect(status).not_to_have_text(before)
+    browser.close()
+
+
+TEXT_OF_LOW_CONTRAST = """() => {
+  const parsed = (text) => {
+    const [red, green, blue, alpha = 1] = (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    return [red, green, blue, alpha];
+  };
+  const over = ([r, g, b, a], [R, G, B]) => [r * a + R * (1 - a), g * a + G * (1 - a), b * a + B * (1 - a), 1];
+  const luminance = (colour) => {
+    const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = colour.slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.push(parsed(getComputedStyle(at).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
+    if (!walker.currentNode.textContent.trim()) continue;
+    if (!element.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    if (element.closest("style, script, :disabled, [aria-disabled=true], [aria-hidden=true], .vega-embed")) continue;
+    const behind = ground(element), text = over(parsed(style.color), behind);
+    const [high, low] = [luminance(text), luminance(behind)].sort((one, other) => other - one);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)}: ${walker.currentNode.textContent.trim().slice(0, 60)}`);
+  }
+  return found;
+}"""
+"""Contrast as WCAG 2.2 (1.4.3, level AA) defines it; what is disabled is exempt."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_the_contrast_of_level_aa(browser: Browser, server: Server, scheme: Literal["light", "dark"]) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    for tab in ("CT scan", "Finished output", "Compare", "Single slice"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tabpanel", name=tab)).to_be_visible()
+        expect(page.locator("[data-test-script-state=notRunning]")).to_be_attached()
+        assert page.evaluate(TEXT_OF_LOW_CONTRAST) == [], tab
+    context.close()
 
 
 def test_a_browser_without_webgl_is_told_of_the_other_pictures(page: Page) -> None:

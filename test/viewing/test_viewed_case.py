@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -25,7 +26,8 @@ from test.viewing.conftest import write_finished_case
 def finished(lesioned: Phantom, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `input` and the `output` of process.py."""
     folder = tmp_path_factory.mktemp("finished")
-    write_finished_case(folder, lesioned, bundle, "case", "--precision", "float32")
+    options = ("--precision", "float32", "--preview", "--report", "--save-lung-mask")
+    write_finished_case(folder, lesioned, bundle, "case", *options)
     return folder
 
 
@@ -39,10 +41,13 @@ def test_an_upload_is_scored_as_process_py_scores_it(finished: Path, bundle: Pat
     (expected,) = json.loads((finished / "output/results.json").read_text())
     assert to_json(case.result) == expected | {"entity": "scan"}
     assert "DOE" not in json.dumps(to_json(case.result))
-    assert case.overview is not None
-    assert case.overview.startswith(b"\x89PNG")
-    assert case.report is not None
-    assert case.report.startswith(b"%PDF")
+    files = case.files
+    assert files.overview is not None
+    assert files.overview.startswith(b"\x89PNG")
+    assert files.report_pdf is not None
+    assert files.report_pdf.startswith(b"%PDF")
+    assert files.report_html is not None
+    assert b"Case: <b>scan</b>" in files.report_html
 
 
 def test_without_a_mask_the_lungs_are_found_and_the_result_says_so(finished: Path, bundle: Path) -> None:
@@ -52,13 +57,15 @@ def test_without_a_mask_the_lungs_are_found_and_the_result_says_so(finished: Pat
     assert result["metrics"]["cle_severity_score"] == 3
 
 
-def test_downloaded_maps_are_those_of_process_py(finished: Path, bundle: Path, tmp_path: Path) -> None:
+def test_downloaded_maps_and_mask_are_those_of_process_py(finished: Path, bundle: Path, tmp_path: Path) -> None:
     subtyper = EmphysemaSubtyper.from_bundle(bundle, precision="float32")
     case = score_uploads(subtyper, uploads(finished, "ct"), uploads(finished, "lung-mask"))
-    for subtype, content in case.map_files.items():
-        (tmp_path / "map.mha").write_bytes(content)
-        image = sitk.ReadImage(str(tmp_path / "map.mha"))
-        expected = sitk.ReadImage(str(finished / f"output/images/{subtype}-emphysema-heatmap/case.mha"))
+    contents = {f"{subtype}-emphysema-heatmap": content for subtype, content in case.files.maps.items()}
+    assert case.files.lung_mask is not None
+    for folder, content in {**contents, "lung-mask": case.files.lung_mask}.items():
+        (tmp_path / "image.mha").write_bytes(content)
+        image = sitk.ReadImage(str(tmp_path / "image.mha"))
+        expected = sitk.ReadImage(str(finished / f"output/images/{folder}/case.mha"))
         assert image.GetDirection() == expected.GetDirection()
         np.testing.assert_array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
 
@@ -75,7 +82,23 @@ def test_a_finished_output_is_opened_with_its_ct_in_the_patients_frame(finished:
 
 def test_a_finished_output_without_its_ct_still_shows_its_maps(finished: Path) -> None:
     results = finished_cases(finished / "output")
-    assert open_finished(finished / "output", results["case"], None).hounsfield is None
+    case = open_finished(finished / "output", results["case"], None)
+    assert case.hounsfield is None
+    assert case.lung is not None, "the lungs that were scored are in the output"
+
+
+def test_a_finished_output_has_the_files_that_process_py_wrote(finished: Path) -> None:
+    files = open_finished(finished / "output", finished_cases(finished / "output")["case"], None).files
+    assert files.overview == (finished / "output/preview/case.png").read_bytes()
+    assert files.report_pdf == (finished / "output/report/case.pdf").read_bytes()
+    assert files.report_html == (finished / "output/report/case.html").read_bytes()
+
+
+@pytest.mark.parametrize("entity", ["../case", "/etc/case", "a\\b"])
+def test_a_result_cannot_name_a_file_elsewhere(finished: Path, entity: str) -> None:
+    result = dataclasses.replace(finished_cases(finished / "output")["case"], entity=entity)
+    with pytest.raises(InputError, match="expected the name of a file"):
+        open_finished(finished / "output", result, None)
 
 
 def test_percent_by_height_and_histogram_are_of_the_lung_alone(finished: Path, lesioned: Phantom) -> None:
@@ -112,6 +135,8 @@ def test_a_zip_of_an_output_is_opened_and_leaves_nothing(finished: Path, top: st
         case = open_finished(folder, results["case"], None)
     assert not folder.exists()
     assert case.maps["centrilobular"].max() > 200
+    assert case.lung is not None
+    assert case.files.report_html is not None
 
 
 def test_a_zip_that_is_no_output_or_reaches_outside_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

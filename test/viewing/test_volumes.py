@@ -13,9 +13,9 @@ import SimpleITK as sitk
 
 from model.container.results import failed_result
 from model.viewing import volumes
-from model.viewing.case import ViewedCase
+from model.viewing.case import CaseFiles, ViewedCase
 from model.viewing.linked_planes import FILES
-from model.viewing.volumes import Grid, coarser, contour, levels, start_mm
+from model.viewing.volumes import Grid, coarser, levels, start_mm
 from test.phantom import Phantom
 
 NIIVUE_SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
@@ -28,7 +28,7 @@ def case(lesioned: Phantom) -> ViewedCase:
         "centrilobular": np.where(lung & (lesioned.hounsfield == -1000), 255, 0).astype(np.uint8),
         "paraseptal": np.zeros(lung.shape, np.float32),
     }
-    return ViewedCase(failed_result("not needed here"), lesioned.hounsfield, lung, maps, lesioned.spacing, {}, None)
+    return ViewedCase(failed_result("not needed here"), lesioned.hounsfield, lung, maps, lesioned.spacing, CaseFiles({}))
 
 
 def read(content: bytes, folder: Path, suffix: str) -> sitk.Image:
@@ -90,14 +90,6 @@ def test_spacings_become_equal_and_no_axis_finer() -> None:
     assert array.size <= 60_000
     assert grid.spacing[0] == 5.0
     assert grid.spacing[1] == grid.spacing[2] > 0.7
-
-
-def test_a_contour_is_the_border_of_the_mask() -> None:
-    mask = np.zeros((7, 7, 7), np.uint8)
-    mask[1:6, 1:6, 1:6] = 1
-    border = contour(mask)
-    assert border.sum() == 5**3 - 3**3
-    assert contour(np.ones((3, 3, 3), np.uint8)).sum() == 26, "the edge of the image counts as outside"
 
 
 def test_without_ct_and_mask_the_maps_are_sent_alone(case: ViewedCase) -> None:

@@ -1,5 +1,5 @@
 // Three linked planes of a CT with its activation maps and lung contour, drawn by NiiVue inside a Streamlit page.
-// Streamlit sends: volumes (first coarse, then fine: name -> path of a NIfTI file), colours, windows, title, start (mm), level.
+// Streamlit sends: volumes (first coarse, then fine: name -> path of a NIfTI file), colours, windows, slabs, title, start (mm).
 "use strict";
 
 const element = (id) => document.getElementById(id);
@@ -26,6 +26,42 @@ function colourMap([red, green, blue]) {
   return { R: [red, red], G: [green, green], B: [blue, blue], A: [0, 255], I: [0, 255] };
 }
 
+// What NiiVue draws a slice with, with two additions: the extreme of the CT through a slab around the slice, and stripes where the
+// paraseptal map lies, which tell it from the centrilobular one without colours. NiiVue finds one uniform a line.
+function sliceShader() {
+  const [projection, thickness] = args.slabs[element("slab").value] || ["maximum", 0];
+  const spacing = viewer.back.pixDimsRAS.slice(1, 4);
+  const halves = spacing.map((distance, axis) => thickness / 2 / (distance * viewer.back.dimsRAS[axis + 1]));
+  const steps = Math.min(Math.ceil(thickness / 2 / Math.min(...spacing)), 64);
+  return `#version 300 es
+    precision highp int;
+    precision highp float;
+    uniform highp sampler3D volume;
+    uniform highp sampler3D overlay;
+    uniform int axCorSag;
+    uniform float overlays;
+    uniform float opacity;
+    uniform float overlayAlphaShader;
+    in vec3 texPos;
+    out vec4 color;
+    const vec3 HALF = vec3(${halves.map((half) => half.toFixed(8)).join(", ")});
+    const int STEPS = ${steps};
+    vec3 grey(vec3 place) { return texture(volume, clamp(place, 0.0, 1.0)).rgb; }
+    void main() {
+      vec3 through = axCorSag == 0 ? vec3(0, 0, 1) : axCorSag == 1 ? vec3(0, 1, 0) : vec3(1, 0, 0);
+      vec3 found = grey(texPos);
+      for (int step = 1; step <= STEPS; step++) {
+        vec3 away = through * HALF * float(step) / float(STEPS);
+        vec3 before = grey(texPos - away), behind = grey(texPos + away);
+        found = ${projection === "maximum" ? "max(found, max(before, behind))" : "min(found, min(before, behind))"};
+      }
+      vec4 map = overlays > 0.0 ? texture(overlay, texPos) : vec4(0.0);
+      bool striped = ${element("hatching").checked} && map.b > map.r && map.b > map.g;
+      if (striped && mod(gl_FragCoord.x + gl_FragCoord.y, 8.0) < 4.0) map.a *= 0.3;
+      color = vec4(mix(found, map.rgb, map.a * overlayAlphaShader), opacity);
+    }`;
+}
+
 async function show(level, asked) {
   const names = ["ct", ...MAPS, "contour"].filter((name) => level[name]);
   const buffers = await Promise.all(names.map((name) => fetched(level[name])));
@@ -40,7 +76,7 @@ async function show(level, asked) {
   const place = first ? args.start : viewer.frac2mm(viewer.scene.crosshairPos);
   loaded.forEach((volume, number) => { volume.role = names[number]; apply(volume); });
   [viewer.volumes, viewer.back, viewer.overlays] = [loaded, loaded[0], loaded.slice(1)]; // at once: each addVolume would draw
-  viewer.updateGLVolume();
+  viewer.setCustomSliceShader(sliceShader()); // updates the volumes, too
   viewer.scene.crosshairPos = viewer.mm2frac([place[0], place[1], place[2]]);
   viewer.drawScene();
   viewer.createOnLocationChange();
@@ -84,6 +120,7 @@ function report(location) {
 function drawScaleBar() {
   const tile = viewer.screenSlices[0];
   if (!tile || !viewer.volumes.length) return;
+  drawLetters();
   const [left, top, width, height] = tile.leftTopWidthHeight;
   const [x, y] = [left + width / 2, top + height / 2];
   const [from, to] = [viewer.frac2mm(viewer.canvasPos2frac([x, y])), viewer.frac2mm(viewer.canvasPos2frac([x + width / 4, y]))];
@@ -94,13 +131,32 @@ function drawScaleBar() {
   element("length").textContent = `${length} mm`;
 }
 
+// The patient's sides at the edges of each plane, on dark ground: NiiVue's own letters cannot be read on light tissue.
+function drawLetters() {
+  const letters = element("letters");
+  letters.replaceChildren();
+  for (const tile of viewer.screenSlices) {
+    const sides = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"]][tile.axCorSag];
+    if (!sides) continue;
+    const [left, top, width, height] = tile.leftTopWidthHeight.map((length) => length / (viewer.uiData.dpr || 1));
+    const places = [[left + 9, top + height / 2], [left + width - 9, top + height / 2], [left + width / 2, top + 10],
+                    [left + width / 2, top + height - 10]];
+    sides.forEach((side, number) => {
+      const mark = document.createElement("span");
+      mark.textContent = side;
+      [mark.style.left, mark.style.top] = places[number].map((length) => `${length}px`);
+      letters.append(mark);
+    });
+  }
+}
+
 async function start() {
   if (!document.createElement("canvas").getContext("webgl2")) {
     element("readout").textContent = "This browser has no WebGL 2. Choose \u201cOne plane\u201d above.";
     return;
   }
   viewer = new niivue.Niivue({
-    isRadiologicalConvention: true, sagittalNoseLeft: true, showAllOrientationMarkers: true, fontColor: [1, 1, 1, 1], crosshairColor: [0.95, 0.85, 0.2, 0.8], crosshairWidth: 1,
+    isRadiologicalConvention: true, sagittalNoseLeft: true, isOrientationTextVisible: false, crosshairColor: [0.95, 0.85, 0.2, 0.8], crosshairWidth: 1,
     crosshairWidthUnit: "mm", crosshairGap: 8, backColor: [0, 0, 0, 1], dragMode: 9, dragAndDropEnabled: false,
     multiplanarShowRender: 0, isResizeCanvas: true, logLevel: "error", loadingText: "",
   });
@@ -151,6 +207,10 @@ function setUp() {
   take();
   preset.addEventListener("change", () => { take(); applyAll(); });
   for (const id of ["centre", "width"]) element(id).addEventListener("change", () => { preset.value = "other"; applyAll(); });
+  for (const name of Object.keys(args.slabs)) element("slab").add(new Option(name, name));
+  for (const id of ["slab", "hatching"]) {
+    element(id).addEventListener("change", () => viewer.setCustomSliceShader(sliceShader()));
+  }
   for (const id of [...MAPS, "opacity", "threshold", "contour"]) element(id).addEventListener("change", applyAll);
   element("planes").addEventListener("change", (event) => showPlanes(Number(event.target.value)));
   element("drag").addEventListener("change", (event) => { viewer.opts.dragModePrimary = Number(event.target.value); });
@@ -177,9 +237,24 @@ function setUp() {
     event.stopImmediatePropagation();
     viewer.moveCrosshairInVox(...step);
   }, true);
+  // A short tap moves the cross-hair as a click does; NiiVue itself waits for a longer touch.
+  let tap = null;
+  const canvas = element("canvas");
+  canvas.addEventListener("touchstart", (event) => {
+    const [touch, box] = [event.touches[0], canvas.getBoundingClientRect()];
+    tap = event.touches.length === 1 ? [touch.clientX - box.left, touch.clientY - box.top] : null;
+  }, { passive: true });
+  canvas.addEventListener("touchmove", () => { tap = null; }, { passive: true });
+  canvas.addEventListener("touchend", () => {
+    if (tap === null || !viewer || !viewer.volumes.length) return;
+    viewer.mouseDown(...tap);
+    viewer.mouseClick(...tap);
+    tap = null;
+  });
   const swatch = (name, label) => {
     const mark = document.createElement("i");
-    mark.style.background = `rgb(${args.colours[name].join(",")})`;
+    const colour = `rgb(${args.colours[name].join(",")})`;
+    mark.style.background = name === "paraseptal" ? `repeating-linear-gradient(135deg, ${colour} 0 3px, #000 3px 5px)` : colour;
     element("legend").append(mark, label);
   };
   for (const name of MAPS) swatch(name, name);
@@ -189,12 +264,16 @@ function setUp() {
 
 window.addEventListener("message", (event) => {
   if (event.data.type !== "streamlit:render") return;
+  document.body.style.color = (event.data.theme || {}).textColor || "#000";
   const first = args === null;
   args = event.data.args;
   if (first) {
     setUp();
     const fit = () => tellStreamlit("setFrameHeight", { height: element("all").scrollHeight });
-    new ResizeObserver(fit).observe(element("all"));
+    new ResizeObserver(() => {
+      fit();
+      if (viewer) requestAnimationFrame(drawScaleBar);
+    }).observe(element("all"));
   }
   element("name").textContent = args.title;
   const asked = JSON.stringify(args.volumes);
