@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..errors import InputError, printable
+from ..imaging.native import captured_stderr
 from .cases import CohortCase
 
 logger = logging.getLogger("process")
@@ -177,10 +178,11 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         _check_address(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address is None:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
-        else:
-            ray.init(address, **options)
+        with captured_stderr():  # a warning where the machine has no way to the internet
+            if address is None:
+                ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+            else:
+                ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"--address {address}" if address else "cohort.py"
         raise InputError(where, f"Ray cannot be reached or started ({error})", "a running cluster, or no --address") from error
@@ -319,7 +321,8 @@ class RayRun:
             time.sleep(0.1)
         if not self._networks and time.monotonic() > self._said_waiting + SAY_WAITING_SECONDS:
             self._said_waiting = time.monotonic()
-            logger.info("waiting for a node with %g CPUs and %g GPUs", self._plan.cpus, self._plan.gpus)
+            text = "waiting for a network: it is being loaded, or no node has %g CPUs and %g GPUs to spare"
+            logger.info(text, self._plan.cpus, self._plan.gpus)
 
     def _started(self, ref: Any) -> None:
         network = self._starting.pop(ref)

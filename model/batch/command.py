@@ -194,7 +194,7 @@ def score_with_ray(options: argparse.Namespace, cases: Sequence[CohortCase], set
         ray_run = RayRun(work, plan)
         identity = ray_run.start()
         source = identity.provenance
-        logger.info("%d networks on %s in %s", ray_run.plan.networks, source.device, source.precision)
+        logger.info("networks: %d, on %s in %s", ray_run.plan.networks, source.device, source.precision)
         left, crashed = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
         progress = Progress(journal, len(cases), len(cases) - len(left))
         for _ in range(crashed):
