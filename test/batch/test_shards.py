@@ -112,7 +112,10 @@ def test_a_case_whose_maps_or_options_changed_is_scored_again(
     assert {name for name in after if after[name] != before.get(name)} == {name for name in after if "/a/" in name}
 
 
-def test_a_case_that_ended_its_process_twice_is_listed_and_not_tried_again(again: Path, tree: Path, bundle: Path) -> None:
+def test_a_case_that_ended_its_process_twice_is_listed_and_not_tried_again(
+    again: Path, tree: Path, bundle: Path, tmp_path: Path
+) -> None:
+    tree = shutil.copytree(tree, tmp_path / "tree")
     os.utime(tree / "a.nii.gz")
     with opened(again, SHARD) as journal:
         for _ in range(2):
