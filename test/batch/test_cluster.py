@@ -121,7 +121,7 @@ def test_the_cases_of_a_lost_node_are_scored_on_another(nodes: Nodes, tmp_path: 
             finished.append(outcome)
     assert sorted(outcome.case.entity for outcome in finished) == names
     assert {outcome.value is None for outcome in finished} == {False}
-    assert {outcome.attempts for outcome in finished} == {1}
+    assert {outcome.attempts for outcome in finished} <= {1, 2}  # a case may be scored anew before Ray knows of the loss
 
 
 @pytest.fixture(scope="module")
