@@ -374,13 +374,15 @@ class RayRun:
             self._pending.pop(ref)
             try:
                 value = self._ray.get(ref, timeout=0)
-            except Exception:
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
                 was_read = bool(self._ray.wait([job.read], timeout=0, fetch_local=False)[0])
                 if is_first and was_read:
                     self._failed(job, network, error, outcomes)
                 else:
                     self._again.append(job)
                 is_first = False
+            except self._ray.exceptions.RayError as own:  # its reader had ended before; the network was at a later case
+                self._failed(job, network, own, outcomes)
             else:
                 outcomes.append(job.outcome(value, self._crashes(job) + 1))
 
