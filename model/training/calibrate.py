@@ -1,6 +1,6 @@
 """The command `python -m model.training.calibrate`: adjust the logits of a bundle to validation scans.
 
-    python -m model.training.calibrate BUNDLE --manifest CSV --output BUNDLE2 [--cache DIR] [--workers 2]
+    python -m model.training.calibrate BUNDLE --manifest CSV --output BUNDLE2 [--cache DIR] [--only SUBTYPE] [--workers 2]
 
 Each subtype's logits x become slope * x + offset. Slope and offset minimise the mean distance between the percentages of the
 lung and what is known of the manifest's validation scans: a percentage, or the interval of a score or of bounds. They are
@@ -10,7 +10,7 @@ folded into the last convolution, so that inference needs no change.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..cohort.manifest import TrainingCase, read_manifest
 from ..command_line import DeviceName, OneLineParser, module_command
 from ..errors import InputError
-from ..fleischner import SUBTYPES
+from ..fleischner import SUBTYPES, Subtype
 from ..network import EmphysemaNetwork
 from ..preprocessing import Profile
 from ..subtyping import choose_device, choose_precision
@@ -120,10 +120,11 @@ def fit_calibration(counts: Sequence[Counts], intervals: Sequence[tuple[float, f
     return LogitCalibration(slope, offset, len(counts), before, float(best.fun))
 
 
-def fold(network: EmphysemaNetwork, calibrations: Sequence[LogitCalibration]) -> None:
-    """Make `network` compute calibrated logits, by changing its last convolution in place."""
+def fold(network: EmphysemaNetwork, calibrations: Mapping[str, LogitCalibration]) -> None:
+    """Make `network` compute the calibrated logits of the subtypes named, by changing its last convolution in place."""
     with torch.no_grad():
-        for part, calibration in zip((network.head.centrilobular, network.head.paraseptal), calibrations, strict=True):
+        for name, calibration in calibrations.items():
+            part = getattr(network.head, name)
             assert part.bias is not None
             part.weight.mul_(calibration.slope)
             part.bias.mul_(calibration.slope).add_(calibration.offset)
@@ -156,18 +157,25 @@ def count_logits(
 
 
 def calibrated_bundle(
-    bundle: Bundle, cases: Sequence[TrainingCase], profile: Profile, cache: Path, device: torch.device, workers: int
-) -> list[LogitCalibration]:
-    """Calibrate the network of a bundle, in place, on cases that the cache holds.
+    bundle: Bundle,
+    cases: Sequence[TrainingCase],
+    profile: Profile,
+    cache: Path,
+    device: torch.device,
+    workers: int,
+    subtypes: Sequence[Subtype] = SUBTYPES,
+) -> dict[str, LogitCalibration]:
+    """Calibrate subtypes of a bundle's network, in place, on cases that the cache holds; what was found, by name.
 
     Raises:
         InputError: nothing is known of one of the subtypes.
     """
     with tqdm(total=len(cases), desc="measuring", unit="scan", disable=None) as bar:
         counts = count_logits(bundle.network, cases, profile, cache, device, workers, bar.update)
-    calibrations = []
+    calibrations = {}
     figures = [read_figures(cache_path(case, profile, cache)).percentages for case in cases]
-    for place, subtype in enumerate(SUBTYPES):
+    for subtype in subtypes:
+        place = SUBTYPES.index(subtype)
         known = [
             (counted[place], interval)
             for case, percentages, counted in zip(cases, figures, counts, strict=True)
@@ -175,7 +183,7 @@ def calibrated_bundle(
         ]
         if not known:
             raise InputError("manifest", f"nothing is known of {subtype.name} emphysema of any scan", "percentages or scores")
-        calibrations.append(fit_calibration([part for part, _ in known], [interval for _, interval in known]))
+        calibrations[subtype.name] = fit_calibration([part for part, _ in known], [interval for _, interval in known])
     bundle.network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     fold(bundle.network, calibrations)
     return calibrations
@@ -191,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--manifest", type=Path, required=True, help="its validation scans are used")
     parser.add_argument("--output", type=Path, required=True, help="the calibrated bundle, a new folder")
     parser.add_argument("--cache", type=Path, help="prepared scans; default: a folder cache beside the manifest")
+    parser.add_argument("--only", choices=[subtype.name for subtype in SUBTYPES], help="leave the other subtype as it is")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that prepare scans, default: %(default)s")
     options = parser.parse_args(arguments)
@@ -210,11 +219,12 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in tqdm(prepare_cohort(cases, profile, cache, options.workers), desc="preparing", unit="scan", disable=None):
             pass
         device, _ = choose_device(options.device)
-        calibrations = calibrated_bundle(bundle, cases, profile, cache, device, options.workers)
+        subtypes = [subtype for subtype in SUBTYPES if options.only in (None, subtype.name)]
+        calibrations = calibrated_bundle(bundle, cases, profile, cache, device, options.workers, subtypes)
         notes: dict[str, Any] = {
             "manifest_sha256": manifest.sha256,
             "bundle_sha256": bundle.sha256,
-            **{subtype.name: _rounded(part) for subtype, part in zip(SUBTYPES, calibrations, strict=True)},
+            **{name: _rounded(part) for name, part in calibrations.items()},
         }
         write_bundle(
             options.output,
@@ -229,9 +239,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    for subtype, part in zip(SUBTYPES, calibrations, strict=True):
+    for name, part in calibrations.items():
         print(
-            f"{subtype.name}: slope {part.slope:.3f}, offset {part.offset:+.3f}; {part.cases} scans, "
+            f"{name}: slope {part.slope:.3f}, offset {part.offset:+.3f}; {part.cases} scans, "
             f"error {part.error_before:.2f} -> {part.error_after:.2f} percentage points"
         )
     print(f"bundle: {options.output}")

@@ -11,7 +11,7 @@ from model.imaging.scan import Scan
 from model.network import NetworkConfig, build_network
 from model.subtyping import EmphysemaSubtyper
 from model.training.calibrate import LogitCalibration, bin_centres, fit_calibration, fold, known_interval, logit_counts, main
-from model.weights import read_metadata
+from model.weights import read_bundle, read_metadata
 from test.training.cohort import row, write_manifest
 
 
@@ -55,7 +55,8 @@ def test_a_folded_calibration_changes_the_logits_and_nothing_else() -> None:
     image = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         before = network(image)
-        fold(network, [LogitCalibration(2.0, -1.0, 1, 0, 0), LogitCalibration(0.5, 3.0, 1, 0, 0)])
+        calibrations = {"centrilobular": LogitCalibration(2, -1, 1, 0, 0), "paraseptal": LogitCalibration(0.5, 3, 1, 0, 0)}
+        fold(network, calibrations)
         after = network(image)
     torch.testing.assert_close(after.centrilobular, 2 * before.centrilobular - 1)
     torch.testing.assert_close(after.paraseptal, before.paraseptal / 2 + 3)
@@ -93,6 +94,15 @@ def test_the_calibrated_bundle_scores_nearer_to_the_truth_and_says_how_it_was_ma
     expected = [notes["centrilobular"][name] for name in ("error_before", "error_after")]
     assert errors == pytest.approx(expected, abs=0.05)
     assert errors[1] < errors[0]
+
+
+def test_one_subtype_alone_can_be_calibrated(manifest: Path, bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    assert main([str(bundle), "--output", str(tmp_path / "one"), "--only", "centrilobular", *arguments]) == 0
+    assert "paraseptal" not in read_metadata(tmp_path / "one").performance["calibration"]
+    before, after = (read_bundle(place).network.head for place in (bundle, tmp_path / "one"))
+    torch.testing.assert_close(after.paraseptal.weight, before.paraseptal.weight, rtol=0, atol=0)
+    assert not torch.equal(after.centrilobular.weight, before.centrilobular.weight)
 
 
 def test_what_cannot_be_calibrated_is_refused(
