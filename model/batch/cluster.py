@@ -80,7 +80,8 @@ class Plan:
         cpus, gpus: that each network claims.
         threads: that each computes with.
         readers: cases that are read for a network while it scores another.
-        reader_cpus: that each reader claims.
+        reader_cpus: that each network claims beside them, for its readers. They claim none: on a node that networks had filled,
+            a reader would wait for ever.
     """
 
     networks: int
@@ -279,7 +280,7 @@ class RayRun:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         near = NodeAffinitySchedulingStrategy(network.node, soft=True)
-        options = {"num_cpus": self._plan.reader_cpus, "max_retries": 0, "scheduling_strategy": near}
+        options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": near}
         job.read = self._read.options(**options).remote(self._work.read, job.case)
         ref = network.handle.score.remote(job.case, job.read)
         network.queue.append((ref, job))
@@ -302,7 +303,8 @@ class RayRun:
             _, network = self._starting.popitem()
             self._ray.kill(network.handle)
         for _ in range(self._plan.networks - len(self._networks) - len(self._starting)):
-            options = {"num_cpus": self._plan.cpus, "num_gpus": self._plan.gpus, "scheduling_strategy": "SPREAD"}
+            cpus = self._plan.cpus + self._plan.reader_cpus
+            options = {"num_cpus": cpus, "num_gpus": self._plan.gpus, "scheduling_strategy": "SPREAD"}
             handle = self._actor.options(**options).remote(self._work.make_scorer, self._plan.threads)
             self._starting[handle.load.remote()] = _Network(handle)
 
@@ -322,7 +324,7 @@ class RayRun:
         if not self._networks and time.monotonic() > self._said_waiting + SAY_WAITING_SECONDS:
             self._said_waiting = time.monotonic()
             text = "waiting for a network: it is being loaded, or no node has %g CPUs and %g GPUs to spare"
-            logger.info(text, self._plan.cpus, self._plan.gpus)
+            logger.info(text, self._plan.cpus + self._plan.reader_cpus, self._plan.gpus)
 
     def _started(self, ref: Any) -> None:
         network = self._starting.pop(ref)
