@@ -128,7 +128,7 @@ def test_an_average_of_the_weights_is_what_is_judged_and_kept_and_is_resumed(man
 @pytest.mark.slow
 def test_classification_starts_from_a_bundle_and_updates_its_class_weights(manifest: Path, tmp_path: Path) -> None:
     output = tmp_path / "classes"
-    options = ("--strategy", "classification", "--recipe", "released", "--epochs", "1", "--accumulate", "2", "--batch", "1")
+    options = ("--strategy", "classification", "--epochs", "1", "--accumulate", "2", "--batch", "1")
     assert train.main(command(short(manifest), output, *options)) == 0
     state = weights(output)
     initial, after = (state[f"strategy.centrilobular_{kind}weights"] for kind in ("initial_", ""))
