@@ -25,7 +25,6 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
@@ -40,30 +39,29 @@ from model.cohort.tables import ENTITY, Extent, read_table
 from model.command_line import DeviceName, OneLineParser
 from model.errors import InputError
 from model.evaluation.agreement import Bootstrap
-from model.evaluation.calibrated_rule import CalibratedRule, fit
+from model.evaluation.baselines import RuleFinding
+from model.evaluation.calibrated_rule import CalibratedRule, fit_on_validation
 from model.evaluation.report import Report, compare, make_report
 from model.evaluation.tables import (
     NOTHING,
     Table,
-    agreement_table,
-    confusion_table,
     difference_table,
+    extent_tables,
     percent,
-    percentage_table,
+    score_tables,
     to_latex,
     to_markdown,
-    voxel_table,
     with_interval,
 )
 from model.evaluation.voxels import Counts, active, by_subtype, count_masks
 from model.fleischner import SUBTYPES
-from model.imaging.readers import read_volume
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
 from model.network import BackboneName, HeadName, NetworkConfig, class_activation_map
 from model.preprocessing import labels_on_map_grid, prepare
 from model.rendering import most_affected_levels
-from model.subtyping import PERCENTAGE_DECIMALS, EmphysemaSubtyper
+from model.subtyping import EmphysemaSubtyper
+from model.training.cache import read_truth
 from model.training.options import RUN_FILE
 from model.training.pictures import figure, png
 from model.weights import locate_bundle
@@ -135,12 +133,13 @@ def rule_method(rule: CalibratedRule) -> Method:
     """Score with the calibrated rule."""
 
     def score(scan: Scan) -> tuple[tuple[Extent, ...], Sequence[npt.NDArray[np.bool_]]]:
-        masks = rule.maps(scan)
-        extents = []
-        for subtype, mask, line in zip(SUBTYPES, masks, (rule.centrilobular, rule.paraseptal), strict=True):
-            percentage = round(line(100 * float(mask[scan.lung].mean())), PERCENTAGE_DECIMALS)
-            extents.append(Extent(subtype.score(percentage), percentage))
-        return tuple(extents), masks
+        masks, regions = rule.maps(scan), Regions.of(scan)
+        lines = (rule.centrilobular, rule.paraseptal)
+        findings = [
+            RuleFinding.of(subtype, mask, scan, regions, line)
+            for subtype, mask, line in zip(SUBTYPES, masks, lines, strict=True)
+        ]
+        return tuple(Extent(finding.score, finding.percentage) for finding in findings), masks
 
     return score
 
@@ -153,8 +152,7 @@ def score_cases(name: str, source: Path, method: Method, cases: Sequence[Trainin
         extents, masks = method(scan)
         found[case.entity] = Reading(extents)
         if case.truth is not None:
-            volumes = (sitk.GetArrayFromImage(read_volume(path).image) > 0 for path in case.truth)
-            counts.append(count_masks([scan.orientation.to_patient(volume) for volume in volumes], masks))
+            counts.append(count_masks([read_truth(path, scan) > 0 for path in case.truth], masks))
     return Scored(Readings(source, name, found), tuple(counts))
 
 
@@ -344,7 +342,7 @@ def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
     methods = {name: score_cases(name, path, network_method(path, options.device), cases) for name, path in bundles.items()}
     validation = manifest.of("validation")
     if validation and all(case.percentages for case in validation):
-        rule = fit(validation, f"{len(validation)} validation cases of {options.manifest.name}, sha256 {manifest.sha256}")
+        rule = fit_on_validation(manifest)
         rule.write(options.output / "rule.json")
         methods[RULE] = score_cases(RULE, options.output / "rule.json", rule_method(rule), cases)
     reports = {name: _report(truth, scored) for name, scored in methods.items()}
@@ -372,8 +370,7 @@ def _tables(
     document: dict[str, Any] = {name: report.as_document() for name, report in reports.items()}
     compared = [name for name in (RULE, RIVAL, f"classification-{main}", f"regression-{main}") if name in reports]
     parts = [(reports[name], part) for name in compared for part in reports[name].subtypes]
-    tables = [*table_1(manifest, cells_of(manifest, GOLD_COLUMN)), agreement_table(parts)]
-    tables += [confusion_table(report, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
+    tables = [*table_1(manifest, cells_of(manifest, GOLD_COLUMN)), *score_tables(parts)]
     for strategy in STRATEGIES:
         rows = []
         for backbone in options.backbones:
@@ -381,12 +378,7 @@ def _tables(
             document[f"{strategy}-{backbone}"] |= {"parameters": complexity.parameters, "gmacs": complexity.gmacs}
             rows.append((complexity, reports[f"{strategy}-{backbone}"]))
         tables.append(table_5(strategy, rows))
-    told = [(report, part, part.percentages) for report, part in parts if part.percentages]
-    if told:
-        tables.append(percentage_table(told))
-    mapped = [(report, part, part.voxels) for report, part in parts if part.voxels]
-    if mapped:
-        tables.append(voxel_table(mapped))
+    tables += extent_tables(parts)
     ours = reports[f"regression-{main}"]
     differences = {}
     for name in compared[:-1]:

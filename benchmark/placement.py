@@ -24,7 +24,6 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,10 +35,10 @@ from model.cohort.manifest import Split, TrainingCase, read_manifest
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.fleischner import SUBTYPES
-from model.imaging.readers import read_volume
 from model.imaging.scan import Scan
 from model.lungs.regions import Regions
 from model.preprocessing import PAPER_INPUT_SHAPE, PAPER_PROFILE, Profile, Shape, check_input_shape, map_on_scan
+from model.training.cache import read_truth
 
 Volume = npt.NDArray[np.float32]
 Positions = Callable[[int, int], npt.NDArray[np.float64]]
@@ -95,7 +94,7 @@ def measure(case: TrainingCase, profile: Profile) -> list[tuple[str, str, str, f
     assert case.truth is not None
     rows = []
     for subtype, path in zip(SUBTYPES, case.truth, strict=True):
-        truth = scan.orientation.to_patient(sitk.GetArrayFromImage(read_volume(path).image) > 0)[box]
+        truth = read_truth(path, scan)[box] > 0
         if not truth.any():
             continue
         for name, activation in maps_of(truth.astype(np.float32), profile).items():

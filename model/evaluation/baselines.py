@@ -23,7 +23,7 @@ from .. import __version__
 from ..cohort.summary import CASES_TABLE, is_summary, read_summary
 from ..cohort.tables import ENTITY
 from ..command_line import OneLineParser, module_command
-from ..container.grand_challenge import LUNG_MASK_FOLDER, Case, OutputFolder, find_cases
+from ..container.grand_challenge import Case, OutputFolder, find_cases, lung_mask_path
 from ..container.results import CaseResult, Provenance, case_metrics, failed_result
 from ..errors import InputError, printable
 from ..fleischner import SUBTYPES, Subtype
@@ -181,7 +181,7 @@ def _tabled_cases(path: Path) -> list[Case]:
         if row["state"] != "scored":
             continue
         folder = path.parent / row["folder"]
-        mask = Path(row["lung_mask"]) if row["lung_mask"] else folder / LUNG_MASK_FOLDER / f"{row[ENTITY]}.mha"
+        mask = Path(row["lung_mask"]) if row["lung_mask"] else lung_mask_path(folder, row[ENTITY])
         cases.append(replace(Case.of(Path(row["ct"]), mask), entity=row[ENTITY]))
     if not cases:
         raise InputError(path, "no case in it was scored", "a table with scored cases")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ..cohort.manifest import TrainingCase, read_manifest
+from ..cohort.manifest import Manifest, TrainingCase, read_manifest
 from ..command_line import OneLineParser, module_command
 from ..errors import InputError
 from ..fleischner import SUBTYPES
@@ -158,6 +158,18 @@ def fit(cases: Sequence[TrainingCase], fitted_on: str) -> CalibratedRule:
     return best[1]
 
 
+def fit_on_validation(manifest: Manifest) -> CalibratedRule:
+    """Fit on the validation cases of a manifest.
+
+    Raises:
+        InputError: there are none, or as `fit`.
+    """
+    cases = manifest.of("validation")
+    if not cases:
+        raise InputError(manifest.path, "it has no validation cases", "some to fit the rule on")
+    return fit(cases, f"{len(cases)} validation cases of {manifest.path.name}, sha256 {manifest.sha256}")
+
+
 def _line(measured: npt.NDArray[np.float64], wanted: npt.NDArray[np.float64]) -> Line:
     """The least squares line; flat where the measured values do not vary."""
     if np.ptp(measured) == 0:
@@ -172,11 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the rule, a JSON file")
     options = parser.parse_args(arguments)
     try:
-        manifest = read_manifest(options.manifest)
-        cases = manifest.of("validation")
-        if not cases:
-            raise InputError(options.manifest, "it has no validation cases", "some to fit the rule on")
-        rule = fit(cases, f"{len(cases)} validation cases of {options.manifest.name}, sha256 {manifest.sha256}")
+        rule = fit_on_validation(read_manifest(options.manifest))
         rule.write(options.output)
     except InputError as error:
         print(error, file=sys.stderr)

@@ -44,16 +44,27 @@ class Table:
 def all_tables(reports: Sequence[Report], comparison: Comparison | None) -> list[Table]:
     """Every table that the figures allow: agreement, confusion matrices, percentages, voxels, difference."""
     parts = [(report, part) for report in reports for part in report.subtypes]
-    tables = [agreement_table(parts)]
-    tables += [confusion_table(report, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
+    tables = [*score_tables(parts), *extent_tables(parts)]
+    if comparison:
+        tables.append(difference_table(comparison))
+    return tables
+
+
+def score_tables(parts: Sequence[tuple[Report, SubtypeReport]]) -> list[Table]:
+    """Agreement of the scores, and the confusion matrices that they allow."""
+    matrices = [confusion_table(report, part.pairs.subtype, part.agreement) for report, part in parts if part.agreement]
+    return [agreement_table(parts), *matrices]
+
+
+def extent_tables(parts: Sequence[tuple[Report, SubtypeReport]]) -> list[Table]:
+    """Agreement of percentages and of voxels, where they are known."""
+    tables = []
     told = [(report, part, part.percentages) for report, part in parts if part.percentages]
     if told:
         tables.append(percentage_table(told))
     mapped = [(report, part, part.voxels) for report, part in parts if part.voxels]
     if mapped:
         tables.append(voxel_table(mapped))
-    if comparison:
-        tables.append(difference_table(comparison))
     return tables
 
 

@@ -107,7 +107,7 @@ def prepare_case(case: TrainingCase, profile: Profile) -> PreparedCase:
         InputError: the scan, its mask or a truth map cannot be used.
     """
     scan = Scan.read(case.ct, case.lung_mask)
-    truth = None if case.truth is None else [_read_truth(path, scan) for path in case.truth]
+    truth = None if case.truth is None else [read_truth(path, scan) for path in case.truth]
     return prepare_scan(scan, profile, truth, case.percentages)
 
 
@@ -154,7 +154,7 @@ def prepare_scan(
     )
 
 
-def _read_truth(path: Path, scan: Scan) -> npt.NDArray[np.float32]:
+def read_truth(path: Path, scan: Scan) -> npt.NDArray[np.float32]:
     """A truth map in the patient's frame: 0 to 1; whole numbers above 0 count as 1."""
     volume = read_volume(path)
     if not volume.geometry.same_grid(scan.geometry):
