@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +29,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.errors import InputError
-from model.evaluation.baselines import RIM_MM
+from model.evaluation.baselines import rim_paraseptal
 from model.fleischner import SUBTYPES, Subtype
+from model.imaging.readers import read_volume
 from model.imaging.scan import Scan
-from model.lungs.densitometry import LOW_ATTENUATION_HU
 from model.subtyping import EmphysemaSubtyper
 from model.weights import locate_bundle
 
@@ -63,10 +63,7 @@ class Measured:
 
 def read_lungs(path: Path) -> Bools:
     """The mask at `SPACING`, z, y, x, cropped to 15 mm around the lungs."""
-    try:
-        mask = sitk.ReadImage(str(path)) > 0
-    except RuntimeError as error:
-        raise InputError(path, "cannot be read", "a lung mask") from error
+    mask = read_volume(path).image > 0
     size = [round(n * step / SPACING) for n, step in zip(mask.GetSize(), mask.GetSpacing(), strict=True)]
     same_frame = (mask.GetOrigin(), [SPACING] * 3, mask.GetDirection())
     lungs = sitk.GetArrayFromImage(sitk.Resample(mask, size, sitk.Transform(), sitk.sitkNearestNeighbor, *same_frame)) > 0
@@ -127,13 +124,11 @@ def make_case(lungs: Bools, depth: Floats, rng: np.random.Generator) -> tuple[Sc
     return Scan.from_images(images[0], images[1]), (centrilobular, paraseptal)
 
 
-def measure(subtyper: EmphysemaSubtyper, scan: Scan, truth: tuple[Bools, Bools], depth: Floats) -> list[Measured]:
+def measure(subtyper: EmphysemaSubtyper, scan: Scan, truth: tuple[Bools, Bools]) -> list[Measured]:
     """Percentages of one scan: the truth's, the network's, and those of LAA-950 behind the rim and in it."""
-    low = scan.lung & (scan.hounsfield < LOW_ATTENUATION_HU)
     voxels = np.count_nonzero(scan.lung)
     rows = []
-    rules = (low & (depth > RIM_MM), low & (depth <= RIM_MM))
-    for finding, lesions, rule in zip(subtyper.predict(scan).findings, truth, rules, strict=True):
+    for finding, lesions, rule in zip(subtyper.predict(scan).findings, truth, rim_paraseptal(scan), strict=True):
         if finding.percentage is None:
             raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
         shares = [100 * float(np.count_nonzero(part)) / float(voxels) for part in (lesions, rule)]
@@ -169,14 +164,14 @@ def main() -> int:
         rows: list[Measured] = []
         for number in tqdm(range(options.cases), disable=None):
             scan, truth = make_case(lungs, depth, np.random.default_rng([options.seed, number]))
-            rows += measure(subtyper, scan, truth, depth)
+            rows += measure(subtyper, scan, truth)
         print(f"weights: {subtyper.metadata.name}; {options.cases} scans")
         print(table(rows))
         if options.csv:
             with options.csv.open("w", newline="", encoding="utf-8") as stream:
                 writer = csv.writer(stream)
-                writer.writerow(["subtype", "truth", "network", "densitometry"])
-                writer.writerows([row.subtype, row.truth, row.network, row.densitometry] for row in rows)
+                writer.writerow([column.name for column in fields(Measured)])
+                writer.writerows(map(astuple, rows))
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
