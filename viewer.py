@@ -15,7 +15,7 @@ from typing import get_args
 
 from model import DISCLAIMER, SHIPPED_WEIGHTS
 from model.command_line import DeviceName, OneLineParser, PrecisionName
-from model.container.grand_challenge import MODEL_FOLDER
+from model.container.grand_challenge import MODEL_FOLDER, bundle_places
 from model.errors import InputError
 from model.viewing.access import Access
 
@@ -79,7 +79,7 @@ def run_page() -> None:
     options = build_parser().parse_args(sys.argv[1:])
     show(
         PageOptions(
-            bundle=(options.bundle,) if options.bundle else (MODEL_FOLDER, SHIPPED_WEIGHTS),
+            bundle=bundle_places(options.bundle),
             slices_bundle=options.slices_bundle,
             example=EXAMPLE,
             input=options.input,

@@ -33,7 +33,7 @@ STARTS = 3
 THREADS = 4
 """CPUs of a network without a GPU; more make the network little faster, another network does."""
 READER_CPUS = 0.25
-"""Beside a network on CPUs, which leaves this share free: reading is next to nothing compared with it."""
+"""Of the CPUs that a network without a GPU claims, the share for its reader: reading is next to nothing compared with it."""
 NETWORK_MEMORY = 4 << 30
 """Bytes of memory for each network on CPUs with its reader; a scan of 512 x 512 x 630 voxels takes 2.6 GB."""
 MOST_READERS = 4
@@ -90,6 +90,11 @@ class Plan:
     threads: int
     readers: int
     reader_cpus: float
+
+    @property
+    def claimed_cpus(self) -> float:
+        """That a network claims with its readers."""
+        return self.cpus + self.reader_cpus
 
     @classmethod
     def of(
@@ -303,8 +308,7 @@ class RayRun:
             _, network = self._starting.popitem()
             self._ray.kill(network.handle)
         for _ in range(self._plan.networks - len(self._networks) - len(self._starting)):
-            cpus = self._plan.cpus + self._plan.reader_cpus
-            options = {"num_cpus": cpus, "num_gpus": self._plan.gpus, "scheduling_strategy": "SPREAD"}
+            options = {"num_cpus": self._plan.claimed_cpus, "num_gpus": self._plan.gpus, "scheduling_strategy": "SPREAD"}
             handle = self._actor.options(**options).remote(self._work.make_scorer, self._plan.threads)
             self._starting[handle.load.remote()] = _Network(handle)
 
@@ -324,7 +328,7 @@ class RayRun:
         if not self._networks and time.monotonic() > self._said_waiting + SAY_WAITING_SECONDS:
             self._said_waiting = time.monotonic()
             text = "waiting for a network: it is being loaded, or no node has %g CPUs and %g GPUs to spare"
-            logger.info(text, self._plan.cpus + self._plan.reader_cpus, self._plan.gpus)
+            logger.info(text, self._plan.claimed_cpus, self._plan.gpus)
 
     def _started(self, ref: Any) -> None:
         network = self._starting.pop(ref)

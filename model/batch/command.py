@@ -155,10 +155,10 @@ def _outcome(entry: Entry) -> str:
 
 def unfinished(
     cases: Sequence[CohortCase], journal: Journal, identity: Identity, settings: Settings, *, retry_crashed: bool
-) -> tuple[list[CohortCase], int]:
-    """The cases that no earlier run has finished with the same bundle, options and input; and how many of the others failed.
+) -> tuple[list[CohortCase], Progress]:
+    """The cases that no earlier run has finished with the same bundle, options and input; and the progress with the others.
 
-    The latter are those that ended their workers: they are not tried again unless `retry_crashed`.
+    Of these, those that ended their workers count as failed: they are not tried again unless `retry_crashed`.
     """
 
     def state(case: CohortCase) -> str:
@@ -172,7 +172,10 @@ def unfinished(
     left = [case for case, found in zip(cases, states, strict=True) if not found]
     if len(left) < len(cases):
         logger.info("%d of %d cases were finished before", len(cases) - len(left), len(cases))
-    return left, states.count("crashed")
+    progress = Progress(journal, len(cases), len(cases) - len(left))
+    for _ in range(states.count("crashed")):
+        progress.count(1)
+    return left, progress
 
 
 def score_with_ray(options: argparse.Namespace, cases: Sequence[CohortCase], settings: Settings, journal: Journal) -> Progress:
@@ -195,10 +198,7 @@ def score_with_ray(options: argparse.Namespace, cases: Sequence[CohortCase], set
         identity = ray_run.start()
         source = identity.provenance
         logger.info("networks: %d, on %s in %s", ray_run.plan.networks, source.device, source.precision)
-        left, crashed = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
-        progress = Progress(journal, len(cases), len(cases) - len(left))
-        for _ in range(crashed):
-            progress.count(1)
+        left, progress = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
         for outcome in ray_run.score(iter(left)):
             entry, exit_code = entry_of(outcome)
             for message in entry.result.error_messages:
@@ -229,10 +229,7 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
     scorer = CaseScorer(settings, granted_threads())
     for note in scorer.notes:
         logger.info("%s", note)
-    left, crashed = unfinished(cases, journal, scorer.identity, settings, retry_crashed=options.retry_crashed)
-    progress = Progress(journal, len(cases), len(cases) - len(left))
-    for _ in range(crashed):
-        progress.count(1)
+    left, progress = unfinished(cases, journal, scorer.identity, settings, retry_crashed=options.retry_crashed)
     # After a run that was killed, no case is read ahead: what kills this one shall be the case that was begun.
     was_killed = journal.was_killed
     with ReadAhead([case.container_case for case in left]) as scans, observed_by(log_stage):

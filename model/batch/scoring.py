@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from .. import SHIPPED_WEIGHTS
 from ..command_line import DeviceName, MapType, PrecisionName
-from ..container.grand_challenge import MODEL_FOLDER, OutputFolder, finished_cases
+from ..container.grand_challenge import OutputFolder, bundle_places, finished_cases
 from ..container.reading import AlreadyRead, CaseVolumes, read_case
 from ..container.results import CaseResult, LungMaskSource, Provenance, failed_result
 from ..container.resume import FinishedCase, Record, content_fingerprint, reason_to_repeat, stat_fingerprint
@@ -171,8 +170,8 @@ class CaseScorer:
         torch.set_num_threads(threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         self._settings = settings
-        places = [settings.weights] if settings.weights else [MODEL_FOLDER, SHIPPED_WEIGHTS]
-        self._subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), settings.device, settings.precision)
+        bundle = locate_bundle(*bundle_places(settings.weights))
+        self._subtyper = EmphysemaSubtyper.from_bundle(bundle, settings.device, settings.precision)
         options = recorded_options(settings.written, settings.lungmask_weights)
         self.identity = Identity(provenance(self._subtyper, "given"), options)
         self.notes = (*self._subtyper.notes, f"running on {self._subtyper.device} in {self._subtyper.precision}")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 import SimpleITK as sitk
 
 # Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
-from .. import DISCLAIMER, SHIPPED_WEIGHTS, __version__
+from .. import DISCLAIMER, __version__
 from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES
@@ -197,8 +197,8 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
     torch.set_num_threads(granted_threads())
     with timed(Stage.WEIGHTS):
-        places = [options.weights] if options.weights else [grand_challenge.MODEL_FOLDER, SHIPPED_WEIGHTS]
-        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(*places), options.device, options.precision)
+        bundle = locate_bundle(*grand_challenge.bundle_places(options.weights))
+        subtyper = EmphysemaSubtyper.from_bundle(bundle, options.device, options.precision)
     for note in subtyper.notes:
         logger.info("%s", note)
     logger.info("running on %s in %s", subtyper.device, subtyper.precision)

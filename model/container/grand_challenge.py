@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import SimpleITK as sitk
 
+from .. import SHIPPED_WEIGHTS
 from ..errors import InputError
 from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..imaging.native import captured_stderr
@@ -120,6 +121,11 @@ class Case:
                 self.ct, "the name is too long to name results after", f"at most {LONGEST_ENTITY} bytes before the suffix"
             )
         return (self.ct, self.lung_mask) if self.lung_mask else (self.ct,)
+
+
+def bundle_places(given: Path | None) -> tuple[Path, ...]:
+    """Where a weight bundle is looked for, in this order: the given one alone, else the platform's and the included one."""
+    return (given,) if given is not None else (MODEL_FOLDER, SHIPPED_WEIGHTS)
 
 
 def stem_of(path: Path) -> str:
