@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..container.results import CaseResult, Metrics, RegionMetrics
+from ..container.table import cell
 from ..fleischner import SUBTYPES
 from ..rendering import AXES, Plane
 from ..slices.images import Picture, Window
@@ -83,9 +84,9 @@ def differences_table(names: tuple[str, str], rows: Sequence[Difference]) -> byt
     """
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("measurement", *(f"'{name}" if name[:1] in "=+-@\t\r" else name for name in names), COLUMNS[-1]))
+    writer.writerow(("measurement", *map(cell, names), COLUMNS[-1]))
     for row in rows:
-        writer.writerow((row.name, *("" if value is None else value for value in (row.first, row.second, row.change))))
+        writer.writerow((row.name, *map(cell, (row.first, row.second, row.change))))
     return text.getvalue().encode("utf-8-sig")
 
 
