@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, FrameLocator, Locator, Page, Playwright, expect, sync_playwright
 
 from model.slices import CLASSES
 from model.slices.bundle import SliceMetadata, write_bundle
@@ -541,11 +541,16 @@ def test_five_sessions_queue_and_do_not_add_up_their_memory(browser: Browser, se
         page.close()
 
 
-def test_three_planes_are_linked_and_say_what_lies_under_the_cross_hair(page_with_webgl: Page) -> None:
-    page = page_with_webgl
+def linked_planes(page: Page) -> FrameLocator:
+    """The linked planes of the finished output that is chosen, once they are drawn."""
     page.get_by_role("tab", name="Finished output").click()
     frame = page.get_by_role("tabpanel", name="Finished output").frame_locator("iframe")
     expect(frame.locator("body[data-level]")).to_be_attached()
+    return frame
+
+
+def test_three_planes_are_linked_and_say_what_lies_under_the_cross_hair(page_with_webgl: Page) -> None:
+    frame = linked_planes(page_with_webgl)
     status = frame.get_by_role("status")
     expect(status).to_contain_text(re.compile(r"mm right .* -1000 HU .* centrilobular (0\.[5-9]|1)"))
     start = status.inner_text()
@@ -574,9 +579,7 @@ def drawn(canvas: Locator) -> str:
 
 def test_each_control_of_the_linked_planes_changes_them(page_with_webgl: Page) -> None:
     page = page_with_webgl
-    page.get_by_role("tab", name="Finished output").click()
-    frame = page.get_by_role("tabpanel", name="Finished output").frame_locator("iframe")
-    expect(frame.locator("body[data-level]")).to_be_attached()
+    frame = linked_planes(page)
     canvas = frame.locator("canvas")
     # This network finds no paraseptal emphysema: its map gets the voxels of the centrilobular one.
     canvas.evaluate("() => { viewer.volumes[2].img.set(viewer.volumes[1].img); viewer.updateGLVolume(); }")
