@@ -1,9 +1,9 @@
 """Show how many samples a second the training step and the data pipeline manage apart, and which of the two waits.
 
-Usage: python benchmark/training.py [--base-width 16] [--batch 2] [--tile Z Y X] [--workers 2] [--steps 5] [--json]
+Usage: python benchmark/training.py [--base-width 16] [--batch 2] [--tile Z Y X] [--workers 2 | --resident] [--steps 5] [--json]
 
 Prepared cases are made up and kept in a temporary folder; the network is drawn at random. A sample is a whole scan, or
-with --tile one tile of a scan, with truth maps, augmented as in training.
+with --tile one tile of a scan, with truth maps, augmented as in training; with --resident on the device.
 """
 
 from __future__ import annotations
@@ -58,14 +58,22 @@ def made_up_cases(folder: Path) -> list[TrainingCase]:
 
 
 def pipeline_rate(dataset: CohortDataset, batch: int, workers: int, batches: int) -> float:
-    """Samples a second that `workers` processes prepare while no network is trained."""
+    """Samples a second that `workers` processes, or none, prepare while no network is trained."""
     draws = [Draw(place % CASES, 0, place // CASES) for place in range(batch * (batches + WARM_UP))]
     loader = DataLoader(dataset, batch_size=batch, sampler=draws, num_workers=workers, collate_fn=stacked)
     start = 0.0
     for index, _ in enumerate(loader):
         if index == WARM_UP - 1:
+            synchronise()
             start = time.perf_counter()
+    synchronise()
     return batch * batches / (time.perf_counter() - start)
+
+
+def synchronise() -> None:
+    """Wait until a GPU, if there is one, has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def step_rate(
@@ -86,8 +94,7 @@ def step_rate(
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise()
         seconds.append(time.perf_counter() - start)
     return batch / statistics.median(seconds[WARM_UP:])
 
@@ -103,7 +110,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dataset = CohortDataset(
             cases, PAPER_PROFILE, Path(folder), ranges=AugmentationRanges(), with_truth=True, tile=cast(Any, tile)
         )
-        pipeline = pipeline_rate(dataset, options.batch, options.workers, options.steps)
+        if options.resident:
+            dataset.keep_on(device)
+        pipeline = pipeline_rate(dataset, options.batch, 0 if options.resident else options.workers, options.steps)
         step = step_rate(config, dataset[Draw(0, 0, 0)], device, precision, options.batch, options.steps)
     result: dict[str, Any] = {
         "device": device.type,
@@ -128,6 +137,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--tile", type=int, nargs=3, metavar=("Z", "Y", "X"))
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--resident", action="store_true", help="keep cases on the device and augment them there")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument("--json", action="store_true")

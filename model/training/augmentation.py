@@ -355,7 +355,7 @@ def _sampling_grid(affine: AffineMap, shape: tuple[int, int, int], sampled: Sequ
     views = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
     for axis in range(3):
         parts = [
-            (torch.arange(size, dtype=torch.float64) * matrix[axis, other]).float().to(device).view(view)
+            (torch.arange(size, dtype=torch.float64, device=device) * float(matrix[axis, other])).float().view(view)
             for other, (size, view) in enumerate(zip(shape, views, strict=True))
         ]
         torch.add(parts[0] + parts[1] + float(translation[axis]), parts[2], out=grid[0, ..., 2 - axis])

@@ -13,7 +13,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,8 @@ FORMAT = 1
 LEVELS = 255
 TRUTH_LEVELS = 255
 DIGEST_LENGTH = 16
+
+_STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,25 @@ class PreparedCase:
     extent_mm: tuple[float, float, float]
     low_attenuation_percentage: float
     percentages: tuple[float, float] | None
+
+    def on(self, device: torch.device) -> PreparedCase:
+        """The case with its tensors on a device: 27 MB, or hardly any where all slices are the same."""
+
+        def moved(part: Tensor) -> Tensor:
+            first = part[:1].expand_as(part)
+            return part[:1].to(device).expand_as(part) if torch.equal(part, first) else part.to(device)
+
+        tensors: dict[str, Any] = {name: moved(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **tensors)
+
+    @cached_property
+    def tile_centres(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Voxels that tiles are drawn around, each N x 3, z y x: some of the lung, and those where centrilobular and where
+        paraseptal emphysema fills at least half of a voxel of the maps."""
+        assert self.truth is not None, "the manifest was checked for truth maps"
+        masks = [self.lung[::_STRIDE, ::_STRIDE, ::_STRIDE]]
+        masks += [part[:: _STRIDE // 2, :: _STRIDE // 2, :: _STRIDE // 2] > TRUTH_LEVELS // 2 for part in self.truth]
+        return tuple(_STRIDE * np.argwhere(mask.cpu().numpy()) for mask in masks)
 
 
 def cache_path(case: TrainingCase, profile: Profile, folder: Path) -> Path:

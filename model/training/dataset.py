@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..cohort.manifest import Interval, Scores, TrainingCase
 from ..fleischner import SUBTYPES
-from ..preprocessing import Profile, labels_on_map_grid
+from ..preprocessing import Profile
 from .augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
@@ -120,12 +120,13 @@ def assemble(
     if with_truth:
         maps = prepared.truth
         if maps is None:  # they cannot be left out: a batch may hold cases of both kinds
-            maps = torch.zeros(2, *(size // 2 for size in prepared.image.shape), dtype=torch.uint8)
+            shape = [size // 2 for size in prepared.image.shape]
+            maps = torch.zeros(2, *shape, dtype=torch.uint8, device=prepared.image.device)
         truth = moved(maps, augmentation, extent, AVERAGED_LATTICE, AVERAGED_LATTICE, tile) / TRUTH_LEVELS
     suspect = prepared.suspect if with_suspect else None
     return Batch(
         image=image[None],
-        lung=torch.from_numpy(labels_on_map_grid(lung.numpy())),
+        lung=lung[..., ::2, ::2, ::2].contiguous(),  # as `labels_on_map_grid`
         low_attenuation=low_attenuation,
         truth=truth,
         has_truth=torch.tensor(with_truth and prepared.truth is not None),
@@ -182,6 +183,12 @@ class CohortDataset(Dataset[Batch]):
         self._tile = tile
         self._slab = slab
         self._simulated = simulated
+        self._device: torch.device | None = None
+        self._resident: dict[Path, PreparedCase] = {}
+
+    def keep_on(self, device: torch.device) -> None:
+        """From the first reading on, keep cases in the memory of a device, and augment them there."""
+        self._device = device
 
     def __len__(self) -> int:
         return len(self.cases) + (self._simulated.size if self._simulated else 0)
@@ -207,7 +214,7 @@ class CohortDataset(Dataset[Batch]):
         augmentation = WITHOUT_CHANGE
         if self._ranges is not None:
             augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, known.entity, draw.occurrence)
-        prepared = read_case(path)
+        prepared = self._read(path)
         tile = self._drawn_tile(prepared, known, augmentation, draw)
         return assemble(
             prepared,
@@ -221,6 +228,15 @@ class CohortDataset(Dataset[Batch]):
             intervals=known.intervals,
             leading=known.leading,
         )
+
+    def _read(self, path: Path) -> PreparedCase:
+        if self._device is None:
+            return read_case(path)
+        if path not in self._resident:
+            for former in [former for former in self._resident if not former.is_file()]:
+                del self._resident[former]  # simulated, and no longer of the pool
+            self._resident[path] = read_case(path).on(self._device)
+        return self._resident[path]
 
     def _case(self, draw: Draw) -> tuple[Knowledge, Path]:
         if draw.place < len(self.cases):

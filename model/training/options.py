@@ -173,6 +173,15 @@ class RunOptions:
         metadata=_note(_MACHINE, "processes that prepare scans, and as many that simulate", local=True, may_change=True),
     )
 
+    resident: bool = field(
+        default=False,
+        metadata=_note(
+            _MACHINE,
+            "keep prepared scans in the memory of --device, 27 MB each, and augment them there; --workers then only simulate",
+            may_change=True,
+        ),
+    )
+
     name: str | None = field(
         default=None, metadata=_note(_BUNDLE, "default: the name of --output", local=True, may_change=True)
     )

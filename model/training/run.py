@@ -112,6 +112,9 @@ def train(
         [] if fresh is None else [LambdaCallback(on_train_epoch_start=lambda trainer, _: fresh.ready(trainer.current_epoch))]
     )
     trainer = build_trainer(options, output, steps, callbacks)
+    if options.resident:
+        for dataset in (learnt, judged):
+            dataset.keep_on(trainer.strategy.root_device)
     rank = trainer.global_rank
     training_batches = _training_batches(options, learnt, training, rank)
     # The loop sets it, but only after it has begun to fetch the first batches.
@@ -261,8 +264,8 @@ def _loader(dataset: CohortDataset, options: RunOptions, workers: int, batches: 
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=0 if options.resident else workers,
         collate_fn=stacked,
-        pin_memory=options.device == "cuda",
-        persistent_workers=workers > 0,
+        pin_memory=options.device == "cuda" and not options.resident,
+        persistent_workers=workers > 0 and not options.resident,
     )

@@ -10,8 +10,6 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
 from .augmentation import AffineMap, Tile
 from .cache import PreparedCase
@@ -24,7 +22,6 @@ MULTIPLE = 16
 KIND_WEIGHTS = (1.0, 1.0, 2.0)
 """How often a tile is drawn around lung, centrilobular and paraseptal emphysema: the last is the harder to learn."""
 
-_STRIDE = 4
 _TILE_STREAM, _SLAB_STREAM = 1, 2
 
 
@@ -58,7 +55,7 @@ def draw_tile(
         occurrence: how often the case has come up in this epoch already.
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
-    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, _candidates(case), strict=True) if len(found)]
+    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, case.tile_centres, strict=True) if len(found)]
     whole_shape = case.image.shape
     voxel = np.array(whole_shape) / 2
     if kinds:
@@ -85,11 +82,3 @@ def draw_slab(depth: int, input_shape: Triple, *, seed: int, epoch: int, entity:
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _SLAB_STREAM))
     start = 2 * int(generator.integers((input_shape[0] - depth) // 2 + 1))
     return Tile((start, 0, 0), (depth, *input_shape[1:]))
-
-
-def _candidates(case: PreparedCase) -> list[npt.NDArray[np.int64]]:
-    """Voxels of the input, N x 3: some of the lung, and those where a subtype fills at least half of a voxel of the maps."""
-    assert case.truth is not None, "the manifest was checked for truth maps"
-    masks: list[tuple[Tensor, int]] = [(case.lung[::_STRIDE, ::_STRIDE, ::_STRIDE], _STRIDE)]
-    masks += [(part[::2, ::2, ::2] >= 128, _STRIDE) for part in case.truth]
-    return [stride * np.argwhere(mask.numpy()) for mask, stride in masks]

@@ -1,20 +1,57 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.preprocessing import PAPER_PROFILE
-from model.training.cache import read_case
+from model.training import dataset
+from model.training.augmentation import PAPER_RANGES
+from model.training.cache import PreparedCase, read_case, write_case
 from model.training.dataset import CohortDataset, Draw
 from model.training.fresh import CasePool, FreshCases
+from test.training.test_augmentation import prepared_case
 
 
 def test_new_cases_take_the_place_of_the_oldest(tmp_path: Path) -> None:
     pool = CasePool(tmp_path, seed=3, fresh=2, size=5)
     epochs = [{pool.number(place, epoch) for place in range(pool.size)} for epoch in range(3)]
     assert epochs == [{0, 1, 2, 3, 4}, {2, 3, 4, 5, 6}, {4, 5, 6, 7, 8}]
+
+
+def test_cases_in_the_memory_of_a_device_are_read_once_give_the_same_samples_and_leave_with_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = CasePool(tmp_path, seed=3, fresh=1, size=1)
+    case = prepared_case()
+    same = {name: getattr(case, name)[40].expand_as(case.image).contiguous() for name in ("image", "lung")}
+    write_case(case, pool.path(0))
+    write_case(replace(case, **same), pool.path(1))
+    datasets = [
+        CohortDataset([], PAPER_PROFILE, tmp_path, ranges=PAPER_RANGES, with_truth=True, tile=(32, 48, 48), simulated=pool)
+        for _ in range(2)
+    ]
+    read, resident = datasets
+    resident.keep_on(torch.device("cpu"))
+    expected = [read[Draw(0, epoch, occurrence)] for epoch, occurrence in ((0, 0), (0, 1), (1, 0))]
+    reads: list[Path] = []
+
+    def noted(path: Path) -> PreparedCase:
+        reads.append(path)
+        return read_case(path)
+
+    monkeypatch.setattr(dataset, "read_case", noted)
+    found = [resident[Draw(0, 0, occurrence)] for occurrence in range(2)]
+    pool.path(0).unlink()
+    found.append(resident[Draw(0, 1, 0)])
+    assert reads == [pool.path(0), pool.path(1)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    pool.path(1).unlink()
+    with pytest.raises(OSError, match="No such file"):
+        resident[Draw(0, 0, 0)]  # it left when the second case came
 
 
 @pytest.mark.slow

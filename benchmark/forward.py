@@ -1,0 +1,118 @@
+"""Time the network's forward pass on a GPU: plain, with algorithms of cuDNN chosen by trial, as a CUDA graph, and compiled.
+
+Usage: python benchmark/forward.py [--base-width 64] [--precision float16 bfloat16] [--ways plain graph] [--json]
+
+The input is one scan of 128 x 224 x 288 that lies in the GPU's memory. A process of process.py runs the network once for each
+scan, so that the first pass counts as much as the following ones: `first_ms` is what a way costs before and in its first pass.
+Every way runs in a process of its own, since libraries keep what they have loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmark.complexity import measure
+from benchmark.inference import printed
+from model.network import EmphysemaNetwork, NetworkConfig, build_network
+from model.preprocessing import PAPER_INPUT_SHAPE
+from model.subtyping import choose_device, choose_precision
+
+WAYS = ("plain", "trial", "graph", "compiled")
+PASSES = 20
+
+
+def placed_network(base_width: int, precision: torch.dtype) -> EmphysemaNetwork:
+    """An untrained network, placed as `EmphysemaSubtyper` places one."""
+    network = build_network(NetworkConfig("resnet34", "regression", base_width)).eval()
+    for part in (network.backbone, network.reconstruction):
+        part.to("cuda", precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.head.to("cuda")
+    return network
+
+
+def forward(way: str, network: EmphysemaNetwork, image: Tensor) -> Callable[[], object]:
+    """A function that runs the network on `image`."""
+    if way == "trial":
+        torch.backends.cudnn.benchmark = True
+    if way == "compiled":
+        compiled = torch.compile(network)
+        return lambda: compiled(image)
+    if way == "graph":
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            network(image)  # a graph cannot hold what libraries do in their first call
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            network(image)
+        return graph.replay
+    return lambda: network(image)
+
+
+@torch.no_grad()
+def timed(way: str, base_width: int, precision: torch.dtype) -> dict[str, Any]:
+    """Milliseconds of the first pass with all that it needs, and of the following ones (median); GB of GPU memory at most."""
+    network = placed_network(base_width, precision)
+    image = torch.rand(1, 1, *PAPER_INPUT_SHAPE, device="cuda").to(precision, memory_format=torch.channels_last_3d)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run = forward(way, network, image)
+    run()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(PASSES)]
+    for before, after in events:
+        before.record()
+        run()
+        after.record()
+    torch.cuda.synchronize()
+    milliseconds = sorted(before.elapsed_time(after) for before, after in events)[PASSES // 2]
+    operations = 2e9 * measure(NetworkConfig("resnet34", "regression", base_width)).gmacs
+    return {
+        "precision": str(precision).removeprefix("torch."),
+        "way": way,
+        "first_ms": round(1000 * first),
+        "following_ms": round(milliseconds, 2),
+        "teraflops": round(operations / milliseconds / 1e9, 1),
+        "gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time the network's forward pass on a GPU.")
+    parser.add_argument("--base-width", type=int, default=64)
+    parser.add_argument("--precision", nargs="+", choices=("float16", "bfloat16", "float32"), default=["float16", "bfloat16"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    device, notes = choose_device("auto")
+    if device.type != "cuda":
+        print(f"there is no GPU to measure on; {', '.join(notes) or 'benchmark/inference.py times the CPU'}", file=sys.stderr)
+        return 2
+    if len(options.precision) == len(options.ways) == 1:
+        rows = [timed(options.ways[0], options.base_width, choose_precision(options.precision[0], device))]
+    else:
+        rows = []
+        for precision in options.precision:
+            for way in options.ways:
+                command = [sys.executable, __file__, "--precision", precision, "--ways", way, "--json"]
+                command += ["--base-width", str(options.base_width)]
+                rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print(json.dumps(rows) if options.json else f"{torch.cuda.get_device_name()}\n\n{printed(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
