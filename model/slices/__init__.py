@@ -20,6 +20,9 @@ LUNG_ARCHITECTURES: tuple[LungArchitecture, ...] = get_args(LungArchitecture)
 ArchitectureName = PaperArchitecture | LungArchitecture
 ARCHITECTURES: tuple[ArchitectureName, ...] = (*PAPER_ARCHITECTURES, *LUNG_ARCHITECTURES)
 
+PART_NAMES = ("image", *(f"patient-{number}" for number in range(1, 6)))
+"""The splits of a comparison: the paper's by image, and five folds by patient."""
+
 CLASSES = ("CLE", "PLE", "PSE", "NT")
 """Folder names, and the order of all probabilities: centrilobular, panlobular, paraseptal, normal tissue."""
 

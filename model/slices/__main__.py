@@ -7,19 +7,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
 from .. import SHIPPED_WEIGHTS
-from ..command_line import OneLineParser, module_command
+from ..command_line import DeviceName, OneLineParser, module_command
 from ..errors import InputError
-from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, LungArchitecture
+from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, PART_NAMES, LungArchitecture
 from .settings import Settings
 
 # Keras and torch take seconds to import: commands that need them import them themselves.
 if TYPE_CHECKING:
+    from .comparison import Trial
     from .dataset import Slices
 
 SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
@@ -61,7 +63,21 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--folds", type=_whole(1), default=5, help="of the split by patient, at most five; default: %(default)s"
     )
-    compare.add_argument("--output", type=Path, metavar="DIR", help="write comparison.json and comparison.md there too")
+    compare.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write the report and diagrams there too, and each network's answers as soon as it is trained: the same command "
+        "goes on where it was stopped",
+    )
+    compare.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PART_NAMES,
+        default=PART_NAMES,
+        metavar="PART",
+        help=f"train these now, of {', '.join(PART_NAMES)}: several commands with one --output share the work",
+    )
     for command, weights in (
         (train, "a .h5 file of base weights (.pth for texture)"),
         (compare, "a folder of such files"),
@@ -74,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--patience", type=_whole(1), help="of the paper's: stop after so many epochs without improvement")
         command.add_argument("--batch-size", type=_whole(1), default=32, help="of the paper's; default: %(default)s")
         command.add_argument("--seed", type=_whole(0), default=0, help="of initial weights and augmentation")
+        command.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: a GPU if there is one")
 
     predict = commands.add_parser("predict", help="classify slices")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, one DICOM file, or a volume")
@@ -100,11 +117,17 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
+    from ..subtyping import choose_device
+
+    device, notes = choose_device(options.device)
+    for note in notes:
+        print(note, file=sys.stderr)
     return Settings(
         epochs=options.epochs,
         patience=options.patience,
         batch_size=options.batch_size,
         seed=options.seed,
+        device=device.type,
     )
 
 
@@ -119,8 +142,9 @@ def _read(folder: Path) -> Slices:
 
 def _train(options: argparse.Namespace) -> None:
     from .bundle import SliceMetadata, check_bundle_place, write_bundle
-    from .comparison import Trial, class_table, splits_of, table
+    from .comparison import Trial, class_table, table
     from .metrics import measure
+    from .parts import splits_of
     from .training import predict, train
 
     check_bundle_place(options.output)
@@ -134,15 +158,21 @@ def _train(options: argparse.Namespace) -> None:
     if name not in splits:
         raise InputError(options.data, "the patients are not known", "patients.csv in it, or --split image")
     (split,) = splits[name]
-    network, epochs = train(options.architecture, slices, split, _settings(options), options.base_weights)
+    network, curve = train(options.architecture, slices, split, _settings(options), options.base_weights)
     patients = None if slices.patients is None else slices.patients[split.test]
     answers = predict(network, slices, split.test).argmax(axis=1)
-    trial = Trial(options.architecture, name, measure(slices.labels[split.test], answers, patients), (epochs,))
+    trial = Trial(options.architecture, name, measure(slices.labels[split.test], answers, patients), (len(curve),))
     metadata = SliceMetadata(
         architecture=options.architecture,
         trained_on=options.name or options.data.resolve().name,
         base_weights=_described(options.base_weights),
-        training={"slices": len(split.train), "split": name, "epochs": epochs, "seed": options.seed},
+        training={
+            "slices": len(split.train),
+            "split": name,
+            "epochs": len(curve),
+            "seed": options.seed,
+            "curve": [asdict(point) for point in curve],
+        },
         performance=trial.performance.as_json(),
     )
     write_bundle(options.output, network, metadata)
@@ -152,8 +182,8 @@ def _train(options: argparse.Namespace) -> None:
 def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
     """Five networks, each without a fifth of the patients: what they say of those gives figures, temperature and threshold."""
     from .bundle import SliceMetadata, write_bundle
-    from .comparison import splits_of
     from .cross_validation import together, train_folds
+    from .parts import splits_of
     from .report import report, summed_up, write_report
 
     if options.report:
@@ -191,25 +221,40 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .comparison import class_table, compare, table
+    from .comparison import class_table, compare, confusion_table, reliability_table, table
+    from .parts import KeptParts
 
+    settings = _settings(options)
     if options.output:
         _make_report_folder(options.output)
     slices = _read(options.data)
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
+    kept = KeptParts(options.output, slices, settings, options.base_weights) if options.output else None
     trials = []
-    for trial in compare(slices, options.architectures, _settings(options), options.base_weights, options.folds):
+    for trial in compare(slices, options.architectures, settings, options.base_weights, options.folds, kept, options.parts):
         trials.append(trial)
         print(f"{trial.architecture}, split by {trial.split}: accuracy {trial.performance.accuracy}", file=sys.stderr)
-    text = f"{table(trials)}\n\n{class_table(trials)}\n"
+    text = "\n\n".join(part(trials) for part in (table, class_table, confusion_table, reliability_table)) + "\n"
     print(text)
     if options.output:
-        rows = [
-            {"architecture": t.architecture, "split": t.split, "epochs": t.epochs, **t.performance.as_json()} for t in trials
-        ]
-        document = {"slices": len(slices.labels), "seed": options.seed, "notes": notes, "trials": rows}
-        (options.output / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        (options.output / "comparison.md").write_text(text, encoding="utf-8")
+        _write_comparison(options.output, text, trials, {"slices": len(slices.labels), "seed": options.seed, "notes": notes})
+
+
+def _write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: dict[str, object]) -> None:
+    from .report import curves_figure, png, reliability_figure
+
+    rows = []
+    for trial in trials:
+        row = {"architecture": trial.architecture, "split": trial.split, "epochs": trial.epochs, **trial.performance.as_json()}
+        curves = [{"curve": [asdict(point) for point in curve]} for curve in trial.curves]
+        name = f"{trial.architecture}-{trial.split}"
+        (folder / f"reliability-{name}.png").write_bytes(png(reliability_figure(trial.reliability)))
+        if any(trial.curves):
+            (folder / f"learning-curves-{name}.png").write_bytes(png(curves_figure(curves)))
+        rows.append({**row, "reliability": [asdict(bar) for bar in trial.reliability], "curves": curves})
+    document = {**origin, "trials": rows}
+    (folder / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -56,6 +56,19 @@ class Changes:
     noise_seed: int
     erased: Tensor
 
+    def to(self, device: str) -> Changes:
+        """The same on another device; its noise differs there."""
+        return Changes(
+            places=self.places.to(device),
+            offset=self.offset.to(device),
+            slope=self.slope.to(device),
+            gamma=self.gamma.to(device),
+            sharpness=self.sharpness.to(device),
+            noise=self.noise.to(device),
+            noise_seed=self.noise_seed,
+            erased=self.erased.to(device),
+        )
+
 
 def draw(count: int, rng: np.random.Generator) -> Changes:
     """Draw changes for `count` crops."""
@@ -106,16 +119,17 @@ def applied(hounsfield: Tensor, lungs: Tensor, changes: Changes) -> tuple[Tensor
     column = (slice(None), None, None)
     blurred = functional.avg_pool2d(levels[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
     levels = levels + changes.sharpness[column] * (levels - blurred)
-    generator = torch.Generator().manual_seed(changes.noise_seed)
-    coarse = torch.randn((len(levels), levels.shape[1] // 2, levels.shape[2] // 2), generator=generator)
+    generator = torch.Generator(levels.device).manual_seed(changes.noise_seed)
+    size = (len(levels), levels.shape[1] // 2, levels.shape[2] // 2)
+    coarse = torch.randn(size, generator=generator, device=levels.device)
     grain = functional.interpolate(coarse[:, None], levels.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     levels = levels + changes.noise[column] * grain
     levels = -1000 + changes.slope[column] * (levels + 1000) + changes.offset[column]
     low, high = WIDE_WINDOW
     share = ((levels - low) / (high - low)).clamp(0, 1.2)
     levels = low + (high - low) * share ** changes.gamma[column]
-    rows = torch.linspace(0, 1, levels.shape[1])[None, :, None]
-    columns = torch.linspace(0, 1, levels.shape[2])[None, None, :]
+    rows = torch.linspace(0, 1, levels.shape[1], device=levels.device)[None, :, None]
+    columns = torch.linspace(0, 1, levels.shape[2], device=levels.device)[None, None, :]
     top, bottom, left, right = (edge[column] for edge in changes.erased.unbind(1))
     hidden = (rows > top) & (rows < bottom) & (columns > left) & (columns < right)
     return levels.masked_fill(hidden, -300.0), mask.masked_fill(hidden, 0.0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 from ..errors import InputError
-from . import CLASSES, LUNG_ARCHITECTURES, ArchitectureName
-from .cross_validation import answers
-from .dataset import Slices, Split, SplitName, folds_by_patient, split_by_image
-from .metrics import Performance, measure
+from . import CLASSES, LUNG_ARCHITECTURES, PART_NAMES, ArchitectureName
+from .confidence import ReliabilityBin, calibration_error, reliability
+from .cross_validation import Fold, answers
+from .dataset import Slices, SplitName
+from .metrics import CurvePoint, Performance, measure
+from .parts import KeptParts, parts_of
 from .settings import Settings
 
 TITLES = {
@@ -53,28 +56,18 @@ class Trial:
     """One architecture on one kind of split.
 
     Attributes:
-        epochs: of each network that was trained, one a fold.
+        performance: on all slices set aside.
+        reliability: of their probabilities, as they are.
+        curves: learning curve of each network that was trained, one a fold.
+        epochs: of each of them.
     """
 
     architecture: ArchitectureName
     split: SplitName
     performance: Performance
     epochs: tuple[int, ...]
-
-
-def splits_of(slices: Slices, folds: int) -> dict[SplitName, list[Split]]:
-    """The paper's one split by image, and `folds` by patient where the patients are known.
-
-    Raises:
-        InputError: a class has too few slices or patients to be split.
-    """
-    try:
-        splits: dict[SplitName, list[Split]] = {"image": [split_by_image(slices)]}
-        if slices.patients is not None:
-            splits["patient"] = folds_by_patient(slices)[:folds]
-    except ValueError as error:
-        raise InputError("--data", f"cannot be split ({error})", "at least 5 slices, and 5 patients, of each class") from error
-    return splits
+    reliability: list[ReliabilityBin] = field(default_factory=list)
+    curves: tuple[list[CurvePoint], ...] = ()
 
 
 def base_file(folder: Path | str | None, architecture: ArchitectureName) -> Path | str | None:
@@ -100,18 +93,47 @@ def compare(
     settings: Settings,
     base_weights: Path | str | None = None,
     folds: int = 5,
+    kept: KeptParts | None = None,
+    only: Sequence[str] = PART_NAMES,
 ) -> Iterator[Trial]:
-    """Train every architecture on every split there is, and say how it did on what was set aside."""
+    """Train every architecture on every split there is, and say how it did on what was set aside.
+
+    Args:
+        kept: networks that were trained before, which are not trained again; what is trained now is added.
+        only: names of the parts to train now. A kind of split of which a part is missing then is left out.
+    """
     files = {architecture: base_file(base_weights, architecture) for architecture in architectures}
-    splits = splits_of(slices, folds)
+    parts = parts_of(slices, folds)
     for architecture in architectures:
-        for name, those in splits.items():
-            trained = answers(architecture, slices, those, settings, files[architecture])
-            aside = np.concatenate([fold.split.test for fold in trained])
-            found = np.concatenate([fold.logits.argmax(axis=1) for fold in trained])
-            patients = None if slices.patients is None else slices.patients[aside]
-            performance = measure(slices.labels[aside], found, patients)
-            yield Trial(architecture, name, performance, tuple(fold.epochs for fold in trained))
+        found = {part.name: None if kept is None else kept.read(architecture, part) for part in parts}
+        missing = [part for part in parts if found[part.name] is None and part.name in only]
+        if missing:
+            splits = [(part.number, part.split) for part in missing]
+            trained = answers(architecture, slices, splits, settings, files[architecture])
+            for part, fold in zip(missing, trained, strict=True):
+                found[part.name] = fold
+                if kept is not None:
+                    kept.write(architecture, part, fold)
+        for kind in dict.fromkeys(part.kind for part in parts):
+            those = [found[part.name] for part in parts if part.kind == kind]
+            whole = [fold for fold in those if fold is not None]
+            if len(whole) == len(those):
+                yield _trial(architecture, kind, slices, whole)
+
+
+def _trial(architecture: ArchitectureName, kind: SplitName, slices: Slices, folds: Sequence[Fold]) -> Trial:
+    aside = np.concatenate([fold.split.test for fold in folds])
+    logits = np.concatenate([fold.logits for fold in folds])
+    labels = slices.labels[aside]
+    patients = None if slices.patients is None else slices.patients[aside]
+    return Trial(
+        architecture,
+        kind,
+        measure(labels, logits.argmax(axis=1), patients),
+        tuple(fold.epochs for fold in folds),
+        reliability(softmax(logits, axis=1), labels),
+        tuple(fold.curve for fold in folds),
+    )
 
 
 def table(trials: Sequence[Trial]) -> str:
@@ -141,4 +163,23 @@ def class_table(trials: Sequence[Trial]) -> str:
         result = trial.performance
         rates = " | ".join(str(rates[label]) for label in CLASSES for rates in (result.class_precision, result.class_recall))
         lines.append(f"| {TITLES[trial.architecture]} | {trial.split} | {rates} |")
+    return "\n".join(lines)
+
+
+def confusion_table(trials: Sequence[Trial]) -> str:
+    """Slices of each class by what they were called, in Markdown."""
+    lines = ["| architecture | split by | class | " + " | ".join(f"called {label}" for label in CLASSES) + " |"]
+    lines.append("| --- " * (3 + len(CLASSES)) + "|")
+    for trial in trials:
+        for label, row in zip(CLASSES, trial.performance.confusion, strict=True):
+            lines.append(f"| {TITLES[trial.architecture]} | {trial.split} | {label} | {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
+
+
+def reliability_table(trials: Sequence[Trial]) -> str:
+    """How far probabilities can be taken at their word, in Markdown: expected calibration error in points."""
+    lines = ["| architecture | split by | expected calibration error |", "| --- | --- | --- |"]
+    for trial in trials:
+        error = 100 * calibration_error(trial.reliability)
+        lines.append(f"| {TITLES[trial.architecture]} | {trial.split} | {error:.1f} |")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from . import ArchitectureName, LungArchitecture
 from .confidence import choose_threshold, fit_temperature
 from .dataset import Slices, Split
 from .lung_networks import LungNetwork
-from .lung_training import CurvePoint, LungSettings, both_ways, fit
-from .metrics import Performance, measure
+from .lung_training import LungSettings, both_ways, fit
+from .metrics import CurvePoint, Performance, measure
 from .settings import Settings
 from .texture import TextureNetwork
 from .texture_training import TextureSettings, features_of, fit_heads, load_base, logits_of
@@ -91,52 +91,66 @@ def train_folds(
         the folds, and the networks to ship: of the texture network one that is trained on all slices, else those of the folds.
     """
     if architecture == "texture":
-        return _texture_folds(slices, splits, TextureSettings(seed=settings.seed), base_weights, note)
-    chosen = LungSettings(seed=settings.seed)
-    if settings.epochs is not None:
-        chosen = replace(chosen, epochs=settings.epochs)
+        return _texture_folds(slices, splits, settings, base_weights, note)
     folds, networks = [], []
-    for number, split in enumerate(splits):
-        fitted = fit(slices, split, chosen, number)
-        logits = both_ways(fitted.network, slices, split.test).numpy().astype(np.float64)
-        folds.append(Fold(split, logits, chosen.epochs, fitted.curve))
-        networks.append(fitted.network)
-        note(f"fold {number + 1}: {fitted.curve[-1]}")
+    for fold, network in _residual_folds(slices, enumerate(splits), settings):
+        folds.append(fold)
+        networks.append(network)
+        note(f"fold {len(folds)}: {fold.curve[-1]}")
     return folds, networks
 
 
+def _residual_folds(
+    slices: Slices, splits: Iterable[tuple[int, Split]], settings: Settings
+) -> Iterator[tuple[Fold, LungNetwork]]:
+    chosen = LungSettings(seed=settings.seed, device=settings.device)
+    if settings.epochs is not None:
+        chosen = replace(chosen, epochs=settings.epochs)
+    for number, split in splits:
+        fitted = fit(slices, split, chosen, number)
+        logits = both_ways(fitted.network, slices, split.test).numpy().astype(np.float64)
+        yield Fold(split, logits, chosen.epochs, fitted.curve), fitted.network.cpu()
+
+
 def _texture_folds(
-    slices: Slices, splits: Sequence[Split], settings: TextureSettings, base_weights: Path | None, note: Callable[[str], None]
+    slices: Slices, splits: Sequence[Split], settings: Settings, base_weights: Path | None, note: Callable[[str], None]
 ) -> tuple[list[Fold], list[LungNetwork]]:
+    chosen = TextureSettings(seed=settings.seed, device=settings.device)
     network = TextureNetwork()
     if base_weights is not None:
         load_base(network, base_weights)
     views = []
-    for view in range(settings.views):
-        views.append(features_of(network, slices, view, settings.seed))
-        note(f"view {view + 1} of {settings.views}")
+    for view in range(chosen.views):
+        views.append(features_of(network, slices, view, chosen.seed, chosen.device))
+        note(f"view {view + 1} of {chosen.views}")
     folds = []
     for split in splits:
-        fold = fit_heads(network, views, slices.labels, split.train, settings)
+        fold = fit_heads(network, views, slices.labels, split.train, chosen)
         folds.append(Fold(split, logits_of(fold, views, split.test)))
-    return folds, [fit_heads(network, views, slices.labels, np.arange(len(slices.labels)), settings)]
+    return folds, [fit_heads(network, views, slices.labels, np.arange(len(slices.labels)), chosen)]
 
 
 def answers(
     architecture: ArchitectureName,
     slices: Slices,
-    splits: Sequence[Split],
+    splits: Sequence[tuple[int, Split]],
     settings: Settings,
     base_weights: Path | str | None = None,
-) -> list[Fold]:
-    """Train any network on each split."""
-    if architecture == "texture" or architecture == "residual":
-        return train_folds(architecture, slices, splits, settings, None if base_weights is None else Path(base_weights))[0]
-    from .training import predict, train  # Keras takes seconds to import
+) -> Iterator[Fold]:
+    """Train any network on each split.
 
-    folds = []
-    for split in splits:
-        network, epochs = train(architecture, slices, split, settings, base_weights, verbose=False)
-        shares = predict(network, slices, split.test)
-        folds.append(Fold(split, np.log(shares.clip(1e-12)), epochs))
-    return folds
+    Args:
+        splits: which one of its kind each is, from 0, which goes into random numbers; and the split.
+    """
+    if architecture == "texture":
+        weights = None if base_weights is None else Path(base_weights)
+        yield from train_folds(architecture, slices, [split for _, split in splits], settings, weights)[0]
+    elif architecture == "residual":
+        yield from (fold for fold, _ in _residual_folds(slices, splits, settings))
+    else:
+        from .training import predict, train  # Keras takes seconds to import
+
+        for _, split in splits:
+            network, curve = train(architecture, slices, split, settings, base_weights, verbose=False)
+            shares = predict(network, slices, split.test)
+            yield Fold(split, np.log(shares.clip(1e-12)), len(curve), curve)

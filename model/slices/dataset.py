@@ -54,10 +54,14 @@ class Slices:
     files: tuple[str, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
 
-    def pixels(self, indices: npt.NDArray[np.int64]) -> Tensor:
+    def crops(self, indices: npt.NDArray[np.int64], device: str = "cpu") -> tuple[Tensor, Tensor]:
+        """HU of some slices and their lungs, 0 to 1: both N x 336 x 336, float32."""
+        levels = torch.from_numpy(self.hounsfield[indices]).to(device).float()
+        return levels, torch.from_numpy(self.lungs[indices]).to(device).float() / 255
+
+    def pixels(self, indices: npt.NDArray[np.int64], device: str = "cpu") -> Tensor:
         """The networks' input of some slices, N x 3 x 336 x 336, 0 to 1."""
-        levels = torch.from_numpy(self.hounsfield[indices].astype(np.float32))
-        return channels(levels, torch.from_numpy(self.lungs[indices].astype(np.float32) / 255))
+        return channels(*self.crops(indices, device))
 
 
 @dataclass(frozen=True)

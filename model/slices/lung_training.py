@@ -15,6 +15,7 @@ from .augmentation import applied, draw
 from .dataset import Slices, Split
 from .inputs import channels, shrunk
 from .lung_networks import LungNetwork, ResidualNetwork
+from .metrics import CurvePoint
 
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05
@@ -32,6 +33,7 @@ class LungSettings:
     Attributes:
         learning_rate: the highest of the cycle.
         average: of the running average of the weights: how much of it stays at each step.
+        device: `cpu` or `cuda`.
     """
 
     epochs: int = 40
@@ -39,16 +41,7 @@ class LungSettings:
     learning_rate: float = 4e-3
     average: float = 0.99
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """What was measured after an epoch: the mean loss in training; cross-entropy and accuracy of the slices set aside."""
-
-    epoch: int
-    loss: float
-    validation_loss: float
-    validation_accuracy: float
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Fitted:
     """A trained network, and how it came about.
 
     Attributes:
-        network: with averaged weights.
+        network: with averaged weights, on the device.
         curve: measured, never used to choose an epoch.
     """
 
@@ -73,7 +66,7 @@ def fit(slices: Slices, split: Split, settings: LungSettings, fold: int = 0) -> 
     torch.manual_seed(settings.seed * 10 + fold)
     rng = np.random.default_rng([settings.seed, fold])
     network = ResidualNetwork()
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
     size = min(settings.batch_size, len(split.train))
     steps = len(split.train) // size
@@ -83,28 +76,28 @@ def fit(slices: Slices, split: Split, settings: LungSettings, fold: int = 0) -> 
     )
     labels = torch.from_numpy(slices.labels)
     counts = torch.bincount(labels[split.train], minlength=len(CLASSES))
-    criterion = nn.CrossEntropyLoss(weight=len(split.train) / len(CLASSES) / counts, label_smoothing=LABEL_SMOOTHING)
+    weight = (len(split.train) / len(CLASSES) / counts).to(settings.device)
+    criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=LABEL_SMOOTHING)
     curve, step = [], 0
     for epoch in range(1, settings.epochs + 1):
         network.train()
-        order, total = rng.permutation(split.train), 0.0
+        order, losses = rng.permutation(split.train), []
         for start in range(0, steps * size, size):
             chosen = order[start : start + size]
-            levels = torch.from_numpy(slices.hounsfield[chosen].astype(np.float32))
-            lungs = torch.from_numpy(slices.lungs[chosen].astype(np.float32) / 255)
-            pixels = shrunk(channels(*applied(levels, lungs, draw(len(chosen), rng))))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            levels, lungs = slices.crops(chosen, settings.device)
+            pixels = shrunk(channels(*applied(levels, lungs, draw(len(chosen), rng).to(settings.device))))
+            with torch.autocast(settings.device, dtype=torch.bfloat16):
                 logits = network(pixels)
-            loss = criterion(logits.float(), labels[chosen])
+            loss = criterion(logits.float(), labels[chosen].to(settings.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
             step += 1
             _follow(average, network, min(settings.average, (1 + step) / (10 + step)))
-            total += loss.item()
+            losses.append(loss.detach())  # a number would wait for the GPU
         if epoch % MEASURED_EVERY == 0 or epoch == settings.epochs:
-            curve.append(_measured(average, slices, split, epoch, total / steps))
+            curve.append(_measured(average, slices, split, epoch, sum(map(float, losses)) / steps))
     return Fitted(average.eval(), curve)
 
 
@@ -135,9 +128,10 @@ def _measured(network: LungNetwork, slices: Slices, split: Split, epoch: int, lo
 def both_ways(network: LungNetwork, slices: Slices, indices: npt.NDArray[np.int64], batch_size: int = 16) -> Tensor:
     """Logits of slices as they are and mirrored, averaged: N x 4."""
     network.eval()
+    device = next(network.parameters()).device.type
     results = []
     for start in range(0, len(indices), batch_size):
-        pixels = slices.pixels(indices[start : start + batch_size])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        pixels = slices.pixels(indices[start : start + batch_size], device)
+        with torch.autocast(device, dtype=torch.bfloat16):
             results.append(((network(pixels) + network(pixels.flip(3))) / 2).float())
-    return torch.cat(results)
+    return torch.cat(results).cpu()

@@ -28,6 +28,22 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """What was measured after an epoch of training.
+
+    Attributes:
+        loss: its mean in training.
+        validation_loss, validation_accuracy: cross-entropy and share of right answers, 0 to 1, on the slices set aside; of the
+            paper's networks on those that say when to stop, None where there are none.
+    """
+
+    epoch: int
+    loss: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Performance:
     """What a network did on the slices set aside; all in percent.
 

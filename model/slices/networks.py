@@ -57,7 +57,7 @@ class SliceNetwork:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor, temperature: float = 1.0) -> Tensor:
         """N x 4 probabilities for N x 3 x 336 x 336 pixels from 0 to 1."""
-        shares: Tensor = self.whole(shrunk(pixels).permute(0, 2, 3, 1), training=False).cpu()
+        shares: Tensor = self.whole(shrunk(pixels).permute(0, 2, 3, 1), training=False).cpu().float()
         return (shares.clamp_min(1e-12).log() / temperature).softmax(dim=1)
 
     def attention(self, pixels: Tensor, class_index: int) -> Tensor:

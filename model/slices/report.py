@@ -284,13 +284,15 @@ def curves_figure(folds: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, fold in enumerate(folds, start=1):
-        epochs = [point["epoch"] for point in fold["curve"]]
         colour = f"C{number - 1}"
+        epochs = [point["epoch"] for point in fold["curve"]]
         left.plot(epochs, [point["loss"] for point in fold["curve"]], color=colour, linestyle=":", linewidth=1)
-        left.plot(epochs, [point["validation_loss"] for point in fold["curve"]], color=colour, linewidth=1)
+        measured = [point for point in fold["curve"] if point["validation_loss"] is not None]
+        epochs = [point["epoch"] for point in measured]
+        left.plot(epochs, [point["validation_loss"] for point in measured], color=colour, linewidth=1)
         right.plot(
             epochs,
-            [100 * point["validation_accuracy"] for point in fold["curve"]],
+            [100 * point["validation_accuracy"] for point in measured],
             color=colour,
             linewidth=1,
             label=f"fold {number}",

@@ -18,6 +18,7 @@ class Settings:
             after which training ends; the best weights are kept. None: all epochs, on all slices to train on.
         learning_rate: of the paper's networks on base weights.
         scratch_learning_rate: of the paper's networks without.
+        device: `cpu` or `cuda`.
     """
 
     epochs: int | None = None
@@ -26,3 +27,4 @@ class Settings:
     learning_rate: float = 1e-3
     scratch_learning_rate: float = 3e-4
     seed: int = 0
+    device: str = "cpu"

@@ -33,6 +33,7 @@ class TextureSettings:
         views: of each slice: as it is, mirrored, and changed at random.
         rounds: each of as many slices as there are to train on, in one view each.
         learning_rate: the highest of the cycle.
+        device: `cpu` or `cuda`, on which features are computed; heads are so small that they learn on the CPU.
     """
 
     views: int = 6
@@ -42,6 +43,7 @@ class TextureSettings:
     weight_decay: float = 0.1
     label_smoothing: float = 0.05
     seed: int = 0
+    device: str = "cpu"
 
 
 def load_base(network: TextureNetwork, path: Path) -> None:
@@ -61,7 +63,7 @@ def load_base(network: TextureNetwork, path: Path) -> None:
         raise InputError(path, f"not such weights ({type(error).__name__})", expected) from error
 
 
-def features_of(network: TextureNetwork, slices: Slices, view: int, seed: int = 0) -> Features:
+def features_of(network: TextureNetwork, slices: Slices, view: int, seed: int = 0, device: str = "cpu") -> Features:
     """What the heads would see of every slice.
 
     Args:
@@ -70,21 +72,21 @@ def features_of(network: TextureNetwork, slices: Slices, view: int, seed: int = 
     Returns:
         N x features.
     """
-    network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rng = np.random.default_rng([seed, view])
     found = []
     for start in range(0, len(slices.labels), BATCH_SIZE):
-        levels = torch.from_numpy(slices.hounsfield[start : start + BATCH_SIZE].astype(np.float32))
-        lungs = torch.from_numpy(slices.lungs[start : start + BATCH_SIZE].astype(np.float32) / 255)
+        levels, lungs = slices.crops(np.arange(start, min(start + BATCH_SIZE, len(slices.labels))), device)
         if view == 1:
             levels, lungs = levels.flip(2), lungs.flip(2)
         elif view > 1:
-            levels, lungs = applied(levels, lungs, draw(len(levels), rng))
+            levels, lungs = applied(levels, lungs, draw(len(levels), rng).to(device))
         pixels = channels(levels, lungs)
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
             maps = network.maps(pixels)
         with torch.no_grad():
-            found.append(network.pool(pixels, maps).numpy())
+            found.append(network.pool(pixels, maps).cpu().numpy())
+    network.cpu()
     return np.concatenate(found).astype(np.float32)
 
 

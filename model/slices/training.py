@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from torch import Tensor
 from . import CLASSES, PaperArchitecture
 from .dataset import Slices, Split, part_of
 from .inputs import shrunk
+from .metrics import CurvePoint
 from .networks import SliceNetwork, build_network
 from .settings import EPOCHS, Settings
 
@@ -69,13 +73,23 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __getitem__(self, index: int) -> tuple[Tensor, npt.NDArray[np.float32]]:
         size = self._settings.batch_size
         chosen = self._order[index * size : (index + 1) * size]
-        pixels = shrunk(self._slices.pixels(chosen))
+        device = self._settings.device
+        pixels = shrunk(self._slices.pixels(chosen, device))
         if self._augment:
-            pixels = transformed(pixels, draw_transforms(len(chosen), self._rng))
+            with torch.autocast(device, enabled=False):  # in bfloat16, places would be off by half a pixel
+                pixels = transformed(pixels, draw_transforms(len(chosen), self._rng).to(device))
         return pixels.permute(0, 2, 3, 1).contiguous(), np.eye(len(CLASSES), dtype=np.float32)[self._slices.labels[chosen]]
 
     def on_epoch_end(self) -> None:
         self._order = self._rng.permutation(self._order)
+
+
+@contextlib.contextmanager
+def _on(device: str) -> Iterator[None]:
+    """Keras on a device; on a GPU in mixed precision, whose cached weights would be those of the step before."""
+    mixed = torch.autocast(device, torch.bfloat16, enabled=device != "cpu", cache_enabled=False)
+    with keras.device(device), mixed:
+        yield
 
 
 def train(
@@ -85,32 +99,33 @@ def train(
     settings: Settings,
     base_weights: Path | str | None = None,
     verbose: bool = True,
-) -> tuple[SliceNetwork, int]:
+) -> tuple[SliceNetwork, list[CurvePoint]]:
     """Train a network on the split's training slices.
 
     With base weights only the head learns; without them all of it does, at a smaller learning rate. The slices set aside are
-    not looked at, not even to stop.
+    not looked at, not even to stop. On a GPU, convolutions and products are computed in bfloat16.
 
     Returns:
-        the network, and the epochs that were trained.
+        the network, and a point of the learning curve for each epoch.
     """
     keras.utils.set_random_seed(settings.seed)
-    network = build_network(architecture, base_weights)
-    rate = settings.learning_rate if base_weights is not None else settings.scratch_learning_rate
-    network.whole.compile(optimizer=keras.optimizers.Adam(rate), loss="categorical_crossentropy", metrics=["accuracy"])
-    epochs = settings.epochs or EPOCHS
-    if settings.patience is None:
-        network.whole.fit(_Batches(slices, split.train, settings), epochs=epochs, verbose=2 if verbose else 0)
-        return network, epochs
-    inner = part_of(slices, split.train)
-    history = network.whole.fit(
-        _Batches(slices, inner.train, settings),
-        validation_data=_Batches(slices, inner.test, settings, augment=False),
-        callbacks=[keras.callbacks.EarlyStopping("val_loss", patience=settings.patience, restore_best_weights=True)],
-        epochs=epochs,
-        verbose=2 if verbose else 0,
-    )
-    return network, len(history.history["loss"])
+    validation: dict[str, Any] = {}
+    inner = split
+    if settings.patience is not None:
+        inner = part_of(slices, split.train)
+        stop = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience, restore_best_weights=True)
+        validation = {"validation_data": _Batches(slices, inner.test, settings, augment=False), "callbacks": [stop]}
+    with _on(settings.device):
+        network = build_network(architecture, base_weights)
+        rate = settings.learning_rate if base_weights is not None else settings.scratch_learning_rate
+        network.whole.compile(optimizer=keras.optimizers.Adam(rate), loss="categorical_crossentropy", metrics=["accuracy"])
+        batches = _Batches(slices, inner.train, settings)
+        history = network.whole.fit(
+            batches, epochs=settings.epochs or EPOCHS, verbose=2 if verbose else 0, **validation
+        ).history
+    missing = [None] * len(history["loss"])
+    curve = zip(history["loss"], history.get("val_loss", missing), history.get("val_accuracy", missing), strict=True)
+    return network, [CurvePoint(epoch, *measured) for epoch, measured in enumerate(curve, start=1)]
 
 
 def predict(
@@ -118,4 +133,7 @@ def predict(
 ) -> npt.NDArray[np.float64]:
     """Probabilities of slices, N x 4."""
     batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
-    return np.concatenate([network.probabilities(slices.pixels(batch)).numpy() for batch in batches]).astype(np.float64)
+    device = network.whole.variables[0].value.device.type
+    with _on(device):
+        shares = [network.probabilities(slices.pixels(batch, device)).numpy() for batch in batches]
+    return np.concatenate(shares).astype(np.float64)

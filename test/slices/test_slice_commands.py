@@ -21,6 +21,7 @@ from model.slices.calibration import find_lungs
 from model.slices.dataset import PATIENTS_FILE, read_slices
 from model.slices.images import as_hounsfield, read_slice
 from model.slices.networks import build_network
+from model.slices.parts import PARTS_FOLDER
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 from model.slices.texture_training import TextureSettings
 from test.slices.conftest import PATIENTS, SLICES_EACH
@@ -40,6 +41,7 @@ def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(tr
     assert (document["architecture"], document["trained_on"], document["base_weights"]) == ("simple_cnn", "stripes", None)
     assert document["training"]["split"] == "patient"
     assert document["training"]["slices"] == 32
+    assert [point["epoch"] for point in document["training"]["curve"]] == [1, 2, 3, 4]
     assert np.array(document["performance"]["confusion"]).sum() == 8
     parameters = build_network("simple_cnn").whole.count_params()
     assert (trained / KERAS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
@@ -135,7 +137,8 @@ def test_compare_prints_a_row_for_each_split_beside_the_papers_figures(
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 0
     captured = capsys.readouterr()
     rows = [line for line in captured.out.splitlines() if line.startswith("| Simple CNN")]
-    assert [row.split("|")[2].strip() for row in rows] == ["image", "patient"] * 2
+    kinds = [row.split("|")[2].strip() for row in rows]
+    assert kinds == ["image", "patient"] * 2 + ["image"] * 4 + ["patient"] * 4 + ["image", "patient"]
     assert [row.split("|")[3].strip() for row in rows[:2]] == ["1", "1"], "epochs"
     assert "85.55, 85.39, 84.44" in rows[0]
     assert "trained from scratch" in captured.err
@@ -143,6 +146,60 @@ def test_compare_prints_a_row_for_each_split_beside_the_papers_figures(
     assert [trial["split"] for trial in report["trials"]] == ["image", "patient"]
     assert "trained from scratch" in report["notes"][0]
     assert (tmp_path / "report" / "comparison.md").read_text() == captured.out[:-1]
+    (first, _) = report["trials"]
+    confusion = np.array(first["confusion"])
+    for label, counts in zip(CLASSES, confusion, strict=True):
+        assert f"| Simple CNN | image | {label} | {' | '.join(map(str, counts))} |" in captured.out
+    assert sum(bar["count"] for bar in first["reliability"]) == confusion.sum() == 8
+    assert [point["epoch"] for point in first["curves"][0]["curve"]] == [1]
+    for name in ("reliability-simple_cnn-image", "learning-curves-simple_cnn-patient"):
+        assert Image.open(tmp_path / "report" / f"{name}.png").size[0] > 300
+
+
+def test_compare_goes_on_where_it_stopped_and_several_share_the_work(
+    slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "report"
+    arguments = ["compare", "--data", str(slices_folder), "--architectures", "residual", "--folds", "2", "--epochs", "1"]
+
+    def run(*more: str) -> list[dict[str, object]]:
+        assert main([*arguments, "--output", str(output), *more]) == 0
+        capsys.readouterr()
+        trials: list[dict[str, object]] = json.loads((output / "comparison.json").read_text())["trials"]
+        return trials
+
+    assert run("--parts", "patient-2") == [], "the first fold is missing"
+    (written,) = (output / PARTS_FOLDER).iterdir()
+    assert written.name == "residual-patient-2.json"
+    (trial,) = run("--parts", "patient-1")
+    assert trial["split"] == "patient"
+    assert len(trial["curves"]) == 2  # type: ignore[arg-type]
+
+    def fails(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cross_validation, "fit", fails)
+        assert run("--parts", "patient-1", "patient-2") == [trial]
+    whole = tmp_path / "whole"
+    assert main([*arguments, "--output", str(whole)]) == 0
+    (_, by_patient) = json.loads((whole / "comparison.json").read_text())["trials"]
+    assert by_patient == trial, "one after the other or apart: the same networks"
+
+
+def test_what_was_trained_otherwise_is_not_taken_for_this_comparison(
+    slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", "--data", str(slices_folder), "--architectures", "residual", "--parts", "image"]
+    arguments += ["--output", str(tmp_path), "--epochs"]
+    assert main([*arguments, "1"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "2"]) == 2
+    assert "residual-image.json: was made otherwise (epochs); expected" in capsys.readouterr().err
+    (file,) = (tmp_path / PARTS_FOLDER).iterdir()
+    file.write_text(file.read_text()[:-50])
+    assert main([*arguments, "1"]) == 2
+    assert "residual-image.json: cannot be read (JSONDecodeError" in capsys.readouterr().err
 
 
 def test_without_patients_that_split_is_left_out_and_said_so(

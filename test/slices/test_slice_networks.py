@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h5py
 import keras
@@ -15,9 +16,14 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from model.errors import InputError
 from model.slices import PAPER_ARCHITECTURES, PaperArchitecture, networks
+from model.slices.augmentation import applied, draw
 from model.slices.comparison import base_file
+from model.slices.dataset import read_slices, split_by_patient
+from model.slices.inputs import channels, shrunk
+from model.slices.lung_networks import build_lung_network
 from model.slices.networks import SliceNetwork, build_network
-from model.slices.training import SHIFT, ZOOM, draw_transforms, transformed
+from model.slices.settings import Settings
+from model.slices.training import SHIFT, ZOOM, draw_transforms, predict, train, transformed
 
 BASE_PARAMETERS = {"inception_v3": 21_802_784, "resnet50": 23_587_712, "efficientnet": 4_049_571}
 """What the published networks have without their top layer."""
@@ -149,3 +155,36 @@ def test_transforms_stay_within_their_ranges_and_flip_half_of_the_pictures() -> 
     turn = np.degrees(np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0] * np.sign(area)) * np.sign(area))
     assert 14 < abs(np.where(abs(turn) > 90, 180 - abs(turn), turn)).max() <= 15.01
     np.testing.assert_array_equal(drawn[:5], draw_transforms(2000, np.random.default_rng(0)).numpy()[:5])
+
+
+def test_training_stops_when_validation_no_longer_improves_and_the_curve_says_so(slices_folder: Path) -> None:
+    slices = read_slices(slices_folder)
+    settings = Settings(epochs=6, patience=1, batch_size=8, scratch_learning_rate=0.1)  # so large that it gets worse at once
+    network, curve = train("simple_cnn", slices, split_by_patient(slices), settings, verbose=False)
+    losses = [point.validation_loss for point in curve]
+    assert None not in losses
+    best = int(np.argmin(np.array(losses, float)))
+    assert len(curve) == min(best + 2, 6), "one epoch without improvement is waited for"
+    assert predict(network, slices, np.arange(3)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("architecture", ["simple_cnn", "residual", "texture"])
+def test_training_keeps_to_one_device(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device without contents: a tensor that is made on the CPU would meet those that are not."""
+    device = torch.device("meta")
+    randn = torch.randn
+    monkeypatch.setattr(torch, "Generator", Mock())  # there is none of this device
+    monkeypatch.setattr(torch, "randn", lambda size, device, **_: randn(size, device=device))
+    hounsfield, lungs = torch.empty(2, 2, 336, 336, device=device)
+    changes = draw(2, np.random.default_rng(0)).to("meta")
+    pixels = channels(*applied(hounsfield, lungs, changes))
+    if architecture == "simple_cnn":
+        with keras.device("meta"):
+            moved = transformed(shrunk(pixels), draw_transforms(2, np.random.default_rng(0)).to(device))
+            answer = build_network("simple_cnn").whole(moved.permute(0, 2, 3, 1), training=True)
+    else:
+        with device:
+            network = build_lung_network(architecture)  # type: ignore[arg-type]
+        answer = network(pixels)
+    assert answer.device == device
+    assert answer.shape == (2, 4)

@@ -1,0 +1,127 @@
+"""What a comparison consists of: one network for each architecture and split, whose answers are kept in a file of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..whole_files import whole_file
+from . import CLASSES, ArchitectureName
+from .cross_validation import Fold
+from .dataset import Slices, Split, SplitName, folds_by_patient, split_by_image
+from .metrics import CurvePoint
+from .settings import Settings
+
+PARTS_FOLDER = "parts"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split to train a network on.
+
+    Attributes:
+        kind: what it keeps apart.
+        number: which one of its kind, from 0.
+    """
+
+    kind: SplitName
+    number: int
+    split: Split
+
+    @property
+    def name(self) -> str:
+        """One of `PART_NAMES`."""
+        return self.kind if self.kind == "image" else f"{self.kind}-{self.number + 1}"
+
+
+def splits_of(slices: Slices, folds: int) -> dict[SplitName, list[Split]]:
+    """The paper's one split by image, and `folds` by patient where the patients are known.
+
+    Raises:
+        InputError: a class has too few slices or patients to be split.
+    """
+    try:
+        splits: dict[SplitName, list[Split]] = {"image": [split_by_image(slices)]}
+        if slices.patients is not None:
+            splits["patient"] = folds_by_patient(slices)[:folds]
+    except ValueError as error:
+        raise InputError("--data", f"cannot be split ({error})", "at least 5 slices, and 5 patients, of each class") from error
+    return splits
+
+
+def parts_of(slices: Slices, folds: int) -> list[Part]:
+    """`splits_of` one by one."""
+    return [Part(kind, number, split) for kind, those in splits_of(slices, folds).items() for number, split in enumerate(those)]
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """A folder that holds, for each network of a comparison, what it said of the slices set aside.
+
+    A comparison that was stopped goes on from there, and several can train different networks for one folder at the same time.
+
+    Attributes:
+        folder: of the comparison; the files lie in `parts` in it.
+        base_weights: as the user named them.
+    """
+
+    folder: Path
+    slices: Slices
+    settings: Settings
+    base_weights: str | None = None
+
+    def _path(self, architecture: ArchitectureName, part: Part) -> Path:
+        return self.folder / PARTS_FOLDER / f"{architecture}-{part.name}.json"
+
+    def _origin(self, part: Part) -> dict[str, Any]:
+        """What the answers depend on."""
+        chosen = self.settings
+        return {
+            "epochs": chosen.epochs,
+            "patience": chosen.patience,
+            "batch_size": chosen.batch_size,
+            "seed": chosen.seed,
+            "base_weights": self.base_weights,
+            "learnt_from": len(part.split.train),
+            "set_aside": [self.slices.files[index] for index in part.split.test],
+        }
+
+    def read(self, architecture: ArchitectureName, part: Part) -> Fold | None:
+        """What a network said; None if it has not been trained.
+
+        Raises:
+            InputError: the file is of another comparison, or damaged.
+        """
+        path = self._path(architecture, part)
+        if not path.is_file():
+            return None
+        expected = "what this comparison has written, with the same slices and settings; else another --output"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name, value in self._origin(part).items() if document["origin"][name] != value]
+            logits = np.array(document["logits"], np.float64)
+            fold = Fold(part.split, logits, document["epochs"], [CurvePoint(**point) for point in document["curve"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(path, f"cannot be read ({type(error).__name__}: {error})", expected) from error
+        if differing or logits.shape != (len(part.split.test), len(CLASSES)):
+            raise InputError(path, f"was made otherwise ({', '.join(differing) or 'number of slices'})", expected)
+        return fold
+
+    def write(self, architecture: ArchitectureName, part: Part, fold: Fold) -> None:
+        """Keep what a network said."""
+        path = self._path(architecture, part)
+        document = {
+            "origin": self._origin(part),
+            "device": self.settings.device,
+            "epochs": fold.epochs,
+            "logits": fold.logits.tolist(),
+            "curve": [asdict(point) for point in fold.curve],
+        }
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
