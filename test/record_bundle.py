@@ -30,10 +30,10 @@ EXPECTED = ROOT / "test" / "expected" / "bundle.json"
 SEED, CASES = 70, 4
 
 
-def described(folder: Path) -> dict[str, Any]:
-    """Simulate the cases in `folder`, score them in float32, and describe results and truth."""
+def described(folder: Path, number: int = CASES) -> dict[str, Any]:
+    """Simulate the first `number` cases in `folder`, score them in float32, and describe results and truth."""
     subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(ROOT / "weights"), "cpu", "float32")
-    simulate(["--cases", str(CASES), "--seed", str(SEED), "--output", str(folder)])
+    simulate(["--cases", str(number), "--seed", str(SEED), "--output", str(folder)])
     with (folder / "reference.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     cases = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def room_of(path: Path) -> str:
 ROAD = [path for path in MODULES if not any(room_of(path) in ROOMS[group] for group in ("cohort", "batch", "stages"))]
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     """Every module that a file imports by its full name, and for `from a import b` also a.b."""
     package = path.relative_to(ROOT).parent.parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import get_args
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmark import complexity
 from benchmark.complexity import TABLE_5, measure
 from model.network import (
     BackboneName,
@@ -23,7 +23,6 @@ from model.network import (
     fold_batch_normalisation,
     lung_mean,
 )
-from test.conftest import ROOT
 
 
 @pytest.mark.parametrize("backbone", get_args(BackboneName))
@@ -35,9 +34,12 @@ def test_parameters_and_gmacs_are_those_of_table_5(backbone: BackboneName, head:
     assert measured.gmacs == pytest.approx(gmacs, rel=0.002)
 
 
-def test_the_complexity_script_prints_json_that_other_programs_can_read() -> None:
-    done = subprocess.run([sys.executable, "benchmark/complexity.py", "--json"], cwd=ROOT, capture_output=True, check=True)
-    rows = json.loads(done.stdout)
+def test_the_complexity_script_prints_json_that_other_programs_can_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["complexity.py", "--json"])
+    complexity.main()
+    rows = json.loads(capsys.readouterr().out)
     assert {(row["backbone"], row["head"]) for row in rows} == set(TABLE_5)
     assert all(row.keys() == {"backbone", "head", "parameters", "gmacs"} for row in rows)
 

@@ -11,28 +11,30 @@ import pytest
 from model.container.startup import imports_without_collections
 from test.conftest import ROOT
 
-NO_SCIKIT_LEARN = "import sys, model.container.algorithm; print([name for name in sys.modules if name.startswith('sklearn')])"
-
-DETECTIONS = """
+LINES = """
 import sys
 import model.container.algorithm
+print([name for name in sys.modules if name.startswith('sklearn')])
 from evalutils.scorers import score_detection
 found = score_detection(ground_truth=[(0.0, 0.0), (5.0, 5.0)], predictions=[(0.1, 0.0), (9.0, 9.0)], radius=1.0)
 print(found.true_positives, found.false_negatives, found.false_positives)
 """
 
 
-def printed(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+@pytest.fixture(scope="module")
+def printed() -> list[str]:
+    """The two lines of a new process: scikit-learn's modules after inference was imported, then a score that needs them."""
+    done = subprocess.run([sys.executable, "-c", LINES], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
-def test_inference_does_not_import_scikit_learn() -> None:
-    assert printed(NO_SCIKIT_LEARN) == "[]\n"
+def test_inference_does_not_import_scikit_learn(printed: list[str]) -> None:
+    assert printed[0] == "[]"
 
 
-def test_evalutils_finds_scikit_learn_when_it_scores_detections() -> None:
+def test_evalutils_finds_scikit_learn_when_it_scores_detections(printed: list[str]) -> None:
     """One of two points is found, and one prediction is near none."""
-    assert printed(DETECTIONS) == "1 1 1\n"
+    assert printed[1] == "1 1 1"
 
 
 def test_collections_stop_while_importing() -> None:

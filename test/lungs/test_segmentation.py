@@ -154,7 +154,7 @@ def test_what_is_found_can_be_scored(chest: Phantom) -> None:
     assert dice(scan.lung, chest.lungs) > 0.99
 
 
-@pytest.mark.parametrize("name", ["a0001-sharp", "a0001-smooth"])
+@pytest.mark.parametrize("name", ["a0001-sharp", pytest.param("a0001-smooth", marks=pytest.mark.slow)])
 def test_dice_with_the_masks_of_a_real_scan_is_at_least_095(shared: Path, name: str) -> None:
     folder = shared / "data" / name / "images"
     found = labels_of(sitk.ReadImage(str(folder / "ct" / f"{name}.mha")))
@@ -176,7 +176,7 @@ def check_simulated(case: SimulatedCase) -> None:
 @pytest.mark.parametrize("seed", [pytest.param(3, marks=pytest.mark.slow), 4])
 def test_simulated_lungs_with_heavy_paraseptal_emphysema_keep_their_bullae(seed: int) -> None:
     parameters = draw_parameters(np.random.SeedSequence(seed), paraseptal_score=2)
-    case = simulate(parameters)
+    case = simulate(parameters, "example")
     assert case.paraseptal_percentage >= 5
     check_simulated(case)
 

@@ -10,6 +10,7 @@ import pytest
 from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
 from model.simulation.case import Look
 from model.simulation.confounders import NO_CONFOUNDERS
+from model.simulation.scanner import GridName
 
 CaseMaker = Callable[..., SimulatedCase]
 
@@ -29,10 +30,13 @@ def ideal(parameters: CaseParameters) -> CaseParameters:
 
 @pytest.fixture(scope="session")
 def ideal_case() -> CaseMaker:
-    """Makes a case of given scores without confounders, noise and blur; each one once a session."""
+    """Makes a case of given scores without confounders, noise and blur; each one once a session.
+
+    On the small grid, unless a test looks at structures of a millimetre.
+    """
 
     @cache
-    def make(seed: int, cle: int, pse: int, panlobular: float = 0.0) -> SimulatedCase:
-        return simulate(ideal(draw(seed, cle, pse, panlobular=panlobular)), "network")
+    def make(seed: int, cle: int, pse: int, panlobular: float = 0.0, grid: GridName = "example") -> SimulatedCase:
+        return simulate(ideal(draw(seed, cle, pse, panlobular=panlobular)), grid)
 
     return make

@@ -18,7 +18,7 @@ COLUMNS = ["entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage
 
 
 def command(output: Path, *more: str, cases: int = 2) -> list[str]:
-    return ["--cases", str(cases), "--seed", "12", "--output", str(output), "--grid", "example", *more]
+    return ["--cases", str(cases), "--seed", "380", "--output", str(output), "--grid", "example", *more]
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +104,12 @@ def test_same_seed_gives_the_same_bytes_by_two_workers_and_in_a_longer_cohort(co
     assert lines[0] == lines[1][:3]
 
 
-def test_cases_with_and_without_a_repeated_slice_share_one_table(tmp_path: Path) -> None:
-    assert main(command(tmp_path, "--seed", "9")) == 0
-    first, second = (row["repeated_level"] for row in rows(tmp_path))
-    assert first == ""
-    assert 0 < float(second) < 1
-
-
-def test_cases_whose_masks_were_made_in_different_ways_share_one_table(tmp_path: Path) -> None:
-    assert main(command(tmp_path, "--seed", "499")) == 0
-    assert [row["mask.airways"] == "" for row in rows(tmp_path)] in ([True, False], [False, True])
+def test_a_case_with_a_repeated_slice_and_a_mask_of_another_kind_shares_the_table_of_one_without(tmp_path: Path) -> None:
+    assert main(command(tmp_path, "--seed", "321")) == 0
+    first, second = rows(tmp_path)
+    assert first["repeated_level"] == first["mask.airways"] == ""
+    assert 0 < float(second["repeated_level"]) < 1
+    assert second["mask.airways"] != ""
 
 
 def test_example_case_has_the_scores_asked_for_and_is_small_enough_to_ship(tmp_path: Path) -> None:
@@ -165,7 +161,7 @@ def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(sitk, "WriteImage", fail)
     with pytest.raises(RuntimeError, match="disk full"):
-        main(command(tmp_path / "output", cases=1))
+        main(command(tmp_path / "output", "--cle-score", "0", "--pse-score", "0", cases=1))
     assert list((tmp_path / "output").iterdir()) == []
 
 

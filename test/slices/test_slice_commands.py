@@ -6,25 +6,40 @@ import csv
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from model.errors import InputError
-from model.slices import CLASSES, cross_validation
+from model.slices import CLASSES, cross_validation, dataset
 from model.slices.__main__ import main
 from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
 from model.slices.calibration import find_lungs
-from model.slices.dataset import PATIENTS_FILE, read_slices
+from model.slices.dataset import PATIENTS_FILE, Slices, read_slices
 from model.slices.images import as_hounsfield, read_slice
 from model.slices.networks import build_network
 from model.slices.parts import PARTS_FOLDER
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 from model.slices.texture_training import TextureSettings
 from test.slices.conftest import PATIENTS, SLICES_EACH
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once(slices_folder: Path) -> Iterator[None]:
+    """Reading the common folder takes longer than most commands: they share its slices. test_slice_dataset.py reads it anew."""
+    slices = read_slices(slices_folder)
+
+    def read(folder: Path, *more: Any) -> Slices:
+        return slices if folder == slices_folder else read_slices(folder, *more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dataset, "read_slices", read)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +108,7 @@ def test_evaluate_prints_and_writes_the_whole_report(
 def test_the_texture_network_is_trained_in_folds_and_answers_from_its_bundle(
     slices_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cross_validation, "TextureSettings", functools.partial(TextureSettings, views=2, rounds=40))
+    monkeypatch.setattr(cross_validation, "TextureSettings", functools.partial(TextureSettings, views=1, rounds=12))
     bundle = tmp_path / "bundle"
     assert main(["train", "--data", str(slices_folder), "--output", str(bundle), "--report", str(tmp_path / "report")]) == 0
     metadata = json.loads((bundle / METADATA_FILE).read_text())
@@ -181,10 +196,10 @@ def test_compare_goes_on_where_it_stopped_and_several_share_the_work(
     with monkeypatch.context() as patched:
         patched.setattr(cross_validation, "fit", fails)
         assert run("--parts", "patient-1", "patient-2") == [trial]
-    whole = tmp_path / "whole"
-    assert main([*arguments, "--output", str(whole)]) == 0
-    (_, by_patient) = json.loads((whole / "comparison.json").read_text())["trials"]
-    assert by_patient == trial, "one after the other or apart: the same networks"
+    together = tmp_path / "together"
+    assert main([*arguments, "--output", str(together), "--parts", "patient-1", "patient-2"]) == 0
+    (one_run,) = json.loads((together / "comparison.json").read_text())["trials"]
+    assert one_run == trial, "one after the other or apart: the same networks"
 
 
 def test_what_was_trained_otherwise_is_not_taken_for_this_comparison(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import viewer
 from model.errors import InputError
 from model.viewing.access import Access, is_loopback
 from test.conftest import ROOT
@@ -64,22 +65,38 @@ def test_only_the_password_admits() -> None:
     assert not Access().admits("")
 
 
-def viewer(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("EMPHYSEMA_")}
-    command = [sys.executable, ROOT / "viewer.py", *arguments]
-    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("EMPHYSEMA_")]:
+        monkeypatch.delenv(name)
 
 
-def test_the_viewer_does_not_start_open_to_others(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("clean_environment")
+def test_the_viewer_does_not_start_open_to_others() -> None:
+    command = [sys.executable, str(ROOT / "viewer.py"), "--address", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith("--address 0.0.0.0: other machines could reach the viewer")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_options_that_the_viewer_cannot_start_with_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").touch()
+    monkeypatch.setattr(viewer, "serve", lambda *_: pytest.fail("it started"))
     for arguments, environment, message in (
-        (["--address", "0.0.0.0"], {}, "--address 0.0.0.0: other machines could reach the viewer"),
         ([], {"EMPHYSEMA_VIEWER_ADDRESS": "0.0.0.0"}, "--address 0.0.0.0: other machines could reach the viewer"),
         (["--password-file", str(tmp_path / "absent")], {}, "absent: cannot be read"),
         (["--password-file", str(tmp_path / "empty")], {}, "password: 0 characters; expected at least 8"),
         (["--output", str(tmp_path / "none")], {}, "none: no such folder"),
     ):
-        done = viewer(*arguments, **environment)
-        assert (done.returncode, done.stdout) == (2, ""), done
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        with monkeypatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            assert viewer.main(arguments) == 2, arguments
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert message in error
+        assert error.count("\n") == 1
