@@ -1,26 +1,67 @@
 #!/usr/bin/env python3
-"""What the viewer sends to a browser for one scan, and the processor time that it takes to make it.
+"""What the viewer sends to a browser for one scan, the processor time that it takes to make it, and when the picture is there.
 
 The scan is synthetic: two ellipsoid lungs with noise. Its content hardly matters: the CT is not compressed.
 Example: `python benchmark/viewer.py --shape 600 512 512`
+
+With `--browser`, the scan is scored by `process.py` and opened in the viewer with a headless Chromium, which computes WebGL
+on the processor: an upper bound for a machine with a GPU. Times count from the moment when the page shows the answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import socket
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from model.container.results import failed_result
 from model.viewing.case import CaseFiles, ViewedCase
 from model.viewing.volumes import levels, start_mm
 
 SPACING_MM = (0.6, 0.7, 0.7)
+
+WEBGL = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+"""Chromium's options for WebGL without a GPU."""
+OPENING_MS = 120_000
+
+STOPWATCH = """
+(() => {
+  const times = window.top === window ? (window.times = {}) : window.top.times;
+  const note = (name) => { if (!(name in times)) times[name] = performance.timeOrigin + performance.now(); };
+  const looked = () => {
+    if (window.top === window && document.body.textContent.includes("LAA-950")) note("answer");
+    const level = document.body.dataset.level;
+    if (window.top === window || level === undefined) return;
+    note(`level ${level} left`);
+    const gl = document.getElementById("canvas").getContext("webgl2");
+    gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));  // waits until all is drawn
+    note(`level ${level}`);
+  };
+  addEventListener("DOMContentLoaded", () => {
+    if (window.top !== window) note("frame");
+    new MutationObserver(looked).observe(document, { subtree: true, childList: true, attributes: true, characterData: true });
+  });
+})();
+"""
+"""Runs in the page and in the frame of the pictures, before their own scripts; notes when each event was seen first (ms)."""
+
+RESOURCES = """() => performance.getEntriesByType("resource").map((entry) => [
+  entry.name.split("/").pop(), performance.timeOrigin + entry.startTime, performance.timeOrigin + entry.responseEnd
+])"""
+"""What the frame of the pictures loaded: name, start and end (ms)."""
 
 
 def made_case(shape: tuple[int, int, int]) -> ViewedCase:
@@ -41,13 +82,91 @@ def made_case(shape: tuple[int, int, int]) -> ViewedCase:
     return ViewedCase(failed_result("synthetic"), hounsfield, lung, maps, SPACING_MM, CaseFiles({}))
 
 
+def write_scored(folder: Path, case: ViewedCase) -> None:
+    """Write the case into `input`, and what `process.py` finds for it into `output`."""
+    for name, array in (("ct", case.hounsfield), ("lung-mask", case.lung)):
+        assert array is not None, "a made case has both"
+        image = sitk.GetImageFromArray(array.astype(np.int16 if name == "ct" else np.uint8))
+        image.SetSpacing(case.spacing[::-1])
+        path = folder / "input" / "images" / name / "synthetic.mha"
+        path.parent.mkdir(parents=True)
+        sitk.WriteImage(image, str(path))
+    paths = ("--input", folder / "input", "--output", folder / "output")
+    subprocess.run([sys.executable, ROOT / "process.py", *paths], check=True, stdout=subprocess.DEVNULL)
+
+
+def time_browser(folder: Path, runs: int) -> None:
+    """Print the median seconds from the answer to each step of the pictures; each run starts a viewer of its own."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    found: dict[str, list[float]] = {}
+    with sync_playwright() as playwright:
+        for _ in range(runs):
+            browser = playwright.chromium.launch(executable_path=chromium, args=WEBGL)
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            options = ("--port", str(port), "--input", folder / "input", "--output", folder / "output")
+            viewer = subprocess.Popen([sys.executable, ROOT / "viewer.py", *options], stdout=subprocess.DEVNULL)
+            try:
+                page = browser.new_page(viewport={"width": 1440, "height": 1000})
+                page.set_default_timeout(OPENING_MS)
+                page.add_init_script(STOPWATCH)
+                while viewer.poll() is None:
+                    try:
+                        page.goto(f"http://127.0.0.1:{port}")
+                        break
+                    except Exception:  # it does not listen yet
+                        time.sleep(0.5)
+                page.get_by_role("tab", name="Finished output").click()
+                page.wait_for_function("'level 1' in window.times", timeout=OPENING_MS)
+                times: dict[str, float] = page.evaluate("window.times")
+                frame = next(frame for frame in page.frames if "linked_planes" in frame.url)
+                resources: list[tuple[str, float, float]] = frame.evaluate(RESOURCES)
+            finally:
+                viewer.terminate()
+                viewer.wait()
+                browser.close()
+            script = next(end for name, _, end in resources if name.startswith("niivue"))
+            volumes = sorted((start, end) for name, start, end in resources if not name.endswith(".js"))
+            first = [end for start, end in volumes if start < times["level 0"]]
+            steps = {
+                "frame of the pictures begins": times["frame"],
+                "its scripts have come": script,
+                "first volumes are asked for": volumes[0][0],
+                "first volumes have come": max(first),
+                "first picture is handed to WebGL": times["level 0 left"],
+                "first picture is drawn": times["level 0"],
+                "second volumes have come": volumes[-1][1],
+                "second picture is handed to WebGL": times["level 1 left"],
+                "second picture is drawn": times["level 1"],
+            }
+            for step, moment in steps.items():
+                found.setdefault(step, []).append((moment - times["answer"]) / 1000)
+    print(f"seconds after the answer, {os.cpu_count()} cores, WebGL on the processor: median (least to most) of {runs} runs")
+    for step, seconds in found.items():
+        print(f"{step:34s} {statistics.median(seconds):6.2f} ({min(seconds):.2f} to {max(seconds):.2f})")
+
+
 def main() -> None:
-    """Print a line for each level."""
+    """Print a line for each level, or with `--browser` for each step on the way to the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(600, 512, 512), metavar=("Z", "Y", "X"), help="voxels")
-    z, y, x = parser.parse_args().shape
+    parser.add_argument(
+        "--browser", action="store_true", help="time until the picture is drawn (needs playwright and Chromium)"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="of the browser (default: %(default)s)")
+    options = parser.parse_args()
+    z, y, x = options.shape
     case = made_case((z, y, x))
     print(f"{z} x {y} x {x} voxels")
+    if options.browser:
+        with tempfile.TemporaryDirectory() as folder:
+            write_scored(Path(folder), case)
+            del case
+            time_browser(Path(folder), options.runs)
+        return
     print("level   sent (MB)   of which the CT (MB)   processor time (s)   wall time (s)")
     made = levels(case)
     for number in (1, 2):

@@ -39,7 +39,7 @@ from ..rendering import View, preview, three_planes
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
 from .uploads import Upload, private_folder, read_upload
-from .volumes import levels
+from .volumes import levels, start_mm
 
 ENTITY = "scan"
 """What an uploaded scan is called in results: never by its file's name."""
@@ -116,6 +116,15 @@ class ViewedCase:
         return tuple(levels(self))
 
     @cached_property
+    def start_mm(self) -> tuple[float, float, float]:
+        """Where the cross-hair of the linked planes lies at first: see `model.viewing.volumes.start_mm`."""
+        return start_mm(self)
+
+    def prepare_planes(self) -> None:
+        """Make what the linked planes need now, so that the page is not kept waiting between the answer and its picture."""
+        _ = self.browser_volumes, self.start_mm
+
+    @cached_property
     def percent_by_height(self) -> dict[str, npt.NDArray[np.float64]]:
         """Mean activation of each subtype inside the lung, in percent, of each axial slice; NaN where there is no lung.
 
@@ -177,7 +186,7 @@ def score_uploads(
             html.encode(),
         )
         case = ViewedCase(result, scan.hounsfield, scan.lung, maps, scan.spacing, files)
-        _ = case.browser_volumes  # made once, before the page is drawn
+        case.prepare_planes()
     return case
 
 
@@ -284,7 +293,9 @@ def open_finished(output: Path, result: CaseResult, inputs: Path | None) -> View
         _content(report_path(output, entity, ".pdf")),
         _content(report_path(output, entity, ".html")),
     )
-    return ViewedCase(result, hounsfield, lung, arrays, orientation.spacing(geometry), files)
+    case = ViewedCase(result, hounsfield, lung, arrays, orientation.spacing(geometry), files)
+    case.prepare_planes()
+    return case
 
 
 def _content(path: Path) -> bytes | None:

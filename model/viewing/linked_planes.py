@@ -10,7 +10,6 @@ from streamlit import runtime
 from ..rendering import COLOURS, CONTOUR_COLOUR
 from .case import ViewedCase
 from .planes import SLABS, WINDOWS
-from .volumes import start_mm
 
 FILES = Path(__file__).parent / "component"
 
@@ -30,7 +29,7 @@ def linked_planes(case: ViewedCase, title: str, key: str) -> None:
         windows={name: [window.centre, window.width] for name, window in WINDOWS.items()},
         slabs={name: [slab.projection, slab.thickness_mm] if slab else None for name, slab in SLABS.items()},
         title=title,
-        start=list(start_mm(case)),
+        start=list(case.start_mm),
         has_ct=case.hounsfield is not None,
         key=key,
         default=None,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MARGIN_MM = 30.0
 """Around the lungs: enough to see whether the mask missed some of them."""
 
-LEVELS = (3_000_000, 24_000_000)
-"""Voxels of the CT, at most, on each level: 6 and 48 MB."""
+LEVELS = (1_500_000, 24_000_000)
+"""Voxels of the CT, at most, on each level: 3 and 48 MB."""
 MAP_VOXELS = 1_500_000
 """Of a map, at most: the network's own maps have 64 x 112 x 144."""
 

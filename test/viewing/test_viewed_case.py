@@ -101,6 +101,23 @@ def test_a_result_cannot_name_a_file_elsewhere(finished: Path, entity: str) -> N
         open_finished(finished / "output", result, None)
 
 
+def test_linked_planes_are_ready_when_a_case_was_scored_or_opened(
+    finished: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_finished(finished / "output", finished_cases(finished / "output")["case"], finished / "input")
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, precision="float32")
+    scored = score_uploads(subtyper, uploads(finished, "ct"), uploads(finished, "lung-mask"))
+
+    def late(_: object) -> None:
+        raise AssertionError("made while the page waits")
+
+    monkeypatch.setattr(viewed, "levels", late)
+    monkeypatch.setattr(viewed, "start_mm", late)
+    for case in (opened, scored):
+        assert {name for level in case.browser_volumes for name in level} == {"ct", "centrilobular", "paraseptal", "contour"}
+        assert len(case.start_mm) == 3
+
+
 def test_percent_by_height_and_histogram_are_of_the_lung_alone(finished: Path, lesioned: Phantom) -> None:
     case = open_finished(finished / "output", finished_cases(finished / "output")["case"], finished / "input")
     np.testing.assert_array_equal(case.lung, lesioned.lungs > 0)

@@ -62,9 +62,13 @@ function sliceShader() {
     }`;
 }
 
-async function show(level, asked) {
+function downloaded(level) {
   const names = ["ct", ...MAPS, "contour"].filter((name) => level[name]);
-  const buffers = await Promise.all(names.map((name) => fetched(level[name])));
+  return Promise.all(names.map((name) => fetched(level[name]))).then((buffers) => [names, buffers]);
+}
+
+async function show(download, asked) {
+  const [names, buffers] = await download;
   const loaded = [];
   for (const [place, name] of names.entries()) {
     loaded.push(await niivue.NVImage.loadFromUrl({
@@ -179,13 +183,13 @@ function showPlanes(planes) {
   drawScaleBar();
 }
 
-async function load(asked) {
+async function load(asked, first) {
   if (asked !== wanted) return;
   try {
     if (!viewer) await start();
     if (!viewer) return;
     for (const [number, level] of JSON.parse(asked).entries()) {
-      await show(level, asked);
+      await show(number === 0 ? first : downloaded(level), asked);
       if (asked !== wanted) return;
       document.body.dataset.level = number;
       document.body.dataset.milliseconds = Math.round(performance.now() - began);
@@ -265,9 +269,9 @@ function setUp() {
 window.addEventListener("message", (event) => {
   if (event.data.type !== "streamlit:render") return;
   document.body.style.color = (event.data.theme || {}).textColor || "#000";
-  const first = args === null;
+  const starting = args === null;
   args = event.data.args;
-  if (first) {
+  if (starting) {
     setUp();
     const fit = () => tellStreamlit("setFrameHeight", { height: element("all").scrollHeight });
     new ResizeObserver(() => {
@@ -282,6 +286,8 @@ window.addEventListener("message", (event) => {
   element("stage").style.visibility = "hidden"; // no scan under the name of another
   element("readout").textContent = "Loading";
   delete document.body.dataset.level;
-  work = work.then(() => load(asked));
+  const first = downloaded(args.volumes[0]); // it comes while NiiVue starts
+  first.catch(() => {}); // `load` reports it
+  work = work.then(() => load(asked, first));
 });
 tellStreamlit("componentReady", { apiVersion: 1 });
