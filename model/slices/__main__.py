@@ -86,7 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
             "--data", type=Path, required=True, metavar="DIR", help=f"a folder a class ({', '.join(CLASSES)}); patients.csv"
         )
         command.add_argument("--base-weights", metavar="WEIGHTS", help=f"{weights}, or `imagenet` to download; default: none")
-        command.add_argument("--epochs", type=_whole(1), help="at most; default: 20 for the paper's, 40 for residual")
+        command.add_argument(
+            "--fine-tune", action="store_true", help="of texture: its blocks learn too, as in the included bundle; takes a GPU"
+        )
+        command.add_argument(
+            "--epochs", type=_whole(1), help="at most; default: 20 for the paper's, 40 for residual, 24 with --fine-tune"
+        )
         command.add_argument("--patience", type=_whole(1), help="of the paper's: stop after so many epochs without improvement")
         command.add_argument("--batch-size", type=_whole(1), default=32, help="of the paper's; default: %(default)s")
         command.add_argument("--seed", type=_whole(0), default=0, help="of initial weights and augmentation")
@@ -128,6 +133,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         batch_size=options.batch_size,
         seed=options.seed,
         device=device.type,
+        fine_tune=options.fine_tune,
     )
 
 
@@ -148,6 +154,8 @@ def _train(options: argparse.Namespace) -> None:
     from .training import predict, train
 
     check_bundle_place(options.output)
+    if options.fine_tune and options.architecture != "texture":
+        raise InputError("--fine-tune", f"cannot be used for {options.architecture}", "--architecture texture")
     slices = _read(options.data)
     _say_what_is_missing(options.base_weights, slices.patients is not None)
     if options.architecture in LUNG_ARCHITECTURES:
@@ -208,6 +216,7 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
             "slices": len(slices.labels),
             "split": "patient, five folds",
             "seed": options.seed,
+            "fine_tuned": options.fine_tune,
             "folds": result.by_fold(slices),
         },
         performance=result.performance.as_json(),
@@ -229,6 +238,8 @@ def _compare(options: argparse.Namespace) -> None:
         _make_report_folder(options.output)
     slices = _read(options.data)
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
+    if options.fine_tune:
+        notes.append("the texture network's blocks are trained too")
     kept = KeptParts(options.output, slices, settings, options.base_weights) if options.output else None
     trials = []
     for trial in compare(slices, options.architectures, settings, options.base_weights, options.folds, kept, options.parts):

@@ -18,7 +18,17 @@ from .lung_training import LungSettings, both_ways, fit
 from .metrics import CurvePoint, Performance, measure
 from .settings import Settings
 from .texture import TextureNetwork
-from .texture_training import TextureSettings, features_of, fit_heads, load_base, logits_of
+from .texture_training import (
+    FINE_TUNING,
+    STANDARD_VIEWS,
+    Features,
+    TextureSettings,
+    features_of,
+    fine_tune,
+    fit_heads,
+    load_base,
+    logits_of,
+)
 
 
 @dataclass(frozen=True)
@@ -88,41 +98,66 @@ def train_folds(
     """Train a network in plain torch on each split.
 
     Returns:
-        the folds, and the networks to ship: of the texture network one that is trained on all slices, else those of the folds.
+        the folds, and the networks to ship: those of the folds; of the texture network whose blocks are frozen, one that is
+        trained on all slices.
     """
-    if architecture == "texture":
-        return _texture_folds(slices, splits, settings, base_weights, note)
+    if architecture == "texture" and not settings.fine_tune:
+        return _frozen_folds(slices, splits, settings, base_weights, note)
     folds, networks = [], []
-    for fold, network in _residual_folds(slices, enumerate(splits), settings):
+    for fold, network in _whole_folds(architecture, slices, enumerate(splits), settings, base_weights, note):
         folds.append(fold)
         networks.append(network)
         note(f"fold {len(folds)}: {fold.curve[-1]}")
     return folds, networks
 
 
-def _residual_folds(
-    slices: Slices, splits: Iterable[tuple[int, Split]], settings: Settings
+def _whole_folds(
+    architecture: LungArchitecture,
+    slices: Slices,
+    splits: Iterable[tuple[int, Split]],
+    settings: Settings,
+    base_weights: Path | None,
+    note: Callable[[str], None],
 ) -> Iterator[tuple[Fold, LungNetwork]]:
-    chosen = LungSettings(seed=settings.seed, device=settings.device)
+    """Train all of a network, not its heads alone."""
+    chosen = replace(FINE_TUNING if architecture == "texture" else LungSettings(), seed=settings.seed, device=settings.device)
     if settings.epochs is not None:
         chosen = replace(chosen, epochs=settings.epochs)
+    if architecture == "texture":
+        base = _texture_base(base_weights)
+        views = _views(base, slices, STANDARD_VIEWS, settings, note)
     for number, split in splits:
-        fitted = fit(slices, split, chosen, number)
+        if architecture == "texture":
+            fitted = fine_tune(base, views, slices, split, chosen, number)
+        else:
+            fitted = fit(slices, split, chosen, number)
         logits = both_ways(fitted.network, slices, split.test).numpy().astype(np.float64)
         yield Fold(split, logits, chosen.epochs, fitted.curve), fitted.network.cpu()
 
 
-def _texture_folds(
-    slices: Slices, splits: Sequence[Split], settings: Settings, base_weights: Path | None, note: Callable[[str], None]
-) -> tuple[list[Fold], list[LungNetwork]]:
-    chosen = TextureSettings(seed=settings.seed, device=settings.device)
+def _texture_base(base_weights: Path | None) -> TextureNetwork:
     network = TextureNetwork()
     if base_weights is not None:
         load_base(network, base_weights)
-    views = []
-    for view in range(chosen.views):
-        views.append(features_of(network, slices, view, chosen.seed, chosen.device))
-        note(f"view {view + 1} of {chosen.views}")
+    return network
+
+
+def _views(
+    network: TextureNetwork, slices: Slices, views: Iterable[int], settings: Settings, note: Callable[[str], None]
+) -> list[Features]:
+    found = []
+    for view in views:
+        found.append(features_of(network, slices, view, settings.seed, settings.device))
+        note(f"view {view + 1} of each slice")
+    return found
+
+
+def _frozen_folds(
+    slices: Slices, splits: Sequence[Split], settings: Settings, base_weights: Path | None, note: Callable[[str], None]
+) -> tuple[list[Fold], list[LungNetwork]]:
+    chosen = TextureSettings(seed=settings.seed)
+    network = _texture_base(base_weights)
+    views = _views(network, slices, range(chosen.views), settings, note)
     folds = []
     for split in splits:
         fold = fit_heads(network, views, slices.labels, split.train, chosen)
@@ -142,11 +177,13 @@ def answers(
     Args:
         splits: which one of its kind each is, from 0, which goes into random numbers; and the split.
     """
-    if architecture == "texture":
+    if architecture == "texture" and not settings.fine_tune:
         weights = None if base_weights is None else Path(base_weights)
-        yield from train_folds(architecture, slices, [split for _, split in splits], settings, weights)[0]
-    elif architecture == "residual":
-        yield from (fold for fold, _ in _residual_folds(slices, splits, settings))
+        yield from _frozen_folds(slices, [split for _, split in splits], settings, weights, lambda _: None)[0]
+    elif architecture == "texture" or architecture == "residual":
+        weights = None if base_weights is None else Path(base_weights)
+        folds = _whole_folds(architecture, slices, splits, settings, weights, lambda _: None)
+        yield from (fold for fold, _ in folds)
     else:
         from .training import predict, train  # Keras takes seconds to import
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from . import CLASSES, LungArchitecture
 from .inputs import shrunk
-from .texture import TextureNetwork
+from .texture import LungView, TextureNetwork
 
 RESIDUAL_STEM = 16
 RESIDUAL_WIDTHS = (32, 64, 128)
@@ -58,18 +58,22 @@ class ResidualNetwork(nn.Module):
         self.answer = nn.Linear(RESIDUAL_WIDTHS[-1], len(CLASSES))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.head(self.base(shrunk(pixels)))
+        return self.logits(LungView(pixels))
 
-    def attention(self, pixels: Tensor, class_index: int) -> Tensor:
+    def logits(self, view: LungView) -> Tensor:
+        """N x 4."""
+        return self.head(self.base(shrunk(view.pixels)))
+
+    def attention(self, view: LungView, class_index: int) -> Tensor:
         """What speaks for a class: Grad-CAM (Selvaraju et al., ICCV 2017) of the last feature maps, rows x columns, 0 to 1.
 
         What is explained is the class's logit less the mean of all: gradients of probabilities vanish where they near 1.
 
         Args:
-            pixels: 1 x 3 x 336 x 336.
+            view: of one slice.
         """
         with torch.no_grad():
-            features: Tensor = self.base(shrunk(pixels))
+            features: Tensor = self.base(shrunk(view.pixels))
         features = features.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.head(features)[0]
@@ -100,11 +104,12 @@ class LungEnsemble:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor, temperature: float = 1.0) -> Tensor:
         """N x 4 probabilities for N x 3 x 336 x 336."""
-        views = (pixels, pixels.flip(3))
-        answers = [sum((member(view) for view in views), torch.zeros(())) / len(views) for member in self.members]
+        views = (LungView(pixels), LungView(pixels.flip(3)))
+        answers = [sum((member.logits(view) for view in views), torch.zeros(())) / len(views) for member in self.members]
         return torch.stack([(answer / temperature).softmax(dim=1) for answer in answers]).mean(dim=0)
 
     def attention(self, pixels: Tensor, class_index: int) -> Tensor:
         """The mean of the members' attention, rows x columns, 0 to 1."""
-        seen = torch.stack([member.attention(pixels, class_index) for member in self.members]).mean(dim=0)
+        view = LungView(pixels)
+        seen = torch.stack([member.attention(view, class_index) for member in self.members]).mean(dim=0)
         return seen / seen.max() if seen.max() > 0 else seen

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +15,13 @@ from torch import Tensor, nn
 from . import CLASSES
 from .augmentation import applied, draw
 from .dataset import Slices, Split
-from .inputs import channels, shrunk
+from .inputs import channels
 from .lung_networks import LungNetwork, ResidualNetwork
 from .metrics import CurvePoint
+from .texture import TextureNetwork
+
+ParameterGroup = dict[str, Any]
+"""Parameters, highest learning rate and weight decay, as optimisers take them."""
 
 WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.05
@@ -31,7 +37,7 @@ class LungSettings:
     """How to train.
 
     Attributes:
-        learning_rate: the highest of the cycle.
+        learning_rate: the highest of the cycle; of the texture network, that of its blocks.
         average: of the running average of the weights: how much of it stays at each step.
         device: `cpu` or `cuda`.
     """
@@ -64,16 +70,37 @@ def fit(slices: Slices, split: Split, settings: LungSettings, fold: int = 0) -> 
         fold: its number, which goes into the random numbers.
     """
     torch.manual_seed(settings.seed * 10 + fold)
-    rng = np.random.default_rng([settings.seed, fold])
     network = ResidualNetwork()
+    groups = groups_of([network], settings.learning_rate, WEIGHT_DECAY)
+    return learn(network, groups, slices, split, settings, fold)
+
+
+def learn(
+    network: LungNetwork,
+    groups: Sequence[ParameterGroup],
+    slices: Slices,
+    split: Split,
+    settings: LungSettings,
+    fold: int = 0,
+    clipped: Sequence[nn.Module] = (),
+) -> Fitted:
+    """Train a network, which is changed, on the split's training slices.
+
+    Args:
+        groups: its parameters, each group with the highest learning rate of its cycle.
+        fold: its number, which goes into the random numbers.
+        clipped: parts whose gradient has at most the norm 1.
+    """
+    rng = np.random.default_rng([settings.seed, fold])
     network = network.to(settings.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(network)
     size = min(settings.batch_size, len(split.train))
     steps = len(split.train) // size
-    optimizer = torch.optim.AdamW(_groups(network), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(groups)
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=settings.epochs * steps, pct_start=WARM_UP
+        optimizer, [group["lr"] for group in groups], total_steps=settings.epochs * steps, pct_start=WARM_UP
     )
+    held = [parameter for part in clipped for parameter in part.parameters()]
     labels = torch.from_numpy(slices.labels)
     counts = torch.bincount(labels[split.train], minlength=len(CLASSES))
     weight = (len(split.train) / len(CLASSES) / counts).to(settings.device)
@@ -85,12 +112,13 @@ def fit(slices: Slices, split: Split, settings: LungSettings, fold: int = 0) -> 
         for start in range(0, steps * size, size):
             chosen = order[start : start + size]
             levels, lungs = slices.crops(chosen, settings.device)
-            pixels = shrunk(channels(*applied(levels, lungs, draw(len(chosen), rng).to(settings.device))))
-            with torch.autocast(settings.device, dtype=torch.bfloat16):
-                logits = network(pixels)
-            loss = criterion(logits.float(), labels[chosen].to(settings.device))
+            answers = answers_of(network, channels(*applied(levels, lungs, draw(len(chosen), rng).to(settings.device))))
+            targets = labels[chosen].to(settings.device)
+            loss = torch.stack([criterion(logits, targets) for logits in answers]).mean()
             optimizer.zero_grad()
             loss.backward()
+            if held:
+                nn.utils.clip_grad_norm_(held, 1.0)
             optimizer.step()
             rate.step()
             step += 1
@@ -101,11 +129,24 @@ def fit(slices: Slices, split: Split, settings: LungSettings, fold: int = 0) -> 
     return Fitted(average.eval(), curve)
 
 
-def _groups(network: nn.Module) -> list[dict[str, object]]:
+def groups_of(parts: Sequence[nn.Module], learning_rate: float, weight_decay: float) -> list[ParameterGroup]:
     """Weights decay; biases and normalisations do not."""
-    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-    return [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    return [
+        {"params": weights, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": others, "lr": learning_rate, "weight_decay": 0.0},
+    ]
+
+
+def answers_of(network: LungNetwork, pixels: Tensor) -> Tensor:
+    """Logits of each of a network's heads, its convolutions in bfloat16: heads x N x 4."""
+    if isinstance(network, TextureNetwork):
+        return network.answers(network.mixed_features(pixels))
+    with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
+        logits: Tensor = network(pixels)
+    return logits.float()[None]
 
 
 @torch.no_grad()
@@ -132,6 +173,6 @@ def both_ways(network: LungNetwork, slices: Slices, indices: npt.NDArray[np.int6
     results = []
     for start in range(0, len(indices), batch_size):
         pixels = slices.pixels(indices[start : start + batch_size], device)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            results.append(((network(pixels) + network(pixels.flip(3))) / 2).float())
+        both = [answers_of(network, view).mean(dim=0) for view in (pixels, pixels.flip(3))]
+        results.append((both[0] + both[1]) / 2)
     return torch.cat(results).cpu()

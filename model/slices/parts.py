@@ -87,6 +87,7 @@ class KeptParts:
             "batch_size": chosen.batch_size,
             "seed": chosen.seed,
             "base_weights": self.base_weights,
+            "fine_tune": chosen.fine_tune,
             "learnt_from": len(part.split.train),
             "set_aside": [self.slices.files[index] for index in part.split.test],
         }
@@ -103,10 +104,10 @@ class KeptParts:
         expected = "what this comparison has written, with the same slices and settings; else another --output"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            differing = [name for name, value in self._origin(part).items() if document["origin"][name] != value]
+            differing = [name for name, value in self._origin(part).items() if document["origin"].get(name) != value]
             logits = np.array(document["logits"], np.float64)
             fold = Fold(part.split, logits, document["epochs"], [CurvePoint(**point) for point in document["curve"]])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(path, f"cannot be read ({type(error).__name__}: {error})", expected) from error
         if differing or logits.shape != (len(part.split.test), len(CLASSES)):
             raise InputError(path, f"was made otherwise ({', '.join(differing) or 'number of slices'})", expected)

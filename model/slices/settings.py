@@ -19,6 +19,7 @@ class Settings:
         learning_rate: of the paper's networks on base weights.
         scratch_learning_rate: of the paper's networks without.
         device: `cpu` or `cuda`.
+        fine_tune: of the texture network: its blocks learn too.
     """
 
     epochs: int | None = None
@@ -28,3 +29,4 @@ class Settings:
     scratch_learning_rate: float = 3e-4
     seed: int = 0
     device: str = "cpu"
+    fine_tune: bool = False

@@ -3,11 +3,14 @@
 Subtypes of emphysema differ in texture and in where it is. The first blocks of EfficientNet-Lite0 see texture; their feature
 maps are pooled, as mean and standard deviation, over the lungs' rim, what lies behind it, the core, and the areas of low
 attenuation. Two kinds of maps that densitometry knows are pooled beside them: bins of HU, and low attenuation areas by size.
-The blocks keep their ImageNet weights, as the bases of the paper do; the heads on the pooled features learn.
+The blocks start from their ImageNet weights. They keep them, as the bases of the paper do, or learn together with the heads on
+the pooled features (`model.slices.texture_training`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -81,6 +84,27 @@ def density(pixels: Tensor, low_attenuation: Tensor) -> Tensor:
     return torch.cat([*(one.float() for one in bins), low_attenuation, *opened], dim=1)
 
 
+@dataclass(frozen=True)
+class LungView:
+    """Slices as networks see them, and what is measured in them, once for all members of an ensemble.
+
+    Attributes:
+        pixels: N x 3 x rows x columns (see `model.slices.inputs.channels`).
+    """
+
+    pixels: Tensor
+
+    @cached_property
+    def regions(self) -> Tensor:
+        """See `regions`."""
+        return regions(self.pixels)
+
+    @cached_property
+    def densities(self) -> Tensor:
+        """Share of each region in each map of `density`: N x (maps x regions)."""
+        return pooled(density(self.pixels, self.regions[:, 3:]), self.regions)[0]
+
+
 def pooled(maps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of maps over regions.
 
@@ -92,10 +116,12 @@ def pooled(maps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         both N x (channels x regions); 0 over an empty region.
     """
     count = weights.sum(dim=(2, 3)).clamp_min(1e-3)
-    flat, share = maps.float().flatten(2), (weights / count[:, :, None, None]).flatten(2).transpose(1, 2)
-    mean = flat @ share
-    variance = (flat**2) @ share - mean**2
-    return mean.flatten(1), (variance.clamp_min(0) + 1e-6).sqrt().flatten(1)
+    share = (weights / count[:, :, None, None]).flatten(2)
+    flat = maps.float().permute(0, 2, 3, 1).flatten(1, 2)  # maps lie channels last in memory: no copy
+    mean = share @ flat
+    variance = share @ flat**2 - mean**2
+    deviation = (variance.clamp_min(0) + 1e-6).sqrt()
+    return mean.transpose(1, 2).flatten(1), deviation.transpose(1, 2).flatten(1)
 
 
 class Head(nn.Module):
@@ -144,35 +170,55 @@ class TextureNetwork(nn.Module):
                 found.append(features)
         return found
 
-    def answer(self, features: Tensor) -> Tensor:
-        """Pooled features to logits."""
-        return torch.stack([head(features) for head in self.heads]).mean(dim=0)
+    def train(self, mode: bool = True) -> TextureNetwork:
+        """As torch has it, but normalisations keep ImageNet's statistics: a batch is too small to measure them."""
+        super().train(mode)
+        self.stem.eval()
+        self.blocks.eval()
+        return self
 
-    def pool(self, pixels: Tensor, maps: list[Tensor]) -> Tensor:
+    def answers(self, features: Tensor) -> Tensor:
+        """Pooled features to the logits of each head: heads x N x 4."""
+        return torch.stack([head(features) for head in self.heads])
+
+    def answer(self, features: Tensor) -> Tensor:
+        """Pooled features to logits: N x 4."""
+        return self.answers(features).mean(dim=0)
+
+    def pool(self, view: LungView, maps: list[Tensor]) -> Tensor:
         """What the heads see: N x features."""
-        where = regions(pixels)
-        parts = [pooled(density(pixels, where[:, 3:]), where)[0]]
+        parts = [view.densities]
         for level in maps:
-            parts += pooled(level, functional.adaptive_avg_pool2d(where, (level.shape[2], level.shape[3])))
+            parts += pooled(level, functional.adaptive_avg_pool2d(view.regions, (level.shape[2], level.shape[3])))
         return torch.cat(parts, dim=1)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.answer(self.pool(pixels, self.maps(pixels)).float())
+    def mixed_features(self, pixels: Tensor) -> Tensor:
+        """What the heads see, from maps in bfloat16: N x features, as in training."""
+        with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
+            maps = self.maps(pixels)
+        return self.pool(LungView(pixels), maps)
 
-    def attention(self, pixels: Tensor, class_index: int) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.logits(LungView(pixels))
+
+    def logits(self, view: LungView) -> Tensor:
+        """N x 4."""
+        return self.answer(self.pool(view, self.maps(view.pixels)).float())
+
+    def attention(self, view: LungView, class_index: int) -> Tensor:
         """What speaks for a class, rows x columns, 0 to 1.
 
         Grad-CAM with the gradient of each place in place of its mean (HiResCAM, Draelos and Carin, 2020), since what a place
         means depends on its region; summed over the levels. Explained is the class's logit less the mean of all.
 
         Args:
-            pixels: 1 x 3 x rows x columns.
+            view: of one slice.
         """
         with torch.no_grad():
-            maps = self.maps(pixels)
+            maps = self.maps(view.pixels)
         maps = [level.detach().float().requires_grad_() for level in maps]
         with torch.enable_grad():
-            logits = self.answer(self.pool(pixels, maps))[0]
+            logits = self.answer(self.pool(view, maps))[0]
             gradients = torch.autograd.grad(logits[class_index] - logits.mean(), maps)
         size = maps[1].shape[2:]
         speaks = torch.zeros(size)

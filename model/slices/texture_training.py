@@ -1,4 +1,4 @@
-"""Training of the texture network: its heads, on the pooled features of slices and of augmented views of them."""
+"""Training of the texture network: its heads alone, on pooled features of slices and of augmented views; or its blocks too."""
 
 from __future__ import annotations
 
@@ -15,25 +15,35 @@ from torch import nn
 from ..errors import InputError
 from . import CLASSES
 from .augmentation import applied, draw
-from .dataset import Slices
+from .dataset import Slices, Split
 from .efficientnet_lite import translated
 from .inputs import channels
+from .lung_training import Fitted, LungSettings, groups_of, learn
 from .texture import Head, TextureNetwork
 
 Features = npt.NDArray[np.float32]
 
 BATCH_SIZE = 8
 
+FINE_TUNING = LungSettings(epochs=24, batch_size=32, learning_rate=3e-4)
+"""Of blocks and heads together."""
+
+HEADS_RATE = 3e-3
+BLOCKS_DECAY, HEADS_DECAY = 0.05, 0.1
+"""In fine-tuning: new heads learn faster than blocks that have learnt from ImageNet."""
+
+STANDARD_VIEWS = (0, 2)
+"""In fine-tuning: views that give the mean and deviation of features: slices as they are, and changed at random."""
+
 
 @dataclass(frozen=True)
 class TextureSettings:
-    """How to train.
+    """How to train heads alone. They are so small that they learn on the CPU.
 
     Attributes:
         views: of each slice: as it is, mirrored, and changed at random.
         rounds: each of as many slices as there are to train on, in one view each.
         learning_rate: the highest of the cycle.
-        device: `cpu` or `cuda`, on which features are computed; heads are so small that they learn on the CPU.
     """
 
     views: int = 6
@@ -43,7 +53,6 @@ class TextureSettings:
     weight_decay: float = 0.1
     label_smoothing: float = 0.05
     seed: int = 0
-    device: str = "cpu"
 
 
 def load_base(network: TextureNetwork, path: Path) -> None:
@@ -82,10 +91,8 @@ def features_of(network: TextureNetwork, slices: Slices, view: int, seed: int = 
         elif view > 1:
             levels, lungs = applied(levels, lungs, draw(len(levels), rng).to(device))
         pixels = channels(levels, lungs)
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
-            maps = network.maps(pixels)
         with torch.no_grad():
-            found.append(network.pool(pixels, maps).cpu().numpy())
+            found.append(network.mixed_features(pixels).cpu().numpy())
     network.cpu()
     return np.concatenate(found).astype(np.float32)
 
@@ -111,8 +118,7 @@ def fit_heads(
     result = copy.deepcopy(network)
     for number in range(len(result.heads)):
         torch.manual_seed(10 * settings.seed + number)
-        head = Head(network.features)
-        head.mean, head.deviation = inputs.mean(dim=(0, 1)), inputs.std(dim=(0, 1)) + 1e-6
+        head = _new_head(inputs)
         optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         steps = settings.rounds * (len(train) // settings.batch_size + 1)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
@@ -126,6 +132,32 @@ def fit_heads(
             rate.step()
         result.heads[number] = head
     return result.eval()
+
+
+def _new_head(inputs: torch.Tensor) -> Head:
+    """An untrained head for features like these: views x N x features."""
+    head = Head(inputs.shape[2])
+    head.mean, head.deviation = inputs.mean(dim=(0, 1)), inputs.std(dim=(0, 1)) + 1e-6
+    return head
+
+
+def fine_tune(
+    network: TextureNetwork, views: Sequence[Features], slices: Slices, split: Split, settings: LungSettings, fold: int = 0
+) -> Fitted:
+    """Train the blocks of a copy of the network, and new heads on them, for a number of epochs that is fixed before.
+
+    Args:
+        views: features of all slices in `STANDARD_VIEWS`.
+        fold: its number, which goes into the random numbers.
+    """
+    torch.manual_seed(1000 + settings.seed * 10 + fold)
+    tuned = copy.deepcopy(network)
+    inputs = torch.from_numpy(np.stack([view[split.train] for view in views]))
+    for number in range(len(tuned.heads)):
+        tuned.heads[number] = _new_head(inputs)
+    blocks = [tuned.stem, tuned.blocks]
+    groups = groups_of(blocks, settings.learning_rate, BLOCKS_DECAY) + groups_of([tuned.heads], HEADS_RATE, HEADS_DECAY)
+    return learn(tuned, groups, slices, split, settings, fold, clipped=blocks)
 
 
 def logits_of(network: TextureNetwork, views: Sequence[Features], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -92,6 +92,21 @@ def _on(device: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _as_logits(network: SliceNetwork) -> Iterator[None]:
+    """The network without its softmax.
+
+    Keras cuts probabilities off at 1e-7, and their gradient with them: a network that is sure and wrong would learn no more.
+    The first steps of Adam lead there, since the head has as many as a hundred thousand inputs.
+    """
+    last = network.head.layers[-1]
+    last.activation = keras.activations.linear
+    try:
+        yield
+    finally:
+        last.activation = keras.activations.softmax
+
+
 def train(
     architecture: PaperArchitecture,
     slices: Slices,
@@ -118,11 +133,13 @@ def train(
     with _on(settings.device):
         network = build_network(architecture, base_weights)
         rate = settings.learning_rate if base_weights is not None else settings.scratch_learning_rate
-        network.whole.compile(optimizer=keras.optimizers.Adam(rate), loss="categorical_crossentropy", metrics=["accuracy"])
         batches = _Batches(slices, inner.train, settings)
-        history = network.whole.fit(
-            batches, epochs=settings.epochs or EPOCHS, verbose=2 if verbose else 0, **validation
-        ).history
+        with _as_logits(network):
+            loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+            network.whole.compile(optimizer=keras.optimizers.Adam(rate), loss=loss, metrics=["accuracy"])
+            history = network.whole.fit(
+                batches, epochs=settings.epochs or EPOCHS, verbose=2 if verbose else 0, **validation
+            ).history
     missing = [None] * len(history["loss"])
     curve = zip(history["loss"], history.get("val_loss", missing), history.get("val_accuracy", missing), strict=True)
     return network, [CurvePoint(epoch, *measured) for epoch, measured in enumerate(curve, start=1)]

@@ -54,6 +54,7 @@ def test_simulated_slices_that_get_a_class_keep_it_over_ten_windows(classifier: 
     assert np.mean(kept) >= 0.95
 
 
+@pytest.mark.slow
 def test_what_it_looked_at_on_real_paraseptal_slices_lies_nearer_to_the_pleura(
     shared: Path, classifier: SliceClassifier
 ) -> None:

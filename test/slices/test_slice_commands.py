@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from model.errors import InputError
-from model.slices import CLASSES, cross_validation, dataset
+from model.slices import CLASSES, cross_validation, dataset, texture
 from model.slices.__main__ import main
 from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
 from model.slices.calibration import find_lungs
@@ -120,6 +120,23 @@ def test_the_texture_network_is_trained_in_folds_and_answers_from_its_bundle(
     answer = SliceClassifier.from_bundle(bundle).predict(read_slice(slices_folder / "PLE" / "p0-0.png"))
     assert answer.likeliest == "PLE"
     assert answer.attention.any()
+
+
+def test_fine_tuning_ships_the_networks_of_all_folds(
+    slices_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texture, "BLOCKS", 1)
+    monkeypatch.setattr(texture, "LEVELS", (0,))
+    bundle = tmp_path / "bundle"
+    arguments = ["train", "--data", str(slices_folder), "--fine-tune", "--output", str(bundle), "--epochs", "1"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    metadata = json.loads((bundle / METADATA_FILE).read_text())
+    assert (metadata["architecture"], metadata["members"], metadata["training"]["fine_tuned"]) == ("texture", 5, True)
+    assert [[point["epoch"] for point in fold["curve"]] for fold in metadata["training"]["folds"]] == [[1]] * 5
+    classifier = SliceClassifier.from_bundle(bundle)
+    shifts = {member.stem.norm.bias.numpy(force=True).tobytes() for member in classifier.network.members}  # type: ignore[attr-defined]
+    assert len(shifts) == 5, "each has learnt from other patients"
+    assert classifier.predict(read_slice(slices_folder / "PLE" / "p0-0.png")).attention.any()
 
 
 def test_below_the_threshold_the_answer_is_uncertain(trained: Path, slices_folder: Path) -> None:
@@ -245,6 +262,10 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         (["simulate", "--images", "4", "--seed", "1", "--output", full], "already holds something"),
         (["train", "--data", full, "--output", str(tmp_path / "new")], "no slices of class CLE"),
         (["train", "--data", data, "--output", full], "already holds something else"),
+        (
+            ["train", "--data", data, "--output", str(tmp_path / "new"), "--architecture", "residual", "--fine-tune"],
+            "--fine-tune: cannot be used for residual",
+        ),
         (
             ["train", "--data", data, "--output", str(tmp_path / "new"), "--base-weights", "absent.h5"],
             "absent.h5: no such file",

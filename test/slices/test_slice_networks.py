@@ -15,7 +15,7 @@ import torch
 from keras.src.legacy.saving import legacy_h5_format
 
 from model.errors import InputError
-from model.slices import PAPER_ARCHITECTURES, PaperArchitecture, networks
+from model.slices import PAPER_ARCHITECTURES, PaperArchitecture, networks, training
 from model.slices.augmentation import applied, draw
 from model.slices.comparison import base_file
 from model.slices.dataset import read_slices, split_by_patient
@@ -166,6 +166,24 @@ def test_training_stops_when_validation_no_longer_improves_and_the_curve_says_so
     best = int(np.argmin(np.array(losses, float)))
     assert len(curve) == min(best + 2, 6), "one epoch without improvement is waited for"
     assert predict(network, slices, np.arange(3)).shape == (3, 4)
+
+
+def test_a_network_that_is_sure_and_wrong_goes_on_learning(slices_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sure(*arguments: Any) -> SliceNetwork:
+        network = build_network(*arguments)
+        last = network.head.layers[-1]
+        last.set_weights([np.zeros_like(last.get_weights()[0]), np.array([0, 0, 0, 50], np.float32)])
+        return network
+
+    monkeypatch.setattr(training, "build_network", sure)
+    slices = read_slices(slices_folder)
+    split = split_by_patient(slices)
+    network, curve = train("simple_cnn", slices, split, Settings(epochs=1, batch_size=16), verbose=False)
+    assert curve[0].loss > 30
+    assert network.head.layers[-1].get_weights()[1][3] < 50 - 1e-4
+    shares = predict(network, slices, split.test)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    assert shares.min() >= 0, "it answers probabilities again"
 
 
 @pytest.mark.parametrize("architecture", ["simple_cnn", "residual", "texture"])

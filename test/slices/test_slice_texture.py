@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,21 @@ from scipy import ndimage
 
 from model.errors import InputError
 from model.slices import texture
-from model.slices.dataset import Slices
+from model.slices.bundle import SliceClassifier, SliceMetadata, write_bundle
+from model.slices.dataset import Slices, Split
 from model.slices.efficientnet_lite import EfficientNetLite0
 from model.slices.inputs import LungCrop, channels
-from model.slices.texture import LEVELS, TextureNetwork, pooled, regions
-from model.slices.texture_training import TextureSettings, features_of, fit_heads, load_base, logits_of
+from model.slices.texture import LEVELS, LungView, TextureNetwork, pooled, regions
+from model.slices.texture_training import (
+    FINE_TUNING,
+    STANDARD_VIEWS,
+    TextureSettings,
+    features_of,
+    fine_tune,
+    fit_heads,
+    load_base,
+    logits_of,
+)
 from test.slices.chest import LUNGS, chest
 
 
@@ -93,6 +105,48 @@ def test_the_heads_learn_the_classes_and_the_network_answers_as_they_do(slices: 
     np.testing.assert_array_equal(logits_of(again, views, everything), logits_of(trained, views, everything))
 
 
+def test_fine_tuning_trains_a_copy_of_the_blocks_and_leaves_their_statistics(
+    slices: Slices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texture, "BLOCKS", 3)  # of eleven: the others would take most of the time
+    monkeypatch.setattr(texture, "LEVELS", (0, 2))
+    network = TextureNetwork()
+    before = copy.deepcopy(network.state_dict())
+    views = [features_of(network, slices, view) for view in STANDARD_VIEWS]
+    split = Split(np.arange(8), np.array([0, 1]))
+    settings = replace(FINE_TUNING, epochs=2, batch_size=4)
+    fitted = fine_tune(network, views, slices, split, settings)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} of the network that it started from"
+    tuned = fitted.network.state_dict()
+    assert not torch.equal(tuned["stem.convolution.weight"], before["stem.convolution.weight"])
+    assert not torch.equal(tuned["blocks.2.project.convolution.weight"], before["blocks.2.project.convolution.weight"])
+    statistics = [name for name in tuned if name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(statistics) == 3 * 9
+    assert all(torch.equal(tuned[name], before[name]) for name in statistics)
+    torch.testing.assert_close(
+        tuned["heads.0.mean"], torch.from_numpy(np.concatenate(views).mean(axis=0)), atol=1e-3, rtol=1e-3
+    )
+    assert [point.epoch for point in fitted.curve] == [2]
+    again = fine_tune(network, views, slices, split, settings).network.state_dict()
+    assert all(torch.equal(tuned[name], again[name]) for name in tuned), "the same seed gives the same network"
+
+
+def test_members_of_a_bundle_have_blocks_of_their_own(slices: Slices, network: TextureNetwork, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = TextureNetwork().eval()
+    metadata = SliceMetadata("texture", "chests", None, members=2, temperature=0.5)
+    write_bundle(tmp_path / "bundle", [network, other], metadata)
+    classifier = SliceClassifier.from_bundle(tmp_path / "bundle")
+    pixels = slices.pixels(np.array([0, 3]))
+    with torch.no_grad():
+        both = [(member(pixels) + member(pixels.flip(3))) / 2 for member in (network, other)]
+    expected = torch.stack([(2 * logits).softmax(dim=1) for logits in both]).mean(dim=0)
+    torch.testing.assert_close(classifier.network.probabilities(pixels, 0.5), expected, atol=1e-3, rtol=0)  # half precision
+    for member, written in zip(classifier.network.members, (network, other), strict=True):  # type: ignore[attr-defined]
+        torch.testing.assert_close(member.state_dict(), written.state_dict(), atol=1e-3, rtol=1e-3)
+
+
 def test_a_class_without_slices_cannot_be_learnt(slices: Slices, network: TextureNetwork) -> None:
     views = [np.zeros((8, network.features), np.float32)]
     with pytest.raises(ValueError, match="a class has no slice"):
@@ -110,7 +164,7 @@ def test_attention_lies_where_the_evidence_is(slices: Slices) -> None:
                 parameter.zero_()
             head.state_dict()["linear.weight"][1, texture.REGIONS * densities] = 1.0
     pixels = slices.pixels(np.array([1]))
-    seen = alone.attention(pixels, 1)
+    seen = alone.attention(LungView(pixels), 1)
     rim = torch.nn.functional.adaptive_max_pool2d(regions(pixels)[:, :1], (seen.shape[0], seen.shape[1]))
     near = torch.nn.functional.max_pool2d(rim, 9, 1, 4)[0, 0] > 0
     assert float(seen.max()) == 1
