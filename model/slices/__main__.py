@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--base-weights", metavar="WEIGHTS", help=f"{weights}, or `imagenet` to download; default: none")
         command.add_argument(
-            "--fine-tune", action="store_true", help="of texture: its blocks learn too, as in the included bundle; hours on a CPU"
+            "--fine-tune", action="store_true", help="of texture: its blocks learn too, as in the included one; hours on a CPU"
         )
         command.add_argument(
             "--epochs", type=_whole(1), help="at most; default: 20 for the paper's, 40 for residual, 24 with --fine-tune"
