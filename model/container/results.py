@@ -145,6 +145,13 @@ class Quality:
         )
 
     @property
+    def noise_at_1_mm_hu(self) -> float | None:
+        """See `model.lungs.quality.noise_at_1_mm`."""
+        from ..lungs.quality import noise_at_1_mm  # it imports scipy, which results do not need
+
+        return noise_at_1_mm(self.noise_hu, self.edge_width_mm)
+
+    @property
     def measures(self) -> dict[str, str]:
         """Each measure that there is, by its name, with its unit."""
         known = {

@@ -8,7 +8,7 @@ much of the lungs the image cuts off, and how far they are filled with air.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -86,9 +86,27 @@ class ImageQuality:
             mean_lung_hu=_mean(hounsfield, lung),
         )
 
+    @property
+    def noise_at_1_mm_hu(self) -> float | None:
+        """See `noise_at_1_mm`."""
+        return noise_at_1_mm(self.noise_hu, self.edge_width_mm)
+
+
+def noise_at_1_mm(noise_hu: float | None, edge_width_mm: float | None) -> float | None:
+    """The noise that a scan would have if it were blurred, or sharpened, to edges of 1 mm.
+
+    The standard deviation of white noise is inversely proportional to the width of a blur within slices. A sharp kernel so has
+    much noise and little of this; a low dose has much of both, and only that is coarse enough to look like emphysema.
+
+    Returns:
+        HU; None where either measure is not known.
+    """
+    return None if noise_hu is None or edge_width_mm is None else noise_hu * edge_width_mm
+
 
 TERMS = {
     "noise_hu": ("the noise in the lungs", "HU", 0),
+    "noise_at_1_mm_hu": ("the noise in the lungs, for edges of 1 mm", "HU", 0),
     "edge_width_mm": ("the width of edges (sharpness)", "mm", 2),
     "pixel_spacing_mm": ("the pixel spacing", "mm", 2),
     "slice_spacing_mm": ("the distance between slices", "mm", 2),
@@ -102,11 +120,11 @@ TERMS = {
 def quality_warnings(quality: ImageQuality, validated_range: Mapping[str, Range]) -> list[str]:
     """Say which measures lie outside of the range in which a network was validated, one sentence each."""
     warnings = []
-    for name, value in asdict(quality).items():
+    for name, (term, unit, decimals) in TERMS.items():
+        value = getattr(quality, name)
         low, high = validated_range.get(name, (None, None))
         if value is None or ((low is None or value >= low) and (high is None or value <= high)):
             continue
-        term, unit, decimals = TERMS[name]
         ends = [f"{word} {end:.{decimals}f} {unit}" for word, end in (("from", low), ("to", high)) if end is not None]
         warnings.append(
             f"image quality: {term}: {value:.{decimals}f} {unit}; these weights were validated {' '.join(ends)}, and their "

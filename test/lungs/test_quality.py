@@ -126,6 +126,25 @@ def test_what_lies_outside_of_the_validated_range_is_warned_of_with_the_numbers(
     assert quality_warnings(QUALITY, {}) == []
 
 
+def test_noise_of_a_sharp_kernel_differs_from_that_of_a_low_dose() -> None:
+    known = {"noise_hu": (None, 70.0), "noise_at_1_mm_hu": (None, 30.0)}
+    assert quality_warnings(QUALITY, known) == []  # 66 HU, edges of 0.41 mm
+    low_dose = dataclasses.replace(QUALITY, noise_hu=58.0, edge_width_mm=1.0)
+    (warning,) = quality_warnings(low_dose, known)
+    assert "the noise in the lungs, for edges of 1 mm: 58 HU; these weights were validated to 30 HU" in warning
+    assert quality_warnings(dataclasses.replace(low_dose, edge_width_mm=None), known) == []
+
+
+def test_blurring_white_noise_keeps_its_level_for_edges_of_1_mm(fine: Phantom) -> None:
+    grain = np.random.default_rng(1).normal(0, 120, fine.hounsfield.shape)
+    levels = []
+    for sigma in (1.0, 1.4):
+        quality = measured(fine, blurred(fine, sigma) + ndimage.gaussian_filter(grain, (0, sigma, sigma)))
+        levels.append(quality.noise_at_1_mm_hu)
+    assert levels[0] is not None
+    assert levels[1] == pytest.approx(levels[0], rel=0.15)
+
+
 def test_the_range_of_the_validation_is_stored_in_the_bundle(tmp_path: Path) -> None:
     bundle = write_dark_detector(tmp_path / "bundle")
     before = read_bundle(bundle)
@@ -141,6 +160,7 @@ def test_the_range_of_the_validation_is_stored_in_the_bundle(tmp_path: Path) -> 
     assert after.sha256 != before.sha256
     ranges = after.metadata.validated_range
     assert (ranges["noise_hu"], ranges["edge_width_mm"]) == ((None, 69.0), (0.39, 1.05))
+    assert ranges["noise_at_1_mm_hu"] == (None, 28.0)  # 66 HU x 0.41 mm, and 5 %
     assert ranges["cut_off_percentage"] == (None, 1.0)
     assert "slice_thickness_mm" not in ranges
     assert quality_warnings(QUALITY, ranges) == quality_warnings(soft, ranges) == []
