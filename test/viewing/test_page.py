@@ -427,6 +427,7 @@ def test_two_scans_are_compared_in_score_percent_and_pictures(page: Page, files:
     page.get_by_role("button", name="Keep to compare").click()
     page.get_by_role("tab", name="Compare").click()
     compared = page.get_by_role("tabpanel", name="Compare")
+    expect(compared.get_by_role("combobox", name="First scan")).to_have_value(f"{PATIENT}.mha (kept)")
     choose(page, compared, "Second scan", "other-case (finished)")
     expect(compared.get_by_role("heading", name=f"Scan: {PATIENT}.mha (kept)")).to_be_visible()
     expect(compared.get_by_role("heading", name="Scan: other-case (finished)")).to_be_visible()
