@@ -41,6 +41,7 @@ TRUTH_LEVELS = 255
 DIGEST_LENGTH = 16
 
 _STRIDE = 4
+"""Of every so many voxels of the input, one is known as a tile's centre."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ class PreparedCase:
         """The case with its tensors on a device: 27 MB, or hardly any where all slices are the same."""
 
         def moved(part: Tensor) -> Tensor:
-            first = part[:1].expand_as(part)
-            return part[:1].to(device).expand_as(part) if torch.equal(part, first) else part.to(device)
+            first = part[:1]
+            same = torch.equal(part, first.expand_as(part))
+            return first.to(device).expand_as(part) if same else part.to(device)
 
         tensors: dict[str, Any] = {name: moved(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, **tensors)
