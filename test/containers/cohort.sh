@@ -40,7 +40,8 @@ for row in csv.DictReader(open(sys.argv[1], encoding="utf-8-sig")): print(row["e
         "$work/$1/cohort.csv" | tr '\n' ';'
 }
 
-expected='one scored 3;two_broken failed ;two_scan scored 3;'
+score=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["scores"]["centrilobular"]["score"])' test/expected/example.json)
+expected="one scored $score;two_broken failed ;two_scan scored $score;"
 
 inside results
 [ "$code" -eq 2 ] || fail "a tree with a broken scan: exit code $code, expected 2; $(head -3 "$work/stderr")"
