@@ -115,7 +115,8 @@ class RunOptions:
         metadata=_note(
             _HOW,
             "validate and keep a running average of the weights, of which each step keeps this part, such as 0.998: steps on "
-            "small batches are noisy; 0: the weights themselves",
+            "small batches are noisy. It begins with the first weights, so it needs many more steps than 1 / (1 - average); 0: "
+            "the weights themselves",
         ),
     )
     tile: Shape | None = field(
