@@ -101,14 +101,20 @@ def train_folds(
         the folds, and the networks to ship: those of the folds; of the texture network whose blocks are frozen, one that is
         trained on all slices.
     """
-    if architecture == "texture" and not settings.fine_tune:
-        return _frozen_folds(slices, splits, settings, base_weights, note)
+    if _has_frozen_blocks(architecture, settings):
+        everything = Split(np.arange(len(slices.labels)), np.empty(0, np.int64))
+        *trained, shipped = _frozen_folds(slices, enumerate([*splits, everything]), settings, base_weights, note)
+        return [fold for fold, _ in trained], [shipped[1]]
     folds, networks = [], []
     for fold, network in _whole_folds(architecture, slices, enumerate(splits), settings, base_weights, note):
         folds.append(fold)
         networks.append(network)
         note(f"fold {len(folds)}: {fold.curve[-1]}")
     return folds, networks
+
+
+def _has_frozen_blocks(architecture: ArchitectureName, settings: Settings) -> bool:
+    return architecture == "texture" and not settings.fine_tune
 
 
 def _whole_folds(
@@ -153,16 +159,19 @@ def _views(
 
 
 def _frozen_folds(
-    slices: Slices, splits: Sequence[Split], settings: Settings, base_weights: Path | None, note: Callable[[str], None]
-) -> tuple[list[Fold], list[LungNetwork]]:
+    slices: Slices,
+    splits: Iterable[tuple[int, Split]],
+    settings: Settings,
+    base_weights: Path | None,
+    note: Callable[[str], None],
+) -> Iterator[tuple[Fold, LungNetwork]]:
+    """Train the texture network's heads alone."""
     chosen = TextureSettings(seed=settings.seed)
     network = _texture_base(base_weights)
     views = _views(network, slices, range(chosen.views), settings, note)
-    folds = []
-    for split in splits:
-        fold = fit_heads(network, views, slices.labels, split.train, chosen)
-        folds.append(Fold(split, logits_of(fold, views, split.test)))
-    return folds, [fit_heads(network, views, slices.labels, np.arange(len(slices.labels)), chosen)]
+    for _, split in splits:
+        fitted = fit_heads(network, views, slices.labels, split.train, chosen)
+        yield Fold(split, logits_of(fitted, views, split.test)), fitted
 
 
 def answers(
@@ -177,12 +186,12 @@ def answers(
     Args:
         splits: which one of its kind each is, from 0, which goes into random numbers; and the split.
     """
-    if architecture == "texture" and not settings.fine_tune:
+    if architecture == "texture" or architecture == "residual":
         weights = None if base_weights is None else Path(base_weights)
-        yield from _frozen_folds(slices, [split for _, split in splits], settings, weights, lambda _: None)[0]
-    elif architecture == "texture" or architecture == "residual":
-        weights = None if base_weights is None else Path(base_weights)
-        folds = _whole_folds(architecture, slices, splits, settings, weights, lambda _: None)
+        if _has_frozen_blocks(architecture, settings):
+            folds = _frozen_folds(slices, splits, settings, weights, lambda _: None)
+        else:
+            folds = _whole_folds(architecture, slices, splits, settings, weights, lambda _: None)
         yield from (fold for fold, _ in folds)
     else:
         from .training import predict, train  # Keras takes seconds to import
