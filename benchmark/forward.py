@@ -26,20 +26,19 @@ sys.path.insert(0, str(ROOT))
 
 from benchmark.complexity import measure
 from benchmark.inference import printed
-from model.network import EmphysemaNetwork, NetworkConfig, build_network
+from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation
 from model.preprocessing import PAPER_INPUT_SHAPE
-from model.subtyping import choose_device, choose_precision
+from model.subtyping import choose_device, choose_precision, place_network
+from model.weights import untrained_bundle
 
 WAYS = ("plain", "trial", "graph", "compiled")
 PASSES = 20
 
 
 def placed_network(base_width: int, precision: torch.dtype) -> EmphysemaNetwork:
-    """An untrained network, placed as `EmphysemaSubtyper` places one."""
-    network = build_network(NetworkConfig("resnet34", "regression", base_width)).eval()
-    for part in (network.backbone, network.reconstruction):
-        part.to("cuda", precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    network.head.to("cuda")
+    """An untrained network, folded and placed as `EmphysemaSubtyper` does it."""
+    network = fold_batch_normalisation(untrained_bundle(base_width, seed=0)[0])
+    place_network(network, torch.device("cuda"), precision)
     return network
 
 

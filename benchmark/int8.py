@@ -42,7 +42,7 @@ from model.lungs.regions import Regions
 from model.network import DenseLogits, EmphysemaNetwork, fold_batch_normalisation
 from model.preprocessing import prepare
 from model.simulation.case import draw_parameters, simulate
-from model.subtyping import EmphysemaSubtyper
+from model.subtyping import EmphysemaSubtyper, place_network
 from model.weights import read_bundle, untrained_bundle
 
 NEAR_EDGE = 0.2
@@ -141,8 +141,7 @@ def engines(names: list[str], base_width: int, shape: tuple[int, ...], threads: 
     image = np.random.default_rng(0).random((1, 1, *shape), np.float32)
     folded = fold_batch_normalisation(network)
     placed = fold_batch_normalisation(network)
-    for part in (placed.backbone, placed.reconstruction):
-        part.to(torch.bfloat16, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    place_network(placed, torch.device("cpu"), torch.bfloat16)
     yield "torch bfloat16", lambda inputs: placed(inputs.to(torch.bfloat16, memory_format=torch.channels_last_3d))
     if "openvino" in names:
         model = to_openvino(folded, shape)

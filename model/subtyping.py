@@ -124,9 +124,7 @@ class EmphysemaSubtyper:
             self.notes = (*self.notes, self._fall_back(self._for_cpu))
 
     def _place_network(self) -> None:
-        for part in (self._network.backbone, self._network.reconstruction):
-            part.to(self.device, self.precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self._network.head.to(self.device)
+        place_network(self._network, self.device, self.precision)
 
     def _fall_back(self, for_cpu: tuple[EmphysemaNetwork, torch.dtype]) -> str:
         """Move to the CPU for good, and return a sentence that says so."""
@@ -262,6 +260,13 @@ def _percentages(activation: np.ndarray, labels: np.ndarray, regions: Regions) -
     whole = mean(list(range(1, rows)))
     assert whole is not None, "prepare() lets no scan pass whose lung vanishes on the map's grid"
     return whole, {name: mean(list(members)) for name, members in regions.members.items()}
+
+
+def place_network(network: EmphysemaNetwork, device: torch.device, precision: torch.dtype) -> None:
+    """Move a network in place to where inference computes it; its last convolution stays in float32."""
+    for part in (network.backbone, network.reconstruction):
+        part.to(device, precision, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.head.to(device)
 
 
 def choose_device(name: DeviceName) -> tuple[torch.device, tuple[str, ...]]:
