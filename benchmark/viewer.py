@@ -64,6 +64,11 @@ RESOURCES = """() => performance.getEntriesByType("resource").map((entry) => [
 """What the frame of the pictures loaded: name, start and end (ms)."""
 
 
+def chromium_path() -> str | None:
+    """Where a Chromium browser is installed."""
+    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
 def made_case(shape: tuple[int, int, int]) -> ViewedCase:
     """Lungs that take the share of the field of view that they have in a scan of the chest; emphysema in a fifth of them."""
     generator = np.random.default_rng(0)
@@ -99,11 +104,10 @@ def time_browser(folder: Path, runs: int) -> None:
     """Print the median seconds from the answer to each step of the pictures; each run starts a viewer of its own."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
     found: dict[str, list[float]] = {}
     with sync_playwright() as playwright:
         for _ in range(runs):
-            browser = playwright.chromium.launch(executable_path=chromium, args=WEBGL)
+            browser = playwright.chromium.launch(executable_path=chromium_path(), args=WEBGL)
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]

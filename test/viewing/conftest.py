@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmark.viewer import chromium_path
 from test.conftest import ROOT, need
 from test.phantom import Phantom, write_case
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = chromium_path()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ import SimpleITK as sitk
 from PIL import Image
 from playwright.sync_api import Browser, FrameLocator, Locator, Page, Playwright, expect, sync_playwright
 
+from benchmark.viewer import WEBGL
 from model.slices import CLASSES
 from model.slices.bundle import SliceMetadata, write_bundle
 from model.slices.images import LUNG_WINDOW
@@ -42,7 +43,6 @@ PASSWORD = "correct horse"
 SCORING_MS = 300_000
 CT, MASK, FINISHED, SLICE = "CT: one", "Lung mask", "A .zip of an output", "Slice: a"
 """The page's upload fields: how their labels begin."""
-WEBGL = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 expect.set_options(timeout=180_000)  # a busy machine answers late
 
 
