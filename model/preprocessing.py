@@ -330,9 +330,13 @@ def _continued_outside(activation: Tensor, lung: Tensor) -> Tensor:
     return torch.where(lung, activation, mean)
 
 
+ON_MAP_GRID = (..., *3 * (slice(None, None, 2),))
+"""What the dense maps' grid picks of the input's, of which it is half: nearest neighbours by torch's rule."""
+
+
 def labels_on_map_grid(labels: np.ndarray) -> np.ndarray:
-    """Bring labels from the input's grid to that of the dense maps, half of it, by nearest neighbour (torch's rule)."""
-    return np.ascontiguousarray(labels[..., ::2, ::2, ::2])
+    """Bring labels from the input's grid to that of the dense maps."""
+    return np.ascontiguousarray(labels[ON_MAP_GRID])
 
 
 def map_on_scan(

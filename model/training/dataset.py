@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..cohort.manifest import Interval, Scores, TrainingCase
 from ..fleischner import SUBTYPES
-from ..preprocessing import Profile
+from ..preprocessing import ON_MAP_GRID, Profile
 from .augmentation import (
     AVERAGED_LATTICE,
     PICKED_LATTICE,
@@ -126,7 +126,7 @@ def assemble(
     suspect = prepared.suspect if with_suspect else None
     return Batch(
         image=image[None],
-        lung=lung[..., ::2, ::2, ::2].contiguous(),  # as `labels_on_map_grid`
+        lung=lung[ON_MAP_GRID].contiguous(),
         low_attenuation=low_attenuation,
         truth=truth,
         has_truth=torch.tensor(with_truth and prepared.truth is not None),

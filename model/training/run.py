@@ -125,8 +125,8 @@ def train(
             fresh.ready(first_epoch)
         trainer.fit(
             module,
-            _loader(learnt, options, workers, training_batches),
-            _loader(judged, options, workers, EpochBatches(validation_order, options.recipe.batch)),
+            _loader(learnt, options, training_batches),
+            _loader(judged, options, EpochBatches(validation_order, options.recipe.batch)),
             ckpt_path=resumed,
             weights_only=True,
         )
@@ -260,12 +260,13 @@ def _pictured(reference: Reference) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, count).round().astype(int)]
 
 
-def _loader(dataset: CohortDataset, options: RunOptions, workers: int, batches: EpochBatches) -> DataLoader[Batch]:
+def _loader(dataset: CohortDataset, options: RunOptions, batches: EpochBatches) -> DataLoader[Batch]:
+    workers = 0 if options.resident else options.workers
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=0 if options.resident else workers,
+        num_workers=workers,
         collate_fn=stacked,
         pin_memory=options.device == "cuda" and not options.resident,
-        persistent_workers=workers > 0 and not options.resident,
+        persistent_workers=workers > 0,
     )
