@@ -1,8 +1,8 @@
 """The run with Ray, on this machine or on a cluster: readers are tasks, networks are actors, and the queue of each is bounded.
 
-A network gets its next case when it has finished one, and the case is read on its node while it scores those before it. What
-ends a worker (memory, a crash in native code) costs one attempt of the case that it was working on; the others of its queue go
-to other networks. A node that is lost costs no attempt.
+Cases are read on a network's node while it scores another. It gets the next one when the answer for the last has come: so it
+is known which case a worker was scoring when it ended (memory, a crash in native code). This case loses an attempt; those that
+were read for the same network go to others. A node that is lost costs no attempt.
 """
 
 from __future__ import annotations
@@ -145,11 +145,14 @@ class Outcome:
     crashed: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
+    """A case on its way. `read` is the result of its reader, `answer` that of its network, once it has begun."""
+
     case: CohortCase
     crashed_on: list[str] = field(default_factory=list)
     read: Any = None
+    answer: Any = None
 
     def outcome(self, value: Any, attempts: int, crashed: str = "") -> Outcome:
         return Outcome(self.case, value, attempts, crashed)
@@ -159,7 +162,13 @@ class _Job:
 class _Network:
     handle: Any
     node: str = ""
-    queue: deque[tuple[Any, _Job]] = field(default_factory=deque)
+    scoring: _Job | None = None
+    ahead: list[_Job] = field(default_factory=list)
+    """Being read, or read."""
+
+    @property
+    def load(self) -> int:
+        return len(self.ahead) + (self.scoring is not None)
 
 
 @contextlib.contextmanager
@@ -231,7 +240,6 @@ class RayRun:
         self._actor: Any = ray.remote(_Scoring)
         self._starting: dict[Any, _Network] = {}
         self._networks: list[_Network] = []
-        self._pending: dict[Any, _Network] = {}
         self._again: deque[_Job] = deque()
         self._failed_starts = 0
         self._adjusted = 0.0
@@ -264,8 +272,8 @@ class RayRun:
         while True:
             self._adjust()
             while self._again or not exhausted:
-                network = min(self._networks, key=lambda network: len(network.queue), default=None)
-                if network is None or len(network.queue) > self._plan.readers:
+                network = min(self._networks, key=lambda network: network.load, default=None)
+                if network is None or network.load > self._plan.readers:
                     break
                 job = self._again.popleft() if self._again else None
                 if job is None:
@@ -274,22 +282,25 @@ class RayRun:
                         exhausted = True
                         break
                     job = _Job(case)
-                self._submit(network, job)
-            if exhausted and not self._pending and not self._again:
+                self._read_for(network, job)
+            if exhausted and not self._again and not any(network.load for network in self._networks):
                 return
             self._wait(outcomes)
             yield from outcomes
             outcomes.clear()
 
-    def _submit(self, network: _Network, job: _Job) -> None:
+    def _read_for(self, network: _Network, job: _Job) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         near = NodeAffinitySchedulingStrategy(network.node, soft=True)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": near}
         job.read = self._read.options(**options).remote(self._work.read, job.case)
-        ref = network.handle.score.remote(job.case, job.read)
-        network.queue.append((ref, job))
-        self._pending[ref] = network
+        network.ahead.append(job)
+
+    def _begin(self, network: _Network, job: _Job) -> None:
+        network.ahead.remove(job)
+        network.scoring = job
+        job.answer = network.handle.score.remote(job.case, job.read)
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -314,15 +325,20 @@ class RayRun:
 
     def _wait(self, outcomes: list[Outcome]) -> None:
         """Wait until something is ready, a second at most, and take note of all that is."""
-        refs = [*self._pending, *self._starting]
+        answers = {network.scoring.answer: network for network in self._networks if network.scoring is not None}
+        idle = [network for network in self._networks if network.scoring is None]
+        reads = {job.read: (network, job) for network in idle for job in network.ahead}
+        refs = [*answers, *reads, *self._starting]
         ready, _ = self._ray.wait(refs, timeout=1.0, fetch_local=False) if refs else ([], [])
         if ready:
             ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         for ref in ready:
             if ref in self._starting:
                 self._started(ref)
-            elif ref in self._pending:
-                self._finished(ref, outcomes)
+            elif ref in answers:
+                self._answered(answers[ref], outcomes)
+            elif reads[ref][0].scoring is None:
+                self._begin(*reads[ref])
         if not refs:
             time.sleep(0.1)
         if not self._networks and time.monotonic() > self._said_waiting + SAY_WAITING_SECONDS:
@@ -350,47 +366,36 @@ class RayRun:
         if self.identity is None:
             self.identity = identity
 
-    def _finished(self, ref: Any, outcomes: list[Outcome]) -> None:
-        network = self._pending[ref]
+    def _answered(self, network: _Network, outcomes: list[Outcome]) -> None:
+        """What came of the case that a network was scoring."""
+        job = network.scoring
+        assert job is not None, "it was waited for"
+        network.scoring = None
         try:
-            value = self._ray.get(ref)
-        except self._ray.exceptions.RayError as error:
+            value = self._ray.get(job.answer)
+        except self._ray.exceptions.RayError as error:  # the network has ended, or the case's reader had
             if isinstance(error, self._ray.exceptions.RayActorError):
-                self._lost(network, error, outcomes)
-            else:
-                self._failed(self._taken(ref), network, error, outcomes)
+                self._lose(network)
+            self._failed(job, network, error, outcomes)
             return
-        job = self._taken(ref)
         outcomes.append(job.outcome(value, self._crashes(job) + 1))
+        self._begin_next(network)
 
-    def _taken(self, ref: Any) -> _Job:
-        network = self._pending.pop(ref)
-        job = next(job for queued, job in network.queue if queued == ref)
-        network.queue = deque((queued, other) for queued, other in network.queue if queued != ref)
-        return job
+    def _begin_next(self, network: _Network) -> None:
+        """Give a network the next case that has been read, before anything is done with its last answer."""
+        if network.ahead:
+            read, _ = self._ray.wait([job.read for job in network.ahead], timeout=0, fetch_local=False)
+            job = next((job for job in network.ahead if job.read in read), None)
+            if job is not None:
+                self._begin(network, job)
 
-    def _lost(self, network: _Network, error: Exception, outcomes: list[Outcome]) -> None:
-        """A network has ended: the case that it was scoring has had its attempt, the others of its queue have not."""
+    def _lose(self, network: _Network) -> None:
+        """A network has ended: what was read for it goes to others."""
         self._networks.remove(network)
+        self._again.extend(network.ahead)
         self._adjusted = 0.0
         with contextlib.suppress(Exception):
             self._ray.kill(network.handle)
-        is_first = True
-        for ref, job in list(network.queue):
-            self._pending.pop(ref)
-            try:
-                value = self._ray.get(ref, timeout=0)
-            except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
-                was_read = bool(self._ray.wait([job.read], timeout=0, fetch_local=False)[0])
-                if is_first and was_read:
-                    self._failed(job, network, error, outcomes)
-                else:
-                    self._again.append(job)
-                is_first = False
-            except self._ray.exceptions.RayError as own:  # its reader had ended before; the network was at a later case
-                self._failed(job, network, own, outcomes)
-            else:
-                outcomes.append(job.outcome(value, self._crashes(job) + 1))
 
     def _failed(self, job: _Job, network: _Network, error: Exception, outcomes: list[Outcome]) -> None:
         """Try a case again whose worker has ended, unless it has ended two on nodes that go on."""
