@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..subtyping import choose_precision
 from . import CLASSES, PaperArchitecture
 from .dataset import Slices, Split, part_of
 from .inputs import shrunk
@@ -86,8 +87,9 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _on(device: str) -> Iterator[None]:
-    """Keras on a device; on a GPU in mixed precision, whose cached weights would be those of the step before."""
-    mixed = torch.autocast(device, torch.bfloat16, enabled=device != "cpu", cache_enabled=False)
+    """Keras on a device, in mixed precision where bfloat16 is native; cached weights would be those of the step before."""
+    native = choose_precision("auto", torch.device(device)) == torch.bfloat16
+    mixed = torch.autocast(device, torch.bfloat16, enabled=native, cache_enabled=False)
     with keras.device(device), mixed:
         yield
 
@@ -118,7 +120,7 @@ def train(
     """Train a network on the split's training slices.
 
     With base weights only the head learns; without them all of it does, at a smaller learning rate. The slices set aside are
-    not looked at, not even to stop. On a GPU, convolutions and products are computed in bfloat16.
+    not looked at, not even to stop. Where bfloat16 is native, convolutions and products are computed in it.
 
     Returns:
         the network, and a point of the learning curve for each epoch.

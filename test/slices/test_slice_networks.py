@@ -21,7 +21,7 @@ from model.slices.comparison import base_file
 from model.slices.dataset import read_slices, split_by_patient
 from model.slices.inputs import channels, shrunk
 from model.slices.lung_networks import build_lung_network
-from model.slices.networks import SliceNetwork, build_network
+from model.slices.networks import FusedNormalization, SliceNetwork, build_network
 from model.slices.settings import Settings
 from model.slices.training import SHIFT, ZOOM, draw_transforms, predict, train, transformed
 
@@ -62,6 +62,39 @@ def test_each_network_is_the_published_base_under_the_papers_head(architecture: 
     shares = network.probabilities(torch.rand(1, 3, 224, 224))
     assert shares.shape == (1, 4)
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_fused_normalisation_is_that_of_keras(scale: bool) -> None:
+    torch.manual_seed(0)
+    pixels = 3 * torch.randn(32, 16, 16, 7) + 2
+    found = []
+    for kind in (keras.layers.BatchNormalization, FusedNormalization):
+        layer = kind(momentum=0.9, scale=scale)
+        layer.build(pixels.shape)
+        layer.beta.assign(np.arange(7.0))
+        if scale:
+            layer.gamma.assign(np.arange(1.0, 8.0))
+        inputs = pixels.clone().requires_grad_()
+        outputs = layer(inputs, training=True)
+        (outputs**3).mean().backward()
+        learnt = [variable.value.grad for variable in layer.trainable_variables]
+        found.append([outputs.detach(), inputs.grad, *learnt, layer.moving_mean.value.detach(), layer(pixels, training=False)])
+        variance = layer.moving_variance.value
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)  # 8192 values: n against n - 1 in the variance
+    torch.testing.assert_close(variance, 0.9 + 0.1 * pixels.var(dim=(0, 1, 2)))
+
+
+def test_a_base_from_scratch_is_keras_own_with_fused_normalisations() -> None:
+    base = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
+    copied = next(layer for layer in build_network("efficientnet").base.layers if isinstance(layer, keras.Model))
+    kinds = [type(layer) for layer in copied.layers]
+    assert keras.layers.BatchNormalization not in kinds
+    assert kinds.count(FusedNormalization) == 49
+    copied.set_weights(base.get_weights())
+    pixels = torch.rand(1, 224, 224, 3)
+    torch.testing.assert_close(copied(pixels, training=False), base(pixels, training=False), rtol=1e-4, atol=1e-5)
 
 
 def test_bases_get_pixels_as_their_published_weights_expect_them() -> None:
