@@ -297,10 +297,16 @@ class RayRun:
         job.read = self._read.options(**options).remote(self._work.read, job.case)
         network.ahead.append(job)
 
-    def _begin(self, network: _Network, job: _Job) -> None:
-        network.ahead.remove(job)
-        network.scoring = job
-        job.answer = network.handle.score.remote(job.case, job.read)
+    def _begin_what_is_read(self) -> None:
+        """Give each network that is idle a case that has been read for it."""
+        for network in self._networks:
+            if network.scoring is None and network.ahead:
+                read, _ = self._ray.wait([job.read for job in network.ahead], timeout=0, fetch_local=False)
+                job = next((job for job in network.ahead if job.read in read), None)
+                if job is not None:
+                    network.ahead.remove(job)
+                    network.scoring = job
+                    job.answer = network.handle.score.remote(job.case, job.read)
 
     def _nodes(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -326,8 +332,7 @@ class RayRun:
     def _wait(self, outcomes: list[Outcome]) -> None:
         """Wait until something is ready, a second at most, and take note of all that is."""
         answers = {network.scoring.answer: network for network in self._networks if network.scoring is not None}
-        idle = [network for network in self._networks if network.scoring is None]
-        reads = {job.read: (network, job) for network in idle for job in network.ahead}
+        reads = [job.read for network in self._networks if network.scoring is None for job in network.ahead]
         refs = [*answers, *reads, *self._starting]
         ready, _ = self._ray.wait(refs, timeout=1.0, fetch_local=False) if refs else ([], [])
         if ready:
@@ -337,8 +342,7 @@ class RayRun:
                 self._started(ref)
             elif ref in answers:
                 self._answered(answers[ref], outcomes)
-            elif reads[ref][0].scoring is None:
-                self._begin(*reads[ref])
+        self._begin_what_is_read()
         if not refs:
             time.sleep(0.1)
         if not self._networks and time.monotonic() > self._said_waiting + SAY_WAITING_SECONDS:
@@ -379,15 +383,6 @@ class RayRun:
             self._failed(job, network, error, outcomes)
             return
         outcomes.append(job.outcome(value, self._crashes(job) + 1))
-        self._begin_next(network)
-
-    def _begin_next(self, network: _Network) -> None:
-        """Give a network the next case that has been read, before anything is done with its last answer."""
-        if network.ahead:
-            read, _ = self._ray.wait([job.read for job in network.ahead], timeout=0, fetch_local=False)
-            job = next((job for job in network.ahead if job.read in read), None)
-            if job is not None:
-                self._begin(network, job)
 
     def _lose(self, network: _Network) -> None:
         """A network has ended: what was read for it goes to others."""
