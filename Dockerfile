@@ -20,14 +20,15 @@ RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologi
 WORKDIR /opt/app
 
 
-# A virtual environment with exactly what the lock lists; it works on any base that has Python 3.11.
+# A virtual environment with exactly what the lock lists; it works on any base that has Python 3.11. LOCK=int8 adds OpenVINO.
 FROM ${BASE_IMAGE} AS inference-environment
 ARG PIP_FIND_LINKS
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY requirements/install.sh requirements/inference.lock requirements/torch.lock requirements/cuda.lock /tmp/
+ARG LOCK=inference
+COPY requirements/install.sh requirements/${LOCK}.lock requirements/torch.lock requirements/cuda.lock /tmp/
 RUN python3 -m venv /opt/venv \
-    && /tmp/install.sh /opt/venv/bin/python /tmp/inference.lock --no-cache-dir
+    && /tmp/install.sh /opt/venv/bin/python /tmp/${LOCK}.lock --no-cache-dir
 
 
 # What the inference image is made of, as /bill-of-materials.cdx.json; the tools that list it stay in this stage.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from model import DISCLAIMER, SHIPPED_WEIGHTS
-from model.command_line import DeviceName, OneLineParser, PrecisionName
+from model.command_line import DeviceName, InferencePrecisionName, OneLineParser
 from model.container.grand_challenge import MODEL_FOLDER, bundle_places
 from model.errors import InputError
 from model.viewing.access import Access
@@ -51,7 +51,7 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--output", type=Path, help="what process.py wrote for it, to be opened on the page")
     parser.add_argument("--lungmask-weights", type=Path, help="let the lungmask network find lungs, with these weights")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
-    parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto")
+    parser.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto")
     return parser
 
 

@@ -1,17 +1,13 @@
-"""Try 8-bit integers on the CPU: the network's time against bfloat16, and what happens to percentages and scores.
+"""The network in 8-bit integers on the CPU: its time against bfloat16, and what one layer takes in several engines.
 
 Usage: python benchmark/int8.py layer [--threads 1] [--runs 7]
        python benchmark/int8.py time [--base-width 64] [--input-shape 128 224 288] [--threads 1] [--runs 3] [--engines ...]
-       python benchmark/int8.py accuracy [--weights BUNDLE] [--calibration 8] [--cases 100] [--threads 1] [--real FOLDER ...]
 
-Post-training quantization of backbone and reconstruction network with per-channel weights; the first convolution and the heads
-stay in floating point. OpenVINO with NNCF, and ONNX Runtime, neither of which this software needs otherwise:
-pip install openvino nncf onnxruntime onnx onnxscript
+OpenVINO's network is quantized as `python -m model.training.quantize` does, which also says how near it is to float32. ONNX
+Runtime is here for comparison, and needs packages that nothing else does: pip install onnxruntime onnx onnxscript
 
 `layer` prints the rate of a 3 x 3 x 3 convolution of layer3 (256 to 256 channels, dilation 2, 16 x 28 x 36). `time` prints CPU
-seconds of one pass of the network, the engines in turn, medians of the runs; the weights are random. `accuracy` calibrates
-OpenVINO's network on simulated scans and compares real scans, in folders as process.py takes them, and other simulated ones
-with float32: differences of percentages in points, and scores that changed.
+seconds of one pass of the network, the engines in turn, medians of the runs; the weights are random.
 """
 
 from __future__ import annotations
@@ -26,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -34,70 +29,16 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import SHIPPED_WEIGHTS
-from model.container.grand_challenge import find_cases
-from model.fleischner import SUBTYPES
-from model.imaging.scan import Scan
-from model.lungs.regions import Regions
-from model.network import DenseLogits, EmphysemaNetwork, fold_batch_normalisation
-from model.preprocessing import prepare
-from model.simulation.case import draw_parameters, simulate
-from model.subtyping import EmphysemaSubtyper, place_network
-from model.weights import read_bundle, untrained_bundle
-
-NEAR_EDGE = 0.2
-"""In points: a score may change where float32 lies this near to the edge of an interval."""
+from model.eight_bit import compiled
+from model.network import EmphysemaNetwork, fold_batch_normalisation
+from model.preprocessing import Shape
+from model.subtyping import place_network
+from model.training.quantize import OneOutput, openvino_model, quantized
+from model.weights import untrained_bundle
 
 WIDTH, LAYER_SHAPE = 256, (16, 28, 36)
 
 Network = Callable[[Tensor], Any]
-
-
-class OneOutput(nn.Module):
-    """A network whose dense logits of both subtypes are the channels of one output."""
-
-    def __init__(self, network: EmphysemaNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.cat(tuple(self.network(image)), dim=1)
-
-
-class InOpenVino(EmphysemaSubtyper):
-    """A subtyper whose network runs in OpenVINO."""
-
-    compiled: Any
-
-    def logits(self, image: Tensor) -> DenseLogits:
-        return DenseLogits(*torch.from_numpy(self.compiled(image.numpy())[0]).split(1, dim=1))
-
-
-def to_openvino(network: EmphysemaNetwork, shape: tuple[int, ...]) -> Any:
-    """OpenVINO's model of a folded network, for images of one shape (z, y, x)."""
-    import openvino
-
-    exported = torch.export.export(OneOutput(network).eval(), (torch.zeros(1, 1, *shape),))
-    return openvino.convert_model(exported)
-
-
-def quantized(model: Any, images: list[np.ndarray]) -> Any:
-    """An OpenVINO model in 8-bit integers but for its first convolution and its heads, the last two."""
-    import nncf
-
-    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    heads = [node for node in convolutions if node.get_output_partial_shape(0)[1].get_length() == 1]
-    names = [node.get_friendly_name() for node in (convolutions[0], *heads)]
-    ignored = nncf.IgnoredScope(names=names)
-    return nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), ignored_scope=ignored)
-
-
-def compiled(model: Any, precision: str, threads: int) -> Any:
-    """A model for this CPU; `precision` is that of what is not quantized."""
-    import openvino
-
-    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
-    return openvino.Core().compile_model(model, "CPU", options)
 
 
 def in_onnx_runtime(network: EmphysemaNetwork, image: np.ndarray, threads: int) -> Network:
@@ -135,7 +76,7 @@ def in_onnx_runtime(network: EmphysemaNetwork, image: np.ndarray, threads: int) 
     return lambda inputs: session.run(None, {"image": inputs.numpy()})
 
 
-def engines(names: list[str], base_width: int, shape: tuple[int, ...], threads: int) -> Iterator[tuple[str, Network]]:
+def engines(names: list[str], base_width: int, shape: Shape, threads: int) -> Iterator[tuple[str, Network]]:
     """The networks to time, by name; bfloat16 as process.py runs it comes first."""
     network, _ = untrained_bundle(base_width, seed=0)
     image = np.random.default_rng(0).random((1, 1, *shape), np.float32)
@@ -144,10 +85,10 @@ def engines(names: list[str], base_width: int, shape: tuple[int, ...], threads: 
     place_network(placed, torch.device("cpu"), torch.bfloat16)
     yield "torch bfloat16", lambda inputs: placed(inputs.to(torch.bfloat16, memory_format=torch.channels_last_3d))
     if "openvino" in names:
-        model = to_openvino(folded, shape)
-        in_bfloat16 = compiled(model, "bf16", threads)
+        model = openvino_model(folded, shape)
+        in_bfloat16 = compiled(model, threads)
         yield "openvino bfloat16", lambda inputs: in_bfloat16(inputs.numpy())
-        in_int8 = compiled(quantized(model, [image]), "bf16", threads)
+        in_int8 = compiled(quantized(model, [image], correct_biases=False), threads)
         yield "openvino int8, the rest bfloat16", lambda inputs: in_int8(inputs.numpy())
     if "onnxruntime" in names:
         yield "onnxruntime int8, the rest float32", in_onnx_runtime(folded, image, threads)
@@ -178,7 +119,7 @@ def layer_engines(threads: int) -> Iterator[tuple[str, Callable[[], Any], int]]:
     import openvino
 
     model = openvino.convert_model(torch.export.export(three, (image,)))
-    network = compiled(nncf.quantize(model, nncf.Dataset([image.numpy()]), subset_size=1), "bf16", threads)
+    network = compiled(nncf.quantize(model, nncf.Dataset([image.numpy()]), subset_size=1), threads)
     yield "openvino int8", lambda: network(image.numpy()), 3
 
 
@@ -224,9 +165,9 @@ def print_layers(options: argparse.Namespace) -> None:
 
 def print_times(options: argparse.Namespace) -> None:
     """CPU seconds and seconds on the clock of each engine, in turn."""
-    shape = tuple(options.input_shape)
-    image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(1))
-    networks = dict(engines(options.engines, options.base_width, shape, options.threads))
+    z, y, x = options.input_shape
+    image = torch.rand(1, 1, z, y, x, generator=torch.Generator().manual_seed(1))
+    networks = dict(engines(options.engines, options.base_width, (z, y, x), options.threads))
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in networks}
     with torch.inference_mode():
         for turn in range(options.runs + 1):
@@ -242,75 +183,6 @@ def print_times(options: argparse.Namespace) -> None:
         print(f"| {name} | {cpu:.2f} | {wall:.2f} | {cpu / first:.2f} |")
 
 
-def simulated_scan(seed: int, number: int) -> Scan:
-    """A simulated scan at the network's resolution."""
-    case = simulate(draw_parameters(np.random.SeedSequence(seed, spawn_key=(number,))))
-
-    def image(voxels: np.ndarray) -> sitk.Image:
-        made = sitk.GetImageFromArray(voxels)
-        made.SetSpacing(case.spacing[::-1])
-        made.SetOrigin(case.origin[::-1])
-        return made
-
-    return Scan.from_images(image(case.hounsfield), image((case.lungs > 0).astype(np.uint8)))
-
-
-def scans(options: argparse.Namespace) -> Iterator[tuple[str, Scan]]:
-    """The scans to compare on, with their names."""
-    for folder in options.real:
-        for case in find_cases(folder):
-            yield case.entity, Scan.read(*case.files)
-    for number in range(options.cases):
-        try:
-            yield f"simulated-{number}", simulated_scan(options.seed, options.calibration + number)
-        except RuntimeError:  # what was drawn has no room in these lungs
-            print(f"simulated-{number}: left out", flush=True)
-
-
-def near_edge(percentage: float, index: int) -> bool:
-    """Whether a percentage of a subtype lies near the edge of one of its intervals."""
-    return any(abs(percentage - grade.upper) <= NEAR_EDGE for grade in SUBTYPES[index].grades[:-1])
-
-
-def print_accuracy(options: argparse.Namespace) -> None:
-    """Differences between float32, bfloat16 and int8."""
-    torch.set_num_threads(options.threads)
-    bundle = read_bundle(options.weights)
-    profile = bundle.metadata.preprocessing
-    calibration = []
-    for number in range(options.calibration):
-        scan = simulated_scan(options.seed, number)
-        calibration.append(prepare(scan, Regions.of(scan), profile).image.numpy())
-    subtypers = {
-        "float32": EmphysemaSubtyper(bundle, "cpu", "float32"),
-        "bfloat16": EmphysemaSubtyper(bundle, "cpu", "bfloat16"),
-    }
-    in_int8 = InOpenVino(bundle, "cpu", "float32")
-    model = to_openvino(fold_batch_normalisation(bundle.network), profile.input_shape)
-    in_int8.compiled = compiled(quantized(model, calibration), "bf16", options.threads)
-    subtypers["int8"] = in_int8
-    points: dict[str, list[float]] = {name: [] for name in subtypers}
-    changed = {name: [0, 0] for name in subtypers}  # far from any edge, and near to one
-    for name, scan in scans(options):
-        found = {kind: subtyper.predict(scan).findings for kind, subtyper in subtypers.items()}
-        cells = []
-        for kind, findings in found.items():
-            for index, (finding, exact) in enumerate(zip(findings, found["float32"], strict=True)):
-                assert finding.percentage is not None
-                assert exact.percentage is not None
-                points[kind].append(abs(finding.percentage - exact.percentage))
-                cells.append(f"{finding.percentage:.2f}")
-                if finding.score != exact.score:
-                    changed[kind][near_edge(exact.percentage, index)] += 1
-        print(f"{name}: {' '.join(cells)}", flush=True)
-    print("| precision | largest difference (points) | 95th percentile | median | over 0.2 | scores changed | near an edge |")
-    print(f"|{' --- |' * 7}")
-    for kind, values in points.items():
-        over = sum(value > NEAR_EDGE for value in values)
-        figures = f"{max(values):.3f} | {np.quantile(values, 0.95):.3f} | {np.median(values):.3f} | {over} of {len(values)}"
-        print(f"| {kind} | {figures} | {sum(changed[kind])} | {changed[kind][1]} |")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Try 8-bit integers on the CPU.")
     commands = parser.add_subparsers(required=True)
@@ -322,15 +194,8 @@ def main() -> int:
     timing.add_argument("--base-width", type=int, default=64)
     timing.add_argument("--input-shape", type=int, nargs=3, default=(128, 224, 288), metavar=("Z", "Y", "X"))
     timing.add_argument("--runs", type=int, default=3)
-    timing.add_argument("--engines", nargs="+", choices=("openvino", "onnxruntime"), default=["openvino", "onnxruntime"])
-    accuracy = commands.add_parser("accuracy")
-    accuracy.set_defaults(run=print_accuracy)
-    accuracy.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
-    accuracy.add_argument("--calibration", type=int, default=8, help="simulated scans to calibrate on; default: %(default)s")
-    accuracy.add_argument("--cases", type=int, default=100, help="simulated scans to compare on; default: %(default)s")
-    accuracy.add_argument("--seed", type=int, default=20)
-    accuracy.add_argument("--real", type=Path, nargs="*", default=[], help="folders of real scans")
-    for command in (layer, timing, accuracy):
+    timing.add_argument("--engines", nargs="+", choices=("openvino", "onnxruntime"), default=["openvino"])
+    for command in (layer, timing):
         command.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

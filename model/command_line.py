@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+InferencePrecisionName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 MapType = Literal["uint8", "float32"]
 
 

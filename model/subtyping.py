@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import SHIPPED_WEIGHTS
-from .command_line import DeviceName, MapType, PrecisionName
+from .command_line import DeviceName, InferencePrecisionName, MapType, PrecisionName
+from .eight_bit import EightBitRuntime
 from .errors import InputError
 from .fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .imaging.scan import Scan
@@ -30,7 +31,7 @@ from .preprocessing import (
     prepare,
 )
 from .stages import Stage, timed
-from .weights import Bundle, read_bundle
+from .weights import Bundle, EightBitBundle, read_bundle, read_eight_bit
 
 CPU = torch.device("cpu")
 
@@ -102,16 +103,28 @@ class EmphysemaSubtyper:
         metadata: what the bundle says of itself.
         bundle_sha256: sha256 of the bundle's metadata file, which lists those of its tensor files.
         device: where the network runs; it becomes the CPU when a GPU that `auto` took runs out of memory.
-        precision: what it computes in.
+        precision: what it computes in; `torch.int8` for the bundle's 8-bit network.
         notes: why `auto` did not take what a user may have expected (a GPU that cannot be used); one sentence each.
     """
 
-    def __init__(self, bundle: Bundle, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle | EightBitBundle, device: DeviceName = "auto", precision: InferencePrecisionName = "auto"
+    ) -> None:
         self.metadata = bundle.metadata
         self.bundle_sha256 = bundle.sha256
+        self._profile = bundle.metadata.preprocessing
+        self._eight_bit: EightBitRuntime | None = None
+        if isinstance(bundle, EightBitBundle):
+            if device == "cuda" or precision not in ("auto", "int8"):
+                raise InputError(f"--device {device} --precision {precision}", "8-bit integers are for CPUs", "--device cpu")
+            self.device, self.precision = CPU, torch.int8
+            self.notes: tuple[str, ...] = ()
+            self._eight_bit = EightBitRuntime(bundle, torch.get_num_threads())
+            return
+        if precision == "int8":
+            raise InputError(f"weights {bundle.metadata.name}", "read in floating point", "what read_eight_bit returns")
         self.device, self.notes = choose_device(device)
         self.precision = choose_precision(precision, self.device)
-        self._profile = bundle.metadata.preprocessing
         self._network = fold_batch_normalisation(bundle.network)
         self._for_cpu: tuple[EmphysemaNetwork, torch.dtype] | None = None
         if device == "auto" and self.device != CPU:
@@ -135,7 +148,7 @@ class EmphysemaSubtyper:
 
     @classmethod
     def from_bundle(
-        cls, path: Path | str = SHIPPED_WEIGHTS, device: DeviceName = "auto", precision: PrecisionName = "auto"
+        cls, path: Path | str = SHIPPED_WEIGHTS, device: DeviceName = "auto", precision: InferencePrecisionName = "auto"
     ) -> EmphysemaSubtyper:
         """Load a verified bundle.
 
@@ -143,12 +156,13 @@ class EmphysemaSubtyper:
             path: a bundle's folder, or a folder that holds exactly one; by default the bundle that comes with the code.
             device: `auto` takes a GPU if CUDA works and else the CPU.
             precision: `auto` takes bfloat16 where the hardware computes it natively, else float16 on a GPU and float32 on
-                a CPU.
+                a CPU. `int8` takes the bundle's 8-bit network, on the CPU.
 
         Raises:
-            InputError: the bundle is missing, damaged or of another kind, or the device cannot be had.
+            InputError: the bundle is missing, damaged or of another kind, or the device cannot be had; for `int8`, the bundle
+                has no such network, OpenVINO is not installed, or a GPU is asked for.
         """
-        return cls(read_bundle(path), device, precision)
+        return cls(read_eight_bit(path) if precision == "int8" else read_bundle(path), device, precision)
 
     def predict(self, scan: Scan, map_type: MapType = "uint8") -> Subtyping:
         """Score one scan.
@@ -186,14 +200,18 @@ class EmphysemaSubtyper:
             image: 1 x 1 x Z x Y x X, float32, prepared by the bundle's profile and of its `input_shape`.
 
         Returns:
-            Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision.
+            Dense logits, float32 on the CPU. The last convolution is computed in float32 whatever the precision, but for the
+            8-bit network.
 
         Raises:
             InputError: a value is not finite, as when float16 overflows or the weights are far from any that training gives.
         """
-        with torch.inference_mode():
-            image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
-            logits = DenseLogits(*(dense.cpu() for dense in self._network(image)))
+        if self._eight_bit is not None:
+            logits = self._eight_bit(image)
+        else:
+            with torch.inference_mode():
+                image = image.to(self.device, self.precision, memory_format=torch.channels_last_3d)
+                logits = DenseLogits(*(dense.cpu() for dense in self._network(image)))
         if not all(torch.isfinite(dense).all() for dense in logits):
             raise InputError(
                 f"weights {self.metadata.name}",

@@ -1,7 +1,8 @@
 """Weight bundles: read, verify and write them, and convert the checkpoints that the paper's authors released.
 
 A bundle is a folder with `bundle.json` (what the network is, how its input is prepared, where it came from, and the sha256
-of every tensor file) and one or more `.safetensors` files. The sha256 of `bundle.json` therefore names the whole bundle.
+of every tensor file) and one or more `.safetensors` files. The sha256 of `bundle.json` therefore names the whole bundle. It may
+hold its network in 8-bit integers as well, for CPUs (`model.training.quantize`).
 
     python -m model.weights convert CHECKPOINT BUNDLE
     python -m model.weights show BUNDLE
@@ -40,9 +41,12 @@ METADATA_FILE = "bundle.json"
 LARGEST_METADATA_FILE = 1 << 20
 FORMAT = 1
 SHARD_BYTES = 50_000_000
+EIGHT_BIT_FILES = ("int8.xml", "int8.bin")
 
 EXPECTED_BUNDLE = f"a weight bundle: a folder with {METADATA_FILE} and the .safetensors files that it lists"
 EXPECTED_CHECKPOINT = "a state dict or Lightning checkpoint of a released network"
+
+QUANTIZE = module_command("training.quantize")
 
 PUBLISHED_CHECKPOINTS = {
     "41a3c1ac746048a525e66aeff5b1d5cbf5c732ab1df0b43d3b71e32a9e783ea7": "paper.ckpt",
@@ -114,6 +118,27 @@ class Bundle:
     sha256: str
 
 
+@dataclass(frozen=True)
+class EightBitBundle:
+    """A bundle with its network in 8-bit integers, for CPUs; those in floating point are not read.
+
+    Attributes:
+        metadata: as in `Bundle`.
+        sha256: likewise.
+        model: the layers, in OpenVINO's intermediate representation (XML).
+        weights: their numbers.
+        offsets: what is added to the logits of both subtypes, so that percentages agree with float32 on average.
+        record: what made it, on which scans it was calibrated, and how near it is to float32; free form.
+    """
+
+    metadata: BundleMetadata
+    sha256: str
+    model: bytes
+    weights: bytes
+    offsets: tuple[float, float]
+    record: dict[str, Any]
+
+
 def locate_bundle(*places: Path | str) -> Path:
     """Return the bundle in the first of `places` that exists and is not empty.
 
@@ -162,28 +187,50 @@ def read_bundle(folder: Path | str) -> Bundle:
     metadata = _parsed_metadata(folder, document)
     state: dict[str, Tensor] = {}
     for name, digest in document["files"].items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(path, f"the file cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != digest:
-            raise InputError(path, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
-        try:
-            state.update(load(content))
+            state.update(load(_verified_content(folder, name, digest)))
         except SafetensorError as error:
-            raise InputError(path, f"not a safetensors file ({error})", EXPECTED_BUNDLE) from error
+            raise InputError(folder / name, f"not a safetensors file ({error})", EXPECTED_BUNDLE) from error
     with torch.device("meta"):
         network = build_network(metadata.network)
     network.load_state_dict(_checked_tensors(folder, state, network.state_dict()), assign=True)
-    sha256 = hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest()
-    return Bundle(metadata, network.eval(), sha256)
+    return Bundle(metadata, network.eval(), _sha256(folder))
 
 
-def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: BundleMetadata) -> None:
+def has_eight_bit(folder: Path | str) -> bool:
+    """Whether a bundle says that it has an 8-bit network."""
+    return "int8" in _metadata_document(locate_bundle(folder))
+
+
+def read_eight_bit(folder: Path | str) -> EightBitBundle:
+    """Read and verify a bundle with its 8-bit network.
+
+    Raises:
+        InputError: no bundle, one without such a network, or a file that is missing or damaged (sha256).
+    """
+    folder = locate_bundle(folder)
+    whole = _metadata_document(folder)
+    metadata, document = _parsed_metadata(folder, whole), whole.get("int8")
+    if document is None:
+        raise InputError(folder, "this bundle has no 8-bit network", f"one that {QUANTIZE} has made")
+    try:
+        model, weights = (document["files"][name] for name in EIGHT_BIT_FILES)
+        centrilobular, paraseptal = map(float, document["offsets"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(folder / METADATA_FILE, f"the field int8 is wrong ({error})", EXPECTED_BUNDLE) from error
+    return EightBitBundle(
+        metadata,
+        _sha256(folder),
+        _verified_content(folder, EIGHT_BIT_FILES[0], model),
+        _verified_content(folder, EIGHT_BIT_FILES[1], weights),
+        (centrilobular, paraseptal),
+        {name: value for name, value in document.items() if name not in ("files", "offsets")},
+    )
+
+
+def write_bundle(
+    folder: Path | str, network: EmphysemaNetwork, metadata: BundleMetadata, eight_bit: EightBitBundle | None = None
+) -> None:
     """Write a bundle as a new folder, whole or not at all; tensor files stay under 60 MB.
 
     Raises:
@@ -207,6 +254,12 @@ def write_bundle(folder: Path | str, network: EmphysemaNetwork, metadata: Bundle
             del document["validated_range"]
         if metadata.map_placement == "corners":
             del document["map_placement"]
+        if eight_bit is not None:
+            digests = {}
+            for name, content in zip(EIGHT_BIT_FILES, (eight_bit.model, eight_bit.weights), strict=True):
+                (partial / name).write_bytes(content)
+                digests[name] = hashlib.sha256(content).hexdigest()
+            document["int8"] = {"files": digests, "offsets": eight_bit.offsets, **eight_bit.record}
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -314,9 +367,27 @@ def _metadata_document(folder: Path) -> dict[str, Any]:
     return document
 
 
+def _verified_content(folder: Path, name: str, digest: str) -> bytes:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(path, f"the file cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise InputError(path, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
+    return content
+
+
+def _sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest()
+
+
 def _parsed_metadata(folder: Path, document: dict[str, Any]) -> BundleMetadata:
     try:
-        values = {name: value for name, value in document.items() if name not in ("format", "files")}
+        values = {name: value for name, value in document.items() if name not in ("format", "files", "int8")}
         values["network"] = NetworkConfig(**values["network"])
         if "input_shape" in values:
             values["input_shape"] = tuple(values["input_shape"])
@@ -446,6 +517,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print((folder / METADATA_FILE).read_text(encoding="utf-8"), end="")
             case "verify":
                 bundle = read_bundle(options.bundle)
+                if has_eight_bit(options.bundle):
+                    read_eight_bit(options.bundle)
                 print(f"{options.bundle}: {bundle.metadata.name} is whole, sha256 {bundle.sha256}")
     except (InputError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -17,8 +17,12 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
-NOT_IMPORTED = {"evalutils": {"click", "cookiecutter", "pip-tools"}}
-"""Requirements of a package that its command line alone imports, which nothing here runs."""
+NOT_IMPORTED = {
+    "evalutils": {"click", "cookiecutter", "pip-tools"},  # its command line alone imports them, which nothing here runs
+    "openvino": {"openvino-telemetry"},  # sends usage to Intel; without it, a stub is imported that sends nothing
+    "nncf": {"openvino-telemetry"},
+}
+"""Requirements of a package that are left out."""
 
 ONLY_CUDA = re.compile(r"nvidia-|triton$|cuda-")
 CUDA_PLATFORM = '; sys_platform == "linux"'

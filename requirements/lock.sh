@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Write requirements/NAME.lock: every package, with its version and the sha256 of its files, that NAME's requirements need.
-# Usage: requirements/lock.sh [--upgrade] torch inference training evaluation cohort viewer development bill_of_materials
+# Usage: requirements/lock.sh [--upgrade] torch inference int8 training evaluation cohort viewer development bill_of_materials
 # Packages keep the versions that the locks have; with --upgrade they get the newest that the requirements allow.
 #
 # torch's CPU and CUDA builds share a version number. torch.lock lists the files of both, and every lock that needs torch includes

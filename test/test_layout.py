@@ -75,6 +75,7 @@ def test_the_road_runs_one_way() -> None:
         "network",
         "preprocessing",
         "weights",
+        "eight_bit",
         "subtyping",
         "rendering",
         "dicom_output",
@@ -108,7 +109,7 @@ def test_inference_imports_only_what_its_requirements_bring() -> None:
     """The direct requirements, and two that evalutils brings: pandas, and scikit-learn, imported only when it is used."""
     imported = {name.partition(".")[0] for path in (*ROAD, ROOT / "process.py") for name in imports_of(path)}
     third_party = imported - sys.stdlib_module_names - {"model"}
-    third_party -= {"lungmask"}  # imported only when its weights are given; model.lungs.segmentation says where it is missing
+    third_party -= {"lungmask", "openvino"}  # imported only when an option asks for them, which says where they are missing
     required = {"PIL", "SimpleITK", "evalutils", "highdicom", "numpy", "pandas", "pydicom", "reportlab"}
     required |= {"safetensors", "scipy", "sklearn", "torch"}
     assert third_party <= required
@@ -120,7 +121,7 @@ def test_what_only_some_runs_need_is_imported_late() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
-        assert not [name for name in names if is_under(name, ("highdicom", "pydicom", "reportlab"))], path
+        assert not [name for name in names if is_under(name, ("highdicom", "openvino", "pydicom", "reportlab"))], path
 
 
 def test_ray_stays_with_one_module_and_pyarrow_with_the_tables_of_a_cohort() -> None:

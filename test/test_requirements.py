@@ -15,7 +15,7 @@ from test.conftest import ROOT
 FOLDER = ROOT / "requirements"
 SOURCES = {"inference": "requirements.txt"} | {
     name: f"requirements/{name}.txt"
-    for name in ("training", "evaluation", "cohort", "viewer", "development", "bill_of_materials")
+    for name in ("int8", "training", "evaluation", "cohort", "viewer", "development", "bill_of_materials")
 }
 PINNED = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)
 

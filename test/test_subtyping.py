@@ -237,3 +237,8 @@ def test_metadata_of_an_unknown_profile_cannot_be_made() -> None:
     _, metadata = untrained_bundle(base_width=2, seed=0)
     with pytest.raises(ValueError, match="expected one of paper, released"):
         BundleMetadata(**{**dataclasses.asdict(metadata), "profile": "none"})
+
+
+def test_8_bit_integers_need_a_bundle_that_has_them(full_bundle: Path) -> None:
+    with pytest.raises(InputError, match="this bundle has no 8-bit network"):
+        EmphysemaSubtyper.from_bundle(full_bundle, "auto", "int8")

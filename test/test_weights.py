@@ -20,10 +20,12 @@ from model.errors import InputError
 from model.network import BackboneName, HeadName, NetworkConfig, build_network
 from model.weights import (
     METADATA_FILE,
+    EightBitBundle,
     convert_checkpoint,
     locate_bundle,
     main,
     read_bundle,
+    read_eight_bit,
     released_name,
     untrained_bundle,
     write_bundle,
@@ -190,6 +192,27 @@ def test_metadata_hold_where_maps_lie_only_where_it_is_not_at_the_corners(tmp_pa
     assert documents[1]["map_placement"] == "even"
     assert read_bundle(tmp_path / "corners").metadata.preprocessing.map_placement == "corners"
     assert read_bundle(tmp_path / "even").metadata.preprocessing.map_placement == "even"
+
+
+def test_a_bundle_keeps_an_8_bit_network_beside_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    write_bundle(tmp_path / "plain", network, metadata)
+    made = EightBitBundle(metadata, "", b"<net/>", b"numbers", (0.1, -0.2), {"made_with": "a tool"})
+    write_bundle(tmp_path / "both", network, metadata, made)
+    assert replace(read_eight_bit(tmp_path / "both"), sha256="") == made
+    assert read_eight_bit(tmp_path / "both").sha256 == read_bundle(tmp_path / "both").sha256
+    assert read_bundle(tmp_path / "both").metadata == read_bundle(tmp_path / "plain").metadata
+    assert main(["verify", str(tmp_path / "both")]) == 0
+    with pytest.raises(InputError, match=r"this bundle has no 8-bit network; expected one that .* has made"):
+        read_eight_bit(tmp_path / "plain")
+    (tmp_path / "both" / "int8.bin").write_bytes(b"nombers")
+    with pytest.raises(InputError, match=r"int8\.bin: the file is damaged"):
+        read_eight_bit(tmp_path / "both")
+    assert main(["verify", str(tmp_path / "both")]) == 2
+    assert "int8.bin" in capsys.readouterr().err
+    (tmp_path / "both" / "int8.xml").unlink()
+    with pytest.raises(InputError, match=r"int8\.xml: a file of the bundle is missing"):
+        read_eight_bit(tmp_path / "both")
 
 
 def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:

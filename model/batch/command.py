@@ -17,7 +17,7 @@ from typing import NoReturn, get_args
 
 from .. import DISCLAIMER, __version__
 from ..cohort.summary import CASES_TABLE
-from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
+from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
 from ..container.command import end_on_signals, granted_threads
 from ..container.logs import LogFormat, fields, log_stage, report, set_up_logging, time_left
 from ..container.reading import CaseVolumes, ReadAhead, read_case
@@ -68,7 +68,7 @@ def build_parser() -> OneLineParser:
     how.add_argument("--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it")
     how.add_argument("--weights", type=Path, help="weight bundle; default: the included one")
     how.add_argument("--device", choices=get_args(DeviceName), default="auto")
-    how.add_argument("--precision", choices=get_args(PrecisionName), default="auto")
+    how.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto")
     how.add_argument("--map-type", choices=get_args(MapType), default="uint8")
     how.add_argument("--preview", action="store_true", help="write a picture of each case too")
     how.add_argument("--report", action="store_true", help="write a page to print for each case too")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from ..command_line import DeviceName, MapType, PrecisionName
+from ..command_line import DeviceName, InferencePrecisionName, MapType
 from ..container.grand_challenge import OutputFolder, bundle_places, finished_cases
 from ..container.reading import AlreadyRead, CaseVolumes, read_case
 from ..container.results import CaseResult, LungMaskSource, Provenance, failed_result
@@ -45,7 +45,7 @@ class Settings:
     output: Path
     weights: Path | None = None
     device: DeviceName = "auto"
-    precision: PrecisionName = "auto"
+    precision: InferencePrecisionName = "auto"
     map_type: MapType = "uint8"
     lung_mask: bool = False
     preview: bool = False

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 # Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
 from .. import DISCLAIMER, __version__
-from ..command_line import DeviceName, MapType, OneLineParser, PrecisionName
+from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES
 from ..imaging.native import print_error, stderr_descriptor
@@ -88,7 +88,7 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
             help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else the included one",
         ),
         parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
-        parser.add_argument("--precision", choices=get_args(PrecisionName), default="auto"),
+        parser.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto"),
         parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
         parser.add_argument(
             "--log-format", choices=get_args(LogFormat), default="text", help="json: one object a line; default: %(default)s"

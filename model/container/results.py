@@ -184,7 +184,7 @@ class Provenance:
     ] = None
     version: Annotated[str, Described("Of this software.")] = ""
     device: Annotated[str | None, Described("Where the network ran: cpu or cuda.")] = None
-    precision: Annotated[str | None, Described("What the network computed in: float32, bfloat16 or float16.")] = None
+    precision: Annotated[str | None, Described("What the network computed in: float32, bfloat16, float16 or int8.")] = None
 
 
 @dataclass(frozen=True)
