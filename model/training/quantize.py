@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..command_line import OneLineParser, module_command
-from ..container.grand_challenge import find_cases
+from ..container.grand_challenge import Case, find_cases
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
@@ -173,11 +174,10 @@ def simulated_scans(seed: int, first: int, count: int) -> Iterator[tuple[str, Sc
         yield f"simulated-{seed}-{number}", Scan.from_images(*images)
 
 
-def scans_in(folders: Iterable[Path]) -> Iterator[tuple[str, Scan]]:
-    """The scans in folders as process.py takes them, with their names."""
-    for folder in folders:
-        for case in find_cases(folder):
-            yield case.entity, Scan.read(*case.files)
+def read_scans(cases: Iterable[Case]) -> Iterator[tuple[str, Scan]]:
+    """The scans of cases, with their names."""
+    for case in cases:
+        yield case.entity, Scan.read(*case.files)
 
 
 def network_inputs(scans: Iterable[tuple[str, Scan]], profile: Profile) -> list[NetworkInput]:
@@ -253,6 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _made_and_checked(place: Path, bundle: Bundle, options: argparse.Namespace) -> EightBitBundle:
+    cases = [case for folder in options.scans for case in find_cases(folder)]
     calibration = simulated_scans(options.seed, 0, options.calibration)
     inputs = network_inputs(tqdm(calibration, "simulating", options.calibration, disable=None), bundle.metadata.preprocessing)
     if not inputs:
@@ -260,15 +261,16 @@ def _made_and_checked(place: Path, bundle: Bundle, options: argparse.Namespace) 
     made = with_offsets(bundle, in_eight_bits(bundle, [prepared.image.numpy() for prepared in inputs]), inputs)
     record = {**made.record, "calibration": {"simulated_scans": len(inputs), "seed": options.seed}}
     del inputs
-    others = list(scans_in(options.scans))
     found: list[Comparison] = []
     print("| scan | " + " | ".join(f"{subtype.name}, float32 | int8" for subtype in SUBTYPES) + " |")
     print(f"|{' --- |' * (1 + 2 * len(SUBTYPES))}")
-    for scans in (others, simulated_scans(options.seed, options.calibration, options.check)):
-        for both in compare(bundle, made, scans):
-            found += both
-            cells = (f"{comparison.exact:.2f} | {comparison.found:.2f}" for comparison in both)
-            print(f"| {both[0].scan} | {' | '.join(cells)} |", flush=True)
+    simulated = simulated_scans(options.seed, options.calibration, options.check)
+    for both in compare(bundle, made, chain(read_scans(cases), simulated)):
+        found += both
+        cells = (f"{comparison.exact:.2f} | {comparison.found:.2f}" for comparison in both)
+        print(f"| {both[0].scan} | {' | '.join(cells)} |", flush=True)
+    if not found:
+        raise InputError(f"--check {options.check}", "none of these scans could be simulated", "more scans")
     check(place, found)
     result = summary(found)
     print("; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in result.items()))
