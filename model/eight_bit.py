@@ -37,9 +37,7 @@ class EightBitRuntime:
                 "--precision int8", "the package openvino is not installed", "what requirements/int8.lock lists"
             ) from error
         try:
-            core = openvino.Core()
-            model = core.read_model(bundle.model, bundle.weights)
-            self._compiled = compiled(model, threads)
+            self._compiled = compiled(openvino.Core().read_model(bundle.model, bundle.weights), threads)
             self._offsets = bundle.offsets
         except RuntimeError as error:
             reason = printable(str(error).strip().splitlines()[-1])

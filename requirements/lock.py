@@ -17,7 +17,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
-NOT_IMPORTED = {
+LEFT_OUT = {
     "evalutils": {"click", "cookiecutter", "pip-tools"},  # its command line alone imports them, which nothing here runs
     "openvino": {"openvino-telemetry"},  # sends usage to Intel; without it, a stub is imported that sends nothing
     "nncf": {"openvino-telemetry"},
@@ -63,14 +63,14 @@ def parse(text: str) -> list[Package]:
 
 
 def needed(packages: Iterable[Package]) -> list[Package]:
-    """Leave out what `NOT_IMPORTED` names, and what nothing else needs then."""
+    """Leave out what `LEFT_OUT` names, and what nothing else needs then."""
     kept = list(packages)
     while True:
         names = {None, *(package.name for package in kept)}
         now = [
             package
             for package in kept
-            if any(parent in names and package.name not in NOT_IMPORTED.get(parent or "", ()) for parent in package.parents)
+            if any(parent in names and package.name not in LEFT_OUT.get(parent or "", ()) for parent in package.parents)
         ]
         if len(now) == len(kept):
             return kept

@@ -64,8 +64,8 @@ class CasePool:
         return self.folder / f"{self.entity(number)}.safetensors"
 
 
-def prepare_simulated(case: SimulatedCase, profile: Profile) -> PreparedCase:
-    """Prepare a simulated case, without a way over files."""
+def scan_of(case: SimulatedCase) -> Scan:
+    """The scan of a simulated case, without a way over files."""
 
     def image(array: np.ndarray) -> sitk.Image:
         result = sitk.GetImageFromArray(array)
@@ -73,7 +73,12 @@ def prepare_simulated(case: SimulatedCase, profile: Profile) -> PreparedCase:
         result.SetOrigin(case.origin[::-1])
         return result
 
-    scan = Scan.from_images(image(case.hounsfield), image((case.lungs > 0).astype(np.uint8)))
+    return Scan.from_images(image(case.hounsfield), image((case.lungs > 0).astype(np.uint8)))
+
+
+def prepare_simulated(case: SimulatedCase, profile: Profile) -> PreparedCase:
+    """Prepare a simulated case for training."""
+    scan = scan_of(case)
     truth = [scan.orientation.to_patient(part.astype(np.float32)) for part in (case.centrilobular, case.paraseptal)]
     return prepare_scan(scan, profile, truth)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from scipy.optimize import brentq
 from scipy.special import expit
@@ -41,6 +40,7 @@ from ..preprocessing import NetworkInput, Profile, Shape, labels_on_map_grid, pr
 from ..simulation.case import draw_parameters, simulate
 from ..subtyping import EmphysemaSubtyper
 from ..weights import Bundle, EightBitBundle, locate_bundle, read_bundle, write_bundle
+from .fresh import scan_of
 
 LARGEST_DIFFERENCE = 0.2
 """In percentage points, between float32 and 8-bit integers."""
@@ -167,11 +167,7 @@ def simulated_scans(seed: int, first: int, count: int) -> Iterator[tuple[str, Sc
             case = simulate(draw_parameters(np.random.SeedSequence(seed, spawn_key=(number,))))
         except RuntimeError:
             continue
-        images = [sitk.GetImageFromArray(voxels) for voxels in (case.hounsfield, (case.lungs > 0).astype(np.uint8))]
-        for image in images:
-            image.SetSpacing(case.spacing[::-1])
-            image.SetOrigin(case.origin[::-1])
-        yield f"simulated-{seed}-{number}", Scan.from_images(*images)
+        yield f"simulated-{seed}-{number}", scan_of(case)
 
 
 def read_scans(cases: Iterable[Case]) -> Iterator[tuple[str, Scan]]:
