@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -145,6 +146,11 @@ class LabelledPatches:
 
     def of(self, name: str) -> Patches:
         return self.patches[self.labels == name]
+
+    @cached_property
+    def textures(self) -> Floats:
+        """The `features` of all patches, N x F."""
+        return features(self.patches)
 
 
 def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
@@ -346,8 +352,8 @@ def transfer(train: LabelledPatches, test: LabelledPatches) -> tuple[float, dict
     from sklearn.ensemble import RandomForestClassifier
 
     forest = RandomForestClassifier(400, class_weight="balanced_subsample", min_samples_leaf=2, random_state=0)
-    forest.fit(features(train.patches), [FOUR[name] for name in train.labels])
-    found, true = forest.predict(features(test.patches)), np.array([FOUR[name] for name in test.labels])
+    forest.fit(train.textures, [FOUR[name] for name in train.labels])
+    found, true = forest.predict(test.textures), np.array([FOUR[name] for name in test.labels])
     recall = {name: float(np.mean(found[true == name] == name)) for name in np.unique(true)}
     return float(np.mean(list(recall.values()))), recall
 
@@ -360,9 +366,10 @@ def told_apart(real: LabelledPatches, others: LabelledPatches) -> dict[str, floa
 
     result = {}
     for name in CLASSES:
-        x = np.concatenate([features(real.of(name)), features(others.of(name))])
-        y = np.repeat([1, 0], [len(real.of(name)), len(others.of(name))])
-        groups = np.concatenate([real.sources[real.labels == name], 1000 + others.sources[others.labels == name]])
+        mine, theirs = real.labels == name, others.labels == name
+        x = np.concatenate([real.textures[mine], others.textures[theirs]])
+        y = np.repeat([1, 0], [np.count_nonzero(mine), np.count_nonzero(theirs)])
+        groups = np.concatenate([real.sources[mine], 1000 + others.sources[theirs]])
         forest = RandomForestClassifier(300, class_weight="balanced", min_samples_leaf=2, random_state=0)
         folds = GroupKFold(5, shuffle=True, random_state=0)
         scores = cross_val_predict(forest, x, y, groups=groups, cv=folds, method="predict_proba")[:, 1]
