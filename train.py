@@ -49,7 +49,7 @@ def _run(command: Command) -> Path | None:
 
         return export_run(command.output, options.name)
     assert options.manifest is not None
-    manifest = read_manifest(options.manifest, with_truth=options.strategy == "voxels", needs_training=not options.simulate)
+    manifest = read_manifest(options.manifest, with_truth=options.needs_truth, needs_training=not options.simulate)
     settled = options.settled(manifest, find_init=command.checkpoint is None)
     from model.training.run import train
 

@@ -145,6 +145,21 @@ def stacked(samples: Sequence[Batch]) -> Batch:
     return Batch(*columns)  # type: ignore[arg-type]  # None only where a batch may hold it
 
 
+def with_own_scores(sample: Batch) -> Batch:
+    """A single sample without its truth maps; where it has any, with the scores by Table 1 of the percentages in them.
+
+    A sample of which less than a voxel is lung has no scores.
+    """
+    if sample.truth is None or not bool(sample.has_truth):
+        return sample._replace(truth=None)
+    inside = sample.lung[0]
+    scores = [UNKNOWN, UNKNOWN]
+    if bool(inside.any()):
+        percentages = (100 * sample.truth[:, inside].double().mean(dim=1)).clamp(0, 100).tolist()
+        scores = [subtype.score(percentage) for subtype, percentage in zip(SUBTYPES, percentages, strict=True)]
+    return sample._replace(truth=None, has_truth=torch.tensor(False), scores=torch.tensor(scores))
+
+
 class CohortDataset(Dataset[Batch]):
     """Cases of one split, read from the cache; an item is asked for by a `Draw`, and so does not depend on any worker's past.
 
@@ -156,6 +171,7 @@ class CohortDataset(Dataset[Batch]):
         ranges: of the augmentation; None: no augmentation, and the mask of places where maps count is handed over.
         with_truth: whether truth maps are handed over, of the cases that have them.
         tile: size of the tiles that are handed over in place of whole scans that have truth maps, z y x. None: whole scans.
+        tile_scores: whether tiles are handed over with scores of their own, from their truth maps, in place of these.
         slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same;
             None: whole scans.
         simulated: further cases, which change with the epoch; their places follow those of `cases`.
@@ -171,6 +187,7 @@ class CohortDataset(Dataset[Batch]):
         ranges: AugmentationRanges | None = None,
         with_truth: bool = False,
         tile: tuple[int, int, int] | None = None,
+        tile_scores: bool = False,
         slab: int | None = None,
         simulated: CasePool | None = None,
     ) -> None:
@@ -181,6 +198,7 @@ class CohortDataset(Dataset[Batch]):
         self._ranges = ranges
         self._with_truth = with_truth
         self._tile = tile
+        self._tile_scores = tile_scores
         self._slab = slab
         self._simulated = simulated
         self._device: torch.device | None = None
@@ -216,7 +234,7 @@ class CohortDataset(Dataset[Batch]):
             augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, known.entity, draw.occurrence)
         prepared = self._read(path)
         tile = self._drawn_tile(prepared, known, augmentation, draw)
-        return assemble(
+        sample = assemble(
             prepared,
             known.scores,
             draw.place,
@@ -228,6 +246,7 @@ class CohortDataset(Dataset[Batch]):
             intervals=known.intervals,
             leading=known.leading,
         )
+        return with_own_scores(sample) if self._tile_scores else sample
 
     def _read(self, path: Path) -> PreparedCase:
         if self._device is None:

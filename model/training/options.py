@@ -121,7 +121,18 @@ class RunOptions:
     )
     tile: Shape | None = field(
         default=None,
-        metadata=_note(_HOW, "train on tiles of this size, z y x voxels of the network's input; needs --strategy voxels"),
+        metadata=_note(
+            _HOW,
+            "train on tiles of this size, z y x voxels of the network's input; needs --strategy voxels or --tile-scores",
+        ),
+    )
+    tile_scores: bool = field(
+        default=False,
+        metadata=_note(
+            _HOW,
+            "with --strategy regression: a tile has the scores that its part of the truth maps gives it, as if a reader had "
+            "scored that part of the lung; nothing else of the maps is used",
+        ),
     )
     tiles_per_scan: int = field(default=1, metadata=_note(_HOW, "tiles that an epoch draws of each scan"))
     slab: int | None = field(
@@ -215,8 +226,10 @@ class RunOptions:
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{_flag(name)} goes with {_flag(needed)}")
         for name in ("tile", "simulate"):
-            if getattr(self, name) and self.strategy != "voxels":
-                raise ValueError(f"{_flag(name)} goes with --strategy voxels")
+            if getattr(self, name) and not self.needs_truth:
+                raise ValueError(f"{_flag(name)} goes with --strategy voxels or --tile-scores")
+        if self.tile_scores and (self.strategy != "regression" or not self.tile):
+            raise ValueError("--tile-scores goes with --strategy regression and --tile")
         if self.simulate and self.recipe.uniform_centrilobular:
             raise ValueError("--simulate does not go with --uniform-centrilobular")
         if self.tiles_per_scan > 1 and not self.tile:
@@ -236,6 +249,11 @@ class RunOptions:
         return NetworkConfig(
             self.backbone, "classification" if self.strategy == "classification" else "regression", self.base_width
         )
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether training reads truth maps."""
+        return self.strategy == "voxels" or self.tile_scores
 
     @property
     def preprocessing(self) -> Profile:

@@ -92,7 +92,6 @@ def train(
         output,
         frozen_statistics=options.freeze_statistics or options.head_alone,
     )
-    with_truth = options.strategy == "voxels"
     ranges = RANGES[options.recipe.augmentation] if options.augment else None
     learnt = CohortDataset(
         training,
@@ -100,12 +99,13 @@ def train(
         cache,
         seed=options.seed,
         ranges=ranges,
-        with_truth=with_truth,
+        with_truth=options.needs_truth,
         tile=options.tile,
+        tile_scores=options.tile_scores,
         slab=options.slab,
         simulated=pool,
     )
-    judged = CohortDataset(validation, profile, cache, with_truth=with_truth)
+    judged = CohortDataset(validation, profile, cache, with_truth=options.strategy == "voxels")
     first_epoch = 0 if resumed is None else finished_epochs(resumed)
     steps = len(_training_batches(options, learnt, training, 0))
     callbacks = (

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from model.fleischner import SUBTYPES
 from model.preprocessing import PAPER_INPUT_SHAPE as INPUT_SHAPE
 from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import Augmentation, Tile, spatial_map
-from model.training.dataset import Batch, assemble
+from model.training.dataset import UNKNOWN, Batch, assemble, with_own_scores
 from model.training.tiles import check_tile_shape, draw_slab, draw_tile
 from test.training.test_augmentation import centre, prepared_case
 
@@ -74,6 +75,31 @@ def test_tiles_are_drawn_around_paraseptal_lesions_twice_as_often_as_around_othe
     nowhere = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
     tiles = [drawn(UNMOVED, occurrence, truth=truth, lung=nowhere) for occurrence in range(300)]
     assert np.mean([tile.start[0] > 0 for tile in tiles]) == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_a_tile_can_have_the_scores_of_its_own_part_of_the_truth_maps() -> None:
+    tiles = [drawn(UNMOVED, occurrence) for occurrence in range(40)]
+    for tile in tiles:
+        part = sample(UNMOVED, tile)
+        assert part.truth is not None
+        found = with_own_scores(part)
+        assert found.truth is None
+        assert not bool(found.has_truth)
+        inside = part.truth[:, part.lung[0]].numpy()
+        expected = [subtype.score(100 * float(lesion.mean())) for subtype, lesion in zip(SUBTYPES, inside, strict=True)]
+        assert found.scores.tolist() == expected
+    assert len({tuple(with_own_scores(sample(UNMOVED, tile)).scores.tolist()) for tile in tiles}) > 1
+    without_lung = sample(UNMOVED, tiles[0])._replace(lung=torch.zeros(1, *(size // 2 for size in TILE), dtype=torch.bool))
+    assert with_own_scores(without_lung).scores.tolist() == [UNKNOWN, UNKNOWN]
+
+
+def test_a_scan_without_truth_maps_keeps_its_scores() -> None:
+    whole = assemble(
+        replace(prepared_case(), truth=None), (4, 1), 0, PAPER_PROFILE, UNMOVED, with_truth=True, with_suspect=False
+    )
+    found = with_own_scores(whole)
+    assert found.scores.tolist() == [4, 1]
+    assert found.truth is None
 
 
 def test_a_case_without_lung_gets_a_tile_from_the_middle() -> None:

@@ -204,6 +204,20 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
     assert found.paraseptal.percentage == pytest.approx(reported["percentage_error"], abs=0.5)  # there is none
 
 
+@pytest.mark.slow
+def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(manifest: Path, tmp_path: Path) -> None:
+    rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
+    path = write_manifest(manifest.parent / "zones.csv", rows)
+    output = tmp_path / "zones"
+    options = ("--tile", "32", "48", "64", "--tile-scores", "--tiles-per-scan", "2", "--epochs", "1", "--batch", "2")
+    assert train.main(command(path, output, *options)) == 0
+    with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
+        header = set(next(csv.reader(stream)))
+    assert {"train/interval_centrilobular", "train/overlap", "train/segmentation", "validation/kappa"} <= header
+    assert not {name for name in header if "dice" in name or "extent" in name}
+    assert read_metadata(output / "bundle").performance["training"]["tile_scores"] is True
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -212,6 +226,11 @@ def test_voxel_supervision_trains_on_the_profile_of_the_released_checkpoints(man
         (("--devices", "0"), "--devices is 0"),
         (("--devices", "2"), "training on several CPUs is not supported"),
         (("--tile", "64", "64", "64"), "--tile goes with --strategy voxels"),
+        (("--tile-scores",), "--tile-scores goes with --strategy regression and --tile"),
+        (
+            ("--tile-scores", "--tile", "64", "64", "64", "--strategy", "voxels"),
+            "--tile-scores goes with --strategy regression",
+        ),
         (("--freeze-statistics",), "--freeze-statistics goes with --init"),
         (("--head-alone",), "--head-alone goes with --init"),
         (("--average", "1"), "--average is 1, expected 0 to less than 1"),
@@ -243,6 +262,15 @@ def test_a_bad_manifest_is_one_line_and_exit_code_2_before_anything_is_written(
     assert error.count("\n") == 1
     assert "1 bad row: row 2 (a): centrilobular score '9'" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ct.mha", "m.csv"]
+
+
+def test_scores_of_tiles_need_truth_maps(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("b", 1, 0, "train", truth=False), row("f", 2, 0, "validation", truth=False)]
+    path = write_manifest(manifest.parent / "scores.csv", rows)
+    assert train.main(command(path, tmp_path / "run", "--tile", "32", "48", "64", "--tile-scores")) == 2
+    error = capsys.readouterr().err
+    assert "no scan to train on has centrilobular_truth and paraseptal_truth" in error
+    assert error.count("\n") == 1
 
 
 def test_a_folder_that_holds_something_is_not_trained_into(
