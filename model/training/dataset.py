@@ -146,10 +146,8 @@ def stacked(samples: Sequence[Batch]) -> Batch:
 
 
 def with_own_scores(sample: Batch) -> Batch:
-    """A single sample without its truth maps; where it has any, with the scores by Table 1 of the percentages in them.
-
-    A sample of which less than a voxel is lung has no scores.
-    """
+    """A single sample without its truth maps; where it has any, the scores by Table 1 of the percentages in them are all
+    that is known of it. Where no voxel is lung, nothing is."""
     if sample.truth is None or not bool(sample.has_truth):
         return sample._replace(truth=None)
     inside = sample.lung[0]
@@ -157,7 +155,13 @@ def with_own_scores(sample: Batch) -> Batch:
     if bool(inside.any()):
         percentages = (100 * sample.truth[:, inside].double().mean(dim=1)).clamp(0, 100).tolist()
         scores = [subtype.score(percentage) for subtype, percentage in zip(SUBTYPES, percentages, strict=True)]
-    return sample._replace(truth=None, has_truth=torch.tensor(False), scores=torch.tensor(scores))
+    return sample._replace(
+        truth=None,
+        has_truth=torch.tensor(False),
+        scores=torch.tensor(scores),
+        bounds=torch.full_like(sample.bounds, math.nan),
+        leading=torch.tensor(UNKNOWN),
+    )
 
 
 class CohortDataset(Dataset[Batch]):
@@ -171,7 +175,7 @@ class CohortDataset(Dataset[Batch]):
         ranges: of the augmentation; None: no augmentation, and the mask of places where maps count is handed over.
         with_truth: whether truth maps are handed over, of the cases that have them.
         tile: size of the tiles that are handed over in place of whole scans that have truth maps, z y x. None: whole scans.
-        tile_scores: whether tiles are handed over with scores of their own, from their truth maps, in place of these.
+        tile_scores: whether tiles are handed over with scores of their own in place of truth maps.
         slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same;
             None: whole scans.
         simulated: further cases, which change with the epoch; their places follow those of `cases`.

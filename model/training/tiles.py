@@ -1,8 +1,9 @@
 """Tiles: parts of a scan that are trained on in place of the whole.
 
 A step on a tile costs as much less as the tile is smaller, and a batch of tiles holds as many patients for the same work.
-A percentage of the lung belongs to a whole scan, so that tiles need voxel maps of the truth. The exception is a scan whose
-slices are all the same: there, a slab (some slices, each whole) has the percentage of the scan.
+A percentage of the lung belongs to a whole scan, so that tiles need voxel maps of the truth, to learn from or to take scores of
+their own from. The exception is a scan whose slices are all the same: there, a slab (some slices, each whole) has the
+percentage of the scan.
 """
 
 from __future__ import annotations

@@ -80,9 +80,11 @@ def test_tiles_are_drawn_around_paraseptal_lesions_twice_as_often_as_around_othe
 def test_a_tile_can_have_the_scores_of_its_own_part_of_the_truth_maps() -> None:
     tiles = [drawn(UNMOVED, occurrence) for occurrence in range(40)]
     for tile in tiles:
-        part = sample(UNMOVED, tile)
+        part = sample(UNMOVED, tile)._replace(bounds=torch.zeros(2, 2), leading=torch.tensor(1))  # of the whole scan
         assert part.truth is not None
         found = with_own_scores(part)
+        assert bool(found.bounds.isnan().all())
+        assert found.leading == UNKNOWN
         assert found.truth is None
         assert not bool(found.has_truth)
         inside = part.truth[:, part.lung[0]].numpy()
