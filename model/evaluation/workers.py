@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import SimpleITK as sitk
@@ -21,6 +23,10 @@ Value = TypeVar("Value")
 # what takes long, and finds it wherever it was started.
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["SimpleITK", "evalutils.stats", "evalutils.validators", "scipy.stats", "sklearn.metrics"])
+
+_EXIT_CODES = Lock()
+"""Held while an exit code may be read: it can be read once, and a start reads those of all processes that have ended. Of two
+threads that read at once, the second would find nothing, and multiprocessing calls that 255."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,16 @@ def map_isolated(function: Callable[[Item], Value], items: Sequence[Item], worke
 def _call(function: Callable[[Item], Value], item: Item) -> Outcome[Value]:
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_answer, args=(function, item, sender))
-    process.start()
+    with _EXIT_CODES:
+        process.start()
     sender.close()
-    try:
-        outcome: Outcome[Value] = receiver.recv()
-    except EOFError:
+    outcome: Outcome[Value] | None = None
+    with receiver, contextlib.suppress(EOFError):  # it ended before it could answer
+        outcome = receiver.recv()
+    wait([process.sentinel])
+    with _EXIT_CODES:
         process.join()
-        return Outcome(None, f"its process ended with exit code {process.exitcode}")
-    finally:
-        receiver.close()
-    process.join()
-    return outcome
+    return outcome or Outcome(None, f"its process ended with exit code {process.exitcode}")
 
 
 def _answer(function: Callable[[Any], Any], item: Any, sender: Connection) -> None:

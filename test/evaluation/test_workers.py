@@ -18,3 +18,8 @@ def test_a_call_that_crashes_or_fails_takes_no_other_with_it(workers: int) -> No
         Outcome(None, "KeyError: 'never\\nmind'"),
         Outcome("cc"),
     ]
+
+
+def test_processes_that_end_at_once_keep_their_own_exit_codes() -> None:
+    outcomes = map_isolated(answer, ["exits"] * 100, 8)
+    assert outcomes == [Outcome(None, "its process ended with exit code 3")] * 100
