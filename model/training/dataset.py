@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..cohort.manifest import Interval, Scores, TrainingCase
 from ..fleischner import SUBTYPES
+from ..network import lung_mean
 from ..preprocessing import ON_MAP_GRID, Profile
 from .augmentation import (
     AVERAGED_LATTICE,
@@ -150,10 +151,9 @@ def with_own_scores(sample: Batch) -> Batch:
     that is known of it. Where no voxel is lung, nothing is."""
     if sample.truth is None or not bool(sample.has_truth):
         return sample._replace(truth=None)
-    inside = sample.lung[0]
+    percentages = (100 * lung_mean(sample.truth[None].double(), sample.lung[None])[0]).clamp(0, 100).tolist()
     scores = [UNKNOWN, UNKNOWN]
-    if bool(inside.any()):
-        percentages = (100 * sample.truth[:, inside].double().mean(dim=1)).clamp(0, 100).tolist()
+    if bool(sample.lung.any()):
         scores = [subtype.score(percentage) for subtype, percentage in zip(SUBTYPES, percentages, strict=True)]
     return sample._replace(
         truth=None,
