@@ -23,7 +23,7 @@ from .. import DISCLAIMER, __version__
 from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES
-from ..imaging.native import print_error, stderr_descriptor
+from ..imaging.native import print_error
 from ..stages import Stage, observed_by, timed
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder
@@ -212,9 +212,10 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
 def end_on_signals() -> None:
     """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
+    stderr = os.dup(2)  # a handler cannot wait until no other thread captures descriptor 2
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        os.write(stderr_descriptor(), f"stopped by {signal.Signals(number).name}\n".encode())
+        os.write(stderr, f"stopped by {signal.Signals(number).name}\n".encode())
         sys.exit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _ONE_AT_A_TIME = threading.RLock()
-_kept_aside: list[int] = []
-"""Descriptors of the original stderr, one per nested block, the innermost last."""
 
 
 @contextlib.contextmanager
@@ -25,13 +23,11 @@ def captured_stderr() -> Iterator[list[str]]:
     lines: list[str] = []
     with _ONE_AT_A_TIME, _buffer() as capture:
         stderr = os.dup(2)
-        _kept_aside.append(stderr)
         os.dup2(capture.fileno(), 2)
         try:
             yield lines
         finally:
             os.dup2(stderr, 2)
-            _kept_aside.pop()
             os.close(stderr)
             capture.seek(0)
             text = capture.read().decode(errors="replace")
@@ -42,11 +38,6 @@ def print_error(message: str) -> None:
     """Print a line on stderr, as soon as no other thread captures it."""
     with _ONE_AT_A_TIME:
         print(message, file=sys.stderr, flush=True)
-
-
-def stderr_descriptor() -> int:
-    """The descriptor of the original stderr, for signal handlers, which cannot wait."""
-    return _kept_aside[0] if _kept_aside else 2
 
 
 def _buffer() -> BinaryIO:

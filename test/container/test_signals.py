@@ -1,0 +1,49 @@
+"""A signal ends a run with one line on stderr, whatever its other threads are doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from model.container import command
+from model.imaging.native import captured_stderr
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """This process's handlers, put back afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_capture_is_shown_and_not_collected(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    command.end_on_signals()
+    with captured_stderr() as lines, pytest.raises(SystemExit) as ended:
+        signal.raise_signal(number)
+    assert ended.value.code == 128 + number
+    assert lines == []
+    assert capfd.readouterr().err == f"stopped by {signal.Signals(number).name}\n"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_is_shown_though_a_capture_begins_just_before_the_handler_writes(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command.end_on_signals()
+    write = os.write
+
+    def write_late(descriptor: int, text: bytes) -> int:
+        with captured_stderr():  # as another thread may at this point
+            return write(descriptor, text)
+
+    monkeypatch.setattr(os, "write", write_late)
+    with pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err == "stopped by SIGTERM\n"
