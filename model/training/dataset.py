@@ -176,6 +176,7 @@ class CohortDataset(Dataset[Batch]):
         with_truth: whether truth maps are handed over, of the cases that have them.
         tile: size of the tiles that are handed over in place of whole scans that have truth maps, z y x. None: whole scans.
         tile_scores: whether tiles are handed over with scores of their own in place of truth maps.
+        tiles_anywhere: whether tiles lie anywhere in the lung, instead of around lesions more often.
         slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same;
             None: whole scans.
         simulated: further cases, which change with the epoch; their places follow those of `cases`.
@@ -192,6 +193,7 @@ class CohortDataset(Dataset[Batch]):
         with_truth: bool = False,
         tile: tuple[int, int, int] | None = None,
         tile_scores: bool = False,
+        tiles_anywhere: bool = False,
         slab: int | None = None,
         simulated: CasePool | None = None,
     ) -> None:
@@ -203,6 +205,7 @@ class CohortDataset(Dataset[Batch]):
         self._with_truth = with_truth
         self._tile = tile
         self._tile_scores = tile_scores
+        self._tiles_anywhere = tiles_anywhere
         self._slab = slab
         self._simulated = simulated
         self._device: torch.device | None = None
@@ -279,6 +282,7 @@ class CohortDataset(Dataset[Batch]):
                 self._tile,
                 prepared,
                 spatial_map(augmentation, self._profile.input_shape, prepared.extent_mm),
+                anywhere=self._tiles_anywhere,
                 seed=self._seed,
                 epoch=draw.epoch,
                 entity=known.entity,

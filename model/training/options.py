@@ -134,6 +134,12 @@ class RunOptions:
             "scored that part of the lung; nothing else of the maps is used",
         ),
     )
+    tiles_anywhere: bool = field(
+        default=False,
+        metadata=_note(
+            _HOW, "draw tiles around any voxel of the lung, instead of around lesions more often than around other voxels"
+        ),
+    )
     tiles_per_scan: int = field(default=1, metadata=_note(_HOW, "tiles that an epoch draws of each scan"))
     slab: int | None = field(
         default=None,
@@ -222,7 +228,12 @@ class RunOptions:
             raise ValueError(f"--average is {self.average:g}, expected 0 to less than 1")
         if self.simulated_pool is not None and self.simulated_pool < max(self.simulate, 1):
             raise ValueError(f"--simulated-pool is {self.simulated_pool}, expected at least --simulate")
-        for name, needed in (("freeze_statistics", "init"), ("head_alone", "init"), ("simulated_pool", "simulate")):
+        for name, needed in (
+            ("freeze_statistics", "init"),
+            ("head_alone", "init"),
+            ("simulated_pool", "simulate"),
+            ("tiles_anywhere", "tile"),
+        ):
             if getattr(self, name) and not getattr(self, needed):
                 raise ValueError(f"{_flag(name)} goes with {_flag(needed)}")
         for name in ("tile", "simulate"):

@@ -102,6 +102,7 @@ def train(
         with_truth=options.needs_truth,
         tile=options.tile,
         tile_scores=options.tile_scores,
+        tiles_anywhere=options.tiles_anywhere,
         slab=options.slab,
         simulated=pool,
     )

@@ -38,7 +38,15 @@ def check_tile_shape(shape: Triple, input_shape: Triple) -> None:
 
 
 def draw_tile(
-    shape: Triple, case: PreparedCase, affine: AffineMap, *, seed: int, epoch: int, entity: str, occurrence: int
+    shape: Triple,
+    case: PreparedCase,
+    affine: AffineMap,
+    *,
+    seed: int,
+    epoch: int,
+    entity: str,
+    occurrence: int,
+    anywhere: bool = False,
 ) -> Tile:
     """Draw a tile around a voxel of the lung or of one of the subtypes where the case has it, as likely as `KIND_WEIGHTS` says.
 
@@ -54,9 +62,11 @@ def draw_tile(
         epoch: from 0.
         entity: the case.
         occurrence: how often the case has come up in this epoch already.
+        anywhere: whether it is drawn around a voxel of the lung always, whatever the voxel shows.
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
-    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, case.tile_centres, strict=True) if len(found)]
+    centres = case.tile_centres[:1] if anywhere else case.tile_centres
+    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, centres, strict=False) if len(found)]
     whole_shape = case.image.shape
     voxel = np.array(whole_shape) / 2
     if kinds:

@@ -49,10 +49,10 @@ def test_a_tile_is_what_the_whole_augmented_scan_has_in_its_place(augmentation: 
         assert float((mask != cut(expected, tile, 2)).float().mean()) < 1e-3  # nearest neighbours tie in rounding
 
 
-def drawn(augmentation: Augmentation, occurrence: int, **changes: object) -> Tile:
+def drawn(augmentation: Augmentation, occurrence: int, anywhere: bool = False, **changes: object) -> Tile:
     case = replace(prepared_case(), **changes)  # type: ignore[arg-type]
     affine = spatial_map(augmentation, INPUT_SHAPE, case.extent_mm)
-    return draw_tile(TILE, case, affine, seed=3, epoch=0, entity="a", occurrence=occurrence)
+    return draw_tile(TILE, case, affine, seed=3, epoch=0, entity="a", occurrence=occurrence, anywhere=anywhere)
 
 
 def test_tiles_lie_inside_the_input_follow_from_their_seed_and_seek_lesions() -> None:
@@ -75,6 +75,15 @@ def test_tiles_are_drawn_around_paraseptal_lesions_twice_as_often_as_around_othe
     nowhere = torch.zeros(INPUT_SHAPE, dtype=torch.bool)
     tiles = [drawn(UNMOVED, occurrence, truth=truth, lung=nowhere) for occurrence in range(300)]
     assert np.mean([tile.start[0] > 0 for tile in tiles]) == pytest.approx(2 / 3, abs=0.1)
+
+
+def test_tiles_can_be_drawn_anywhere_in_the_lung_whether_there_are_lesions_or_not() -> None:
+    lung, truth = torch.zeros(INPUT_SHAPE, dtype=torch.bool), torch.zeros(2, 64, 112, 144, dtype=torch.uint8)
+    lung[:8], truth[:, -4:] = True, 255
+    anywhere = [drawn(UNMOVED, occurrence, anywhere=True, lung=lung, truth=truth).start[0] for occurrence in range(40)]
+    around_lesions = [drawn(UNMOVED, occurrence, lung=lung, truth=truth).start[0] for occurrence in range(40)]
+    assert max(anywhere) < 8
+    assert max(around_lesions) > 64
 
 
 def test_a_tile_can_have_the_scores_of_its_own_part_of_the_truth_maps() -> None:

@@ -209,7 +209,7 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
     rows = [row("b", 1, 0, "train"), row("d", 3, 0, "train"), row("f", 2, 0, "validation")]
     path = write_manifest(manifest.parent / "zones.csv", rows)
     output = tmp_path / "zones"
-    options = ("--tile", "32", "48", "64", "--tile-scores", "--tiles-per-scan", "2", "--epochs", "1", "--batch", "2")
+    options = ("--tile", "32", "48", "64", "--tile-scores", "--tiles-anywhere", "--tiles-per-scan", "2", "--epochs", "1")
     assert train.main(command(path, output, *options)) == 0
     with (output / "log" / "version_0" / "metrics.csv").open(newline="") as stream:
         header = set(next(csv.reader(stream)))
@@ -236,6 +236,7 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--average", "1"), "--average is 1, expected 0 to less than 1"),
         (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
         (("--strategy", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
+        (("--strategy", "voxels", "--tiles-anywhere"), "--tiles-anywhere goes with --tile"),
         (("--strategy", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
