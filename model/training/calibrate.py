@@ -1,6 +1,6 @@
 """The command `python -m model.training.calibrate`: adjust the logits of a bundle to validation scans.
 
-    python -m model.training.calibrate BUNDLE --manifest CSV --output BUNDLE2 [--cache DIR] [--only SUBTYPE] [--workers 2]
+    python -m model.training.calibrate BUNDLE --manifest CSV --output BUNDLE2 [--cache DIR] [--only SUBTYPE] [--least-slope 1]
 
 Each subtype's logits x become slope * x + offset. Slope and offset minimise the mean distance between the percentages of the
 lung and what is known of the manifest's validation scans: a percentage, or the interval of a score or of bounds. They are
@@ -86,7 +86,9 @@ def known_interval(case: TrainingCase, place: int, percentages: tuple[float, flo
     return case.intervals[place]
 
 
-def fit_calibration(counts: Sequence[Counts], intervals: Sequence[tuple[float, float]]) -> LogitCalibration:
+def fit_calibration(
+    counts: Sequence[Counts], intervals: Sequence[tuple[float, float]], least_slope: float = SLOPES[0]
+) -> LogitCalibration:
     """Find the slope and offset with the least mean distance between percentages and intervals.
 
     Distances are not squared: scans with much emphysema would decide alone.
@@ -94,6 +96,7 @@ def fit_calibration(counts: Sequence[Counts], intervals: Sequence[tuple[float, f
     Args:
         counts: of each scan, see `logit_counts`.
         intervals: of the percentage of each scan, 0 to 100.
+        least_slope: from 0.2 to 5; a slope below 1 makes maps less sharp.
 
     Raises:
         ValueError: there are no scans, or a scan without lung.
@@ -110,9 +113,10 @@ def fit_calibration(counts: Sequence[Counts], intervals: Sequence[tuple[float, f
             percentages = 100 * shares @ (1 / (1 + np.exp(-(slope * centres + offset))))
         return float(np.maximum(np.maximum(lower - percentages, percentages - upper), 0).mean())
 
-    bounds = (SLOPES, (-LARGEST_OFFSET, LARGEST_OFFSET))
+    bounds = ((least_slope, SLOPES[1]), (-LARGEST_OFFSET, LARGEST_OFFSET))
     before = error(np.array([1.0, 0.0]))
-    found = [minimize(error, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-4}) for start in _STARTS]
+    starts = [(max(slope, least_slope), offset) for slope, offset in _STARTS]
+    found = [minimize(error, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-4}) for start in starts]
     best = min(found, key=lambda result: result.fun)
     if best.fun >= before:
         return LogitCalibration(1.0, 0.0, len(counts), before, before)
@@ -164,6 +168,7 @@ def calibrated_bundle(
     device: torch.device,
     workers: int,
     subtypes: Sequence[Subtype] = SUBTYPES,
+    least_slope: float = SLOPES[0],
 ) -> dict[str, LogitCalibration]:
     """Calibrate subtypes of a bundle's network, in place, on cases that the cache holds; what was found, by name.
 
@@ -183,7 +188,8 @@ def calibrated_bundle(
         ]
         if not known:
             raise InputError("manifest", f"nothing is known of {subtype.name} emphysema of any scan", "percentages or scores")
-        calibrations[subtype.name] = fit_calibration([part for part, _ in known], [interval for _, interval in known])
+        shares, intervals = [part for part, _ in known], [interval for _, interval in known]
+        calibrations[subtype.name] = fit_calibration(shares, intervals, least_slope)
     bundle.network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     fold(bundle.network, calibrations)
     return calibrations
@@ -200,10 +206,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the calibrated bundle, a new folder")
     parser.add_argument("--cache", type=Path, help="prepared scans; default: a folder cache beside the manifest")
     parser.add_argument("--only", choices=[subtype.name for subtype in SUBTYPES], help="leave the other subtype as it is")
+    parser.add_argument(
+        "--least-slope",
+        type=float,
+        default=SLOPES[0],
+        metavar="SLOPE",
+        help="slopes below 1 make maps less sharp: 1 forbids them; default: %(default)s",
+    )
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes that prepare scans, default: %(default)s")
     options = parser.parse_args(arguments)
     cache = options.cache or options.manifest.parent / "cache"
+    if not SLOPES[0] <= options.least_slope <= SLOPES[1]:
+        parser.error(f"--least-slope is {options.least_slope:g}, expected {SLOPES[0]:g} to {SLOPES[1]:g}")
     try:
         if options.output.exists():
             raise InputError(options.output, "it exists", "a new folder")
@@ -220,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             pass
         device, _ = choose_device(options.device)
         subtypes = [subtype for subtype in SUBTYPES if options.only in (None, subtype.name)]
-        calibrations = calibrated_bundle(bundle, cases, profile, cache, device, options.workers, subtypes)
+        calibrations = calibrated_bundle(bundle, cases, profile, cache, device, options.workers, subtypes, options.least_slope)
         notes: dict[str, Any] = {
             "manifest_sha256": manifest.sha256,
             "bundle_sha256": bundle.sha256,

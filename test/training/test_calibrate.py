@@ -43,6 +43,16 @@ def test_intervals_are_met_and_a_network_that_meets_them_is_left_alone() -> None
     assert fit_calibration(counts, [(0, 100)] * len(counts)) == LogitCalibration(1.0, 0.0, len(counts), 0.0, 0.0)
 
 
+def test_maps_can_be_kept_as_sharp_as_they_are() -> None:
+    counts, percentages = hazy_cases(0.5, -0.7)
+    intervals = [(value, value) for value in percentages]
+    flatter, kept = fit_calibration(counts, intervals), fit_calibration(counts, intervals, least_slope=1)
+    assert flatter.slope == pytest.approx(0.5, abs=0.1)
+    assert kept.slope == pytest.approx(1)
+    assert kept.offset != 0
+    assert flatter.error_after < kept.error_after < kept.error_before
+
+
 def test_logits_are_counted_inside_the_lung() -> None:
     logits = np.array([-100.0, 0.0, 0.004, 3.0, 100.0], np.float32)
     counts = logit_counts(logits, np.array([True, True, True, False, True]))
@@ -116,3 +126,6 @@ def test_what_cannot_be_calibrated_is_refused(
     assert main([str(bundle), "--manifest", str(path), "--output", str(tmp_path / "new"), *common]) == 2
     assert "nothing is known of paraseptal emphysema" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    with pytest.raises(SystemExit):
+        main([str(bundle), "--manifest", str(manifest), "--output", str(tmp_path / "new"), "--least-slope", "0"])
+    assert "--least-slope is 0, expected 0.2 to 5" in capsys.readouterr().err
