@@ -188,8 +188,8 @@ def calibrated_bundle(
         ]
         if not known:
             raise InputError("manifest", f"nothing is known of {subtype.name} emphysema of any scan", "percentages or scores")
-        shares, intervals = [part for part, _ in known], [interval for _, interval in known]
-        calibrations[subtype.name] = fit_calibration(shares, intervals, least_slope)
+        parts, intervals = [part for part, _ in known], [interval for _, interval in known]
+        calibrations[subtype.name] = fit_calibration(parts, intervals, least_slope)
     bundle.network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     fold(bundle.network, calibrations)
     return calibrations

@@ -131,7 +131,7 @@ class RunOptions:
         metadata=_note(
             _HOW,
             "with --strategy regression: a tile has the scores that its part of the truth maps gives it, as if a reader had "
-            "scored that part of the lung; nothing else of the maps is used",
+            "scored that part of the lung; without --tiles-anywhere, the maps also say where tiles lie",
         ),
     )
     tiles_anywhere: bool = field(
