@@ -212,7 +212,10 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
 def end_on_signals() -> None:
     """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
-    stderr = os.dup(2)  # a handler cannot wait until no other thread captures descriptor 2
+    try:
+        stderr = os.dup(2)  # a handler cannot wait until no other thread captures descriptor 2
+    except OSError:  # started without stderr
+        stderr = os.open(os.devnull, os.O_WRONLY)
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         os.write(stderr, f"stopped by {signal.Signals(number).name}\n".encode())

@@ -113,6 +113,12 @@ def test_ctrl_c_ends_a_run_without_a_traceback(case: Path, bundle: Path, forks: 
     assert contents(tmp_path / "output") == {}
 
 
+def test_a_run_without_stderr_completes(case: Path, bundle: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    done = run(["bash", "-c", 'exec "$@" 2>&-', "bash", *command(case, tmp_path / "output", bundle)])
+    assert succeeded(done), done
+    assert contents(tmp_path / "output") == undisturbed
+
+
 @pytest.mark.parametrize("what", ["images/ct/scan.mha", "images/lung-mask/scan.mha", "."])
 def test_an_input_that_disappears_is_named_in_one_line(
     case: Path, bundle: Path, forks: Forks, tmp_path: Path, what: str
