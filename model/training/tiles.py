@@ -65,8 +65,8 @@ def draw_tile(
         anywhere: whether it is drawn around a voxel of the lung always, whatever the voxel shows.
     """
     generator = np.random.default_rng((seed, epoch, occurrence, zlib.crc32(entity.encode()), _TILE_STREAM))
-    centres = case.tile_centres[:1] if anywhere else case.tile_centres
-    kinds = [(weight, found) for weight, found in zip(KIND_WEIGHTS, centres, strict=False) if len(found)]
+    kinds = list(zip(KIND_WEIGHTS, case.tile_centres, strict=True))
+    kinds = [(weight, found) for weight, found in (kinds[:1] if anywhere else kinds) if len(found)]
     whole_shape = case.image.shape
     voxel = np.array(whole_shape) / 2
     if kinds:
