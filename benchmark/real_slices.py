@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,16 +149,15 @@ def table(rows: list[Measured]) -> Iterator[str]:
         yield f"| {label} | " + " | ".join("{:.1f} ({:.1f} to {:.1f})".format(*values) for values in quartiles) + " |"
 
 
-def write_sheets(tiles: dict[str, list[Image.Image]], folder: Path) -> None:
-    """One PNG a class, three pairs of pictures in a row."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for label, pictures in tiles.items():
-        height = max(tile.height for tile in pictures)
-        rows = -(-len(pictures) // 3)
-        sheet = Image.new("RGB", (3 * 610, rows * (height + 4)))
-        for place, tile in enumerate(pictures):
-            sheet.paste(tile, (place % 3 * 610, place // 3 * (height + 4)))
-        sheet.save(folder / f"{label}.png")
+def write_sheet(pictures: Sequence[Image.Image], path: Path, columns: int = 3) -> None:
+    """One PNG of pairs of pictures, so many in a row."""
+    height = max(tile.height for tile in pictures)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * 610, rows * (height + 4)))
+    for place, tile in enumerate(pictures):
+        sheet.paste(tile, (place % columns * 610, place // columns * (height + 4)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
 
 
 def main() -> int:
@@ -200,7 +199,9 @@ def main() -> int:
                     for row in rows
                 )
         if options.sheet:
-            write_sheets({label: pictures for label, pictures in tiles.items() if pictures}, options.sheet)
+            for label, pictures in tiles.items():
+                if pictures:
+                    write_sheet(pictures, options.sheet / f"{label}.png")
     except (InputError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

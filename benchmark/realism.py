@@ -30,22 +30,14 @@ from model.command_line import OneLineParser
 from model.simulation import CaseParameters, draw_parameters, simulate
 from model.simulation.case import Look, SimulatedCase
 from model.simulation.scanner import Slab
+from model.training.patches_cohort import CLASSES, LEAST_WALL_PIXELS, SIZE, SPACING_MM, chest_wall, half_of, read_class_patches
 
 Floats = npt.NDArray[np.float64]
 Patches = npt.NDArray[np.int16]
 
-CLASSES = (
-    "normal",
-    "paraseptal",
-    "panlobular",
-    "mild_centrilobular",
-    "moderate_centrilobular",
-    "severe_centrilobular",
-)
 FOUR = {name: name.split("_")[-1] for name in CLASSES}
 """Classes of the transfer: the three grades of centrilobular emphysema are one."""
 
-SIZE, SPACING_MM = 31, 0.65
 SLAB_SLICES, SLAB_INCREMENT_MM = 27, 0.75
 TAKEN_SLICES = (4, 13, 22)
 PATCHES_A_SLICE = 5
@@ -65,7 +57,6 @@ DISEASES: tuple[tuple[int, int, float], ...] = (
 """CLE score, PSE score and percentage of panlobular emphysema of the cases, in turn, so that each class is met."""
 
 LUNG_HU = -700.0
-CHEST_WALL_PIXELS = 40
 EMPHYSEMA_HU = -950.0
 
 
@@ -170,29 +161,15 @@ def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
 def read_patches(path: Path, half: str, blocks: int = 6) -> LabelledPatches:
     """One half of each class of the real patches; neighbours in the file may be of one patient and stay in one block."""
     patches, labels, sources = [], [], []
-    with np.load(path) as file:
-        for name in CLASSES:
-            every = file[name]
-            middle = len(every) // 2
-            part = every[:middle] if half == "first" else every[middle:]
-            patches.append(part)
-            labels += [name] * len(part)
-            sources.append(np.arange(len(part)) * blocks // len(part))
+    for name, every in read_class_patches(path).items():
+        part = half_of(every, half)
+        patches.append(part)
+        labels += [name] * len(part)
+        sources.append(np.arange(len(part)) * blocks // len(part))
     return LabelledPatches(np.concatenate(patches), np.array(labels), np.concatenate(sources))
 
 
 # -------------------------------------------------------------------------------------------------------------- measures
-
-
-def chest_wall(patch: Floats) -> npt.NDArray[np.bool_]:
-    """Chest wall and mediastinum: large bright parts that touch the patch's border."""
-    parts, count = ndimage.label(patch > -550)
-    if count == 0:
-        return np.zeros(patch.shape, bool)
-    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-    sizes = np.bincount(parts.ravel())
-    large = [k for k in border if k > 0 and sizes[k] >= CHEST_WALL_PIXELS]
-    return np.isin(parts, large)
 
 
 def homogeneous_noise(patch: Floats) -> float:
@@ -276,7 +253,7 @@ def dark_component(patch: Floats) -> float:
 def under_pleura(patch: Floats) -> Floats:
     """HU between 1 and 2 mm under the pleura, where the patch shows it."""
     wall = chest_wall(patch)
-    if wall.sum() < CHEST_WALL_PIXELS:
+    if wall.sum() < LEAST_WALL_PIXELS:
         return np.empty(0)
     distance = ndimage.distance_transform_edt(~wall, sampling=SPACING_MM)
     return np.asarray(patch[(distance >= 1) & (distance < 2)])

@@ -143,6 +143,13 @@ def make_volume(picture: Path, slices: int = SLICES) -> tuple[sitk.Image, sitk.I
     hounsfield = as_hounsfield(read_slice(picture))
     size = pixel_size_mm(hounsfield)
     lungs = find_lungs(hounsfield, size)
+    return repeated(hounsfield, lungs, size, slices)
+
+
+def repeated(
+    hounsfield: npt.NDArray[np.float32], lungs: npt.NDArray[np.bool_], size: float, slices: int = SLICES
+) -> tuple[sitk.Image, sitk.Image]:
+    """CT (int16, HU) and lung mask (uint8) of one slice (Y x X, pixels of `size` mm) that is taken `slices` times."""
     images = []
     for plane in (np.rint(hounsfield.clip(-1024, 3071)).astype(np.int16), lungs.astype(np.uint8)):
         image = sitk.GetImageFromArray(np.repeat(plane[None], slices, axis=0))

@@ -1,0 +1,314 @@
+"""The command `python -m model.training.patches_cohort`: volumes to train on, of labelled patches of real CT.
+
+    python -m model.training.patches_cohort PATCHES LUNGS OUTPUT [--half first] [--rounds 20] [--seed 0] [--slices 2]
+
+PATCHES is a NumPy archive of 31 x 31 pixels of HU a patch, one array for each of six classes that a reader gave (from COPDGene:
+acil-bwh/ChestImagingPlatform, Mendoza et al., ISBI 2012). LUNGS is a lung mask, for its outline. A patch is too small to be
+scored, so patches are sewn into lungs:
+
+- the lungs of one slice are filled with patches of one class, in random order, each in one of its eight positions;
+- patches that touch the pleura are laid along the costal pleura, turned so that their chest wall faces outwards.
+
+Each such slice becomes a CT of the same slice many times, a lung mask, and a row of OUTPUT/manifest.csv, all to train on. A
+class becomes bounds of the percentages (`BOUNDS`). They are wide: the reader said which grade a patch has, not which share.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+from scipy import ndimage
+from tqdm import tqdm
+
+from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN
+from ..command_line import OneLineParser, module_command
+from ..errors import InputError
+from ..fleischner import CENTRILOBULAR, PARASEPTAL
+from ..imaging.readers import read_volume
+from ..whole_files import whole_file
+from .slices_cohort import SLICES, repeated
+
+Plane = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Point = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+"""A place on the pleura (y, x in pixels), and the direction out of the lung (unit vector)."""
+
+CLASSES = (
+    "normal",
+    "paraseptal",
+    "panlobular",
+    "mild_centrilobular",
+    "moderate_centrilobular",
+    "severe_centrilobular",
+)
+SIZE, SPACING_MM = 31, 0.65
+"""Pixels of a patch along both axes, and their size; the real size is 0.6 to 0.8 mm and was not recorded."""
+
+BOUNDS: Mapping[str, tuple[str, str, str, str]] = {
+    "normal": ("0", "0.5", "0", "0.5"),
+    "mild_centrilobular": ("2", "15", "0", "1"),
+    "moderate_centrilobular": ("10", "60", "0", "1"),
+    "severe_centrilobular": ("30", "", "0", "1"),
+    "panlobular": ("5", "", "0", "1"),
+}
+"""Of lungs filled with a class: lower and upper bound in percent of the lung, centrilobular and paraseptal.
+
+As for single slices, panlobular is at least 5 % centrilobular and says no more of it."""
+
+PARASEPTAL_RIM = ("5", "40")
+"""Bounds of paraseptal emphysema where paraseptal patches lie along the pleura."""
+
+FILLINGS = ("normal", "mild_centrilobular", "moderate_centrilobular", "severe_centrilobular", "panlobular")
+RIMS = (
+    ("normal", "normal"),
+    ("normal", "paraseptal"),
+    ("mild_centrilobular", "paraseptal"),
+    ("moderate_centrilobular", "normal"),
+)
+"""What fills the lungs, and what is laid along the pleura, of the volumes of a round beside the filled ones."""
+
+STEP = 25
+"""Pixels between the middles of patches: neighbours overlap."""
+RADIUS = SIZE // 2
+LEAST_WALL = 0.02
+"""Share of chest wall from which on a patch touches the pleura."""
+WALL_HU, AIR_HU = 45.0, -1000.0
+WALL_PIXELS = 30
+"""How thick the chest wall is."""
+LEAST_WALL_PIXELS = 40
+"""Smaller bright parts are vessels."""
+_TISSUE_HU = -550.0
+_FEWEST = 2
+_EXPECTED = f"a .npz with arrays {', '.join(CLASSES)}, each N x {SIZE} x {SIZE} HU"
+_COMPRESSION = 1
+
+
+def read_class_patches(path: Path) -> dict[str, npt.NDArray[np.int16]]:
+    """The patches of each class, N x 31 x 31 HU, in the file's order: neighbours may be of one patient.
+
+    Raises:
+        InputError: the file cannot be read, or is none of patches.
+    """
+    try:
+        with np.load(path) as file:
+            patches = {name: np.asarray(file[name]) for name in CLASSES}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(path, f"it cannot be read ({error})", _EXPECTED) from error
+    for name, values in patches.items():
+        if values.ndim != 3 or values.shape[1:] != (SIZE, SIZE) or len(values) < _FEWEST:
+            raise InputError(path, f"{name} is {' x '.join(map(str, values.shape))}", _EXPECTED)
+    return patches
+
+
+def half_of(patches: npt.NDArray[np.int16], half: str) -> npt.NDArray[np.int16]:
+    """The first or the second half of a class."""
+    middle = len(patches) // 2
+    return patches[:middle] if half == "first" else patches[middle:]
+
+
+def chest_wall(patch: npt.NDArray[np.floating]) -> Mask:
+    """Chest wall and mediastinum: large bright parts that touch the patch's border."""
+    parts, count = ndimage.label(patch > _TISSUE_HU)
+    if count == 0:
+        return np.zeros(patch.shape, bool)
+    border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    sizes = np.bincount(parts.ravel())
+    large = [k for k in border if k > 0 and sizes[k] >= LEAST_WALL_PIXELS]
+    return np.isin(parts, large)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """The patches of one class that are sewn into lungs, and those that are laid along the pleura."""
+
+    inner: list[Plane]
+    pleural: list[Plane]
+
+    @classmethod
+    def of(cls, patches: npt.NDArray[np.int16]) -> Kit:
+        inner: list[Plane] = []
+        pleural: list[Plane] = []
+        for patch in patches.astype(np.float32):
+            (pleural if chest_wall(patch).mean() > LEAST_WALL else inner).append(patch)
+        return cls(inner, pleural)
+
+
+@dataclass(frozen=True)
+class Chest:
+    """One slice through a chest: lungs, and lungs with the tissue around and between them; Y x X, pixels of 0.65 mm."""
+
+    lungs: Mask
+    body: Mask
+
+
+def outline(path: Path, level: float | None = None, scale: float = 1.0) -> Chest:
+    """One slice of a lung mask, with a chest wall of 20 mm.
+
+    Args:
+        path: a lung mask.
+        level: of the slice, as a share of the lungs' height from their first slice; None for the slice with most lung.
+        scale: how much wider the lungs become.
+
+    Raises:
+        InputError: the file cannot be read, or has no lungs.
+    """
+    mask = read_volume(path).image
+    lungs = sitk.GetArrayViewFromImage(mask) > 0
+    areas = np.count_nonzero(lungs, axis=(1, 2))
+    if not areas.any():
+        raise InputError(path, "every voxel is 0", "a lung mask")
+    levels = np.flatnonzero(areas)
+    number = int(np.argmax(areas)) if level is None else int(levels[round(level * (len(levels) - 1))])
+    factors = [scale * spacing / SPACING_MM for spacing in mask.GetSpacing()[1::-1]]
+    plane = ndimage.zoom(lungs[number].astype(np.float32), factors, order=1) > 0.5
+    rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+    plane = np.pad(plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 3 * WALL_PIXELS)
+    closed = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~plane) <= 2 * WALL_PIXELS)
+    return Chest(plane, ndimage.distance_transform_edt(closed) > WALL_PIXELS)
+
+
+def sewn(patches: Sequence[Plane], shape: tuple[int, ...], rng: np.random.Generator) -> Plane:
+    """A plane of patches in random order, each in a random one of its eight positions."""
+    ramp = np.minimum(np.arange(1, SIZE + 1), np.arange(SIZE, 0, -1)).clip(max=SIZE - STEP)
+    weight = np.outer(ramp, ramp).astype(np.float32) ** 4  # a narrow seam: where two patches are averaged, noise is less
+    total = np.zeros([n + 2 * SIZE for n in shape], np.float32)
+    weights = np.zeros_like(total)
+    order: list[int] = []
+    for y in range(0, total.shape[0] - SIZE + 1, STEP):
+        for x in range(0, total.shape[1] - SIZE + 1, STEP):
+            order = order or list(rng.permutation(len(patches)))
+            patch: Plane = np.rot90(patches[order.pop()], int(rng.integers(4)))
+            total[y : y + SIZE, x : x + SIZE] += weight * (patch[:, ::-1] if rng.random() < 0.5 else patch)
+            weights[y : y + SIZE, x : x + SIZE] += weight
+    inside = tuple(slice(RADIUS, RADIUS + n) for n in shape)
+    return np.asarray(total[inside] / weights[inside])
+
+
+def costal_pleura(chest: Chest, rng: np.random.Generator) -> list[Point]:
+    """Points of the lungs' outline at least `STEP` pixels apart, where the chest wall lies behind it."""
+    slope_y, slope_x = np.gradient(ndimage.gaussian_filter(chest.lungs.astype(np.float64), SIZE / 6))
+    to_air = ndimage.distance_transform_edt(chest.body)
+    edge = chest.lungs & ~ndimage.binary_erosion(chest.lungs) & (to_air <= 1.3 * WALL_PIXELS)
+    points: list[Point] = []
+    for place in rng.permutation(np.argwhere(edge)):
+        if all(np.hypot(*(place - other)) >= STEP for other, _ in points):
+            outwards = -np.array([slope_y[tuple(place)], slope_x[tuple(place)]])
+            points.append((place.astype(np.float64), outwards / max(float(np.hypot(*outwards)), 1e-9)))
+    return points
+
+
+def lay(plane: Plane, lungs: Mask, patch: Plane, point: Point) -> None:
+    """Put the disc in a patch's middle onto the pleura, its chest wall outwards: `plane` and `lungs` are changed there."""
+    place, outwards = point
+    wall = chest_wall(patch)
+    grid = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
+    to_wall = np.array([grid[axis][wall].mean() for axis in (0, 1)])
+    to_wall /= max(float(np.hypot(*to_wall)), 1e-9)
+    ray = np.rint(np.arange(RADIUS + 1)[:, None] * to_wall).astype(int) + RADIUS
+    reached = np.flatnonzero(wall[ray[:, 0], ray[:, 1]])
+    depth = int(reached[0]) if len(reached) else RADIUS
+    offsets = np.argwhere(np.hypot(*grid) <= RADIUS) - RADIUS
+    turn = np.arctan2(to_wall[0], to_wall[1]) - np.arctan2(outwards[0], outwards[1])
+    turned = offsets @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    source = np.rint(turned).astype(int).clip(-RADIUS, RADIUS) + RADIUS
+    target = offsets + np.rint(place - depth * outwards).astype(int)
+    plane[target[:, 0], target[:, 1]] = patch[source[:, 0], source[:, 1]]
+    lungs[target[:, 0], target[:, 1]] = ~wall[source[:, 0], source[:, 1]]
+
+
+def sew(chest: Chest, filling: Kit, rim: Kit | None, rng: np.random.Generator) -> tuple[Plane, Mask]:
+    """HU and lungs, Y x X, of a slice whose lungs are filled with one kit, and whose pleura is covered with another."""
+    around = np.where(chest.body, WALL_HU, AIR_HU).astype(np.float32)
+    plane = np.where(chest.lungs, sewn(filling.inner, chest.lungs.shape, rng), around)
+    lungs = chest.lungs.copy()
+    if rim is not None:
+        order: list[int] = []
+        for point in costal_pleura(chest, rng):
+            order = order or list(rng.permutation(len(rim.pleural)))
+            lay(plane, lungs, rim.pleural[order.pop()], point)
+    return plane, lungs
+
+
+def bounds_of(filling: str, rim: str | None) -> tuple[str, str, str, str]:
+    """Lower and upper bound, centrilobular and paraseptal, in percent of the lung."""
+    lower, upper, *paraseptal = BOUNDS[filling]
+    if rim == PARASEPTAL.name:
+        return lower, "" if filling != "normal" else "3", *PARASEPTAL_RIM
+    return lower, upper, paraseptal[0], paraseptal[1]
+
+
+def _leading(filling: str, rim: str | None) -> str:
+    if rim == PARASEPTAL.name:
+        return PARASEPTAL.name if filling == "normal" else ""
+    return "" if filling in ("normal", "panlobular") else CENTRILOBULAR.name
+
+
+def _sewn_slices(
+    kits: Mapping[str, Kit], lungs: Path, rounds: int, seed: int
+) -> Iterator[tuple[str, str, str | None, Plane, Mask]]:
+    """Entity, filling, rim, HU and lungs; each round has lungs of another height and width."""
+    for number in range(rounds):
+        rng = np.random.default_rng((seed, number))
+        chest = outline(lungs, float(rng.uniform(0.3, 0.85)), float(rng.uniform(0.85, 1.15)))
+        for filling, rim in (*((filling, None) for filling in FILLINGS), *RIMS):
+            plane, mask = sew(chest, kits[filling], kits[rim] if rim else None, rng)
+            yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, plane, mask
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = OneLineParser(prog=module_command("training.patches_cohort"), description="Volumes to train on, of patches.")
+    parser.add_argument("patches", type=Path, metavar="PATCHES", help=_EXPECTED)
+    parser.add_argument("lungs", type=Path, metavar="LUNGS", help="a lung mask, for its outline")
+    parser.add_argument("output", type=Path, help="a new or empty folder")
+    parser.add_argument("--half", choices=("first", "second"), default="first", help="of each class; default: %(default)s")
+    parser.add_argument(
+        "--rounds", type=int, default=20, help=f"volumes of each of {len(FILLINGS) + len(RIMS)} kinds; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}, expected 1 or more")
+    if options.slices < 2:
+        parser.error(f"--slices is {options.slices}, expected 2 or more")
+    try:
+        kits = {name: Kit.of(half_of(values, options.half)) for name, values in read_class_patches(options.patches).items()}
+        for name, parts in (
+            *((name, kits[name].inner) for name in FILLINGS),
+            *((name, kits[name].pleural) for _, name in RIMS),
+        ):
+            if not parts:
+                raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
+        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+            raise InputError(options.output, "it already holds something", "a new or empty folder")
+        outline(options.lungs)
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / MANIFEST_FILE
+        columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
+        with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split"))
+            total = options.rounds * (len(FILLINGS) + len(RIMS))
+            slices = _sewn_slices(kits, options.lungs, options.rounds, options.seed)
+            for entity, filling, rim, plane, mask in tqdm(slices, total=total, desc="writing", unit="volume", disable=None):
+                files = [f"{entity}_{name}.mha" for name in ("ct", "lungs")]
+                for name, image in zip(files, repeated(plane, mask, SPACING_MM, options.slices), strict=True):
+                    with whole_file(options.output / name) as partial_image:
+                        sitk.WriteImage(image, str(partial_image), useCompression=True, compressionLevel=_COMPRESSION)
+                writer.writerow((entity, *files, *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{path}: {total} volumes of the {options.half} half of each class")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
