@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import csv
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,13 +68,14 @@ PARASEPTAL_RIM = ("5", "40")
 """Bounds of paraseptal emphysema where paraseptal patches lie along the pleura."""
 
 FILLINGS = ("normal", "mild_centrilobular", "moderate_centrilobular", "severe_centrilobular", "panlobular")
-RIMS = (
+KINDS: tuple[tuple[str, str | None], ...] = (
+    *((filling, None) for filling in FILLINGS),
     ("normal", "normal"),
     ("normal", "paraseptal"),
     ("mild_centrilobular", "paraseptal"),
     ("moderate_centrilobular", "normal"),
 )
-"""What fills the lungs, and what is laid along the pleura, of the volumes of a round beside the filled ones."""
+"""What fills the lungs, and what is laid along the pleura, of the volumes of a round."""
 
 STEP = 25
 """Pixels between the middles of patches: neighbours overlap."""
@@ -86,7 +89,7 @@ LEAST_WALL_PIXELS = 40
 """Smaller bright parts are vessels."""
 _TISSUE_HU = -550.0
 _FEWEST = 2
-_EXPECTED = f"a .npz with arrays {', '.join(CLASSES)}, each N x {SIZE} x {SIZE} HU"
+_EXPECTED = f"a .npz with arrays {', '.join(CLASSES)}, each N x {SIZE} x {SIZE} HU (integers)"
 _COMPRESSION = 1
 
 
@@ -99,11 +102,11 @@ def read_class_patches(path: Path) -> dict[str, npt.NDArray[np.int16]]:
     try:
         with np.load(path) as file:
             patches = {name: np.asarray(file[name]) for name in CLASSES}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(path, f"it cannot be read ({error})", _EXPECTED) from error
     for name, values in patches.items():
-        if values.ndim != 3 or values.shape[1:] != (SIZE, SIZE) or len(values) < _FEWEST:
-            raise InputError(path, f"{name} is {' x '.join(map(str, values.shape))}", _EXPECTED)
+        if values.ndim != 3 or values.shape[1:] != (SIZE, SIZE) or len(values) < _FEWEST or values.dtype.kind not in "iu":
+            raise InputError(path, f"{name} is {' x '.join(map(str, values.shape))} of {values.dtype}", _EXPECTED)
     return patches
 
 
@@ -257,9 +260,26 @@ def _sewn_slices(
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))
         chest = outline(lungs, float(rng.uniform(0.3, 0.85)), float(rng.uniform(0.85, 1.15)))
-        for filling, rim in (*((filling, None) for filling in FILLINGS), *RIMS):
+        for filling, rim in KINDS:
             plane, mask = sew(chest, kits[filling], kits[rim] if rim else None, rng)
             yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, plane, mask
+
+
+def write_cohort(kits: Mapping[str, Kit], lungs: Path, output: Path, rounds: int, seed: int, slices: int) -> Path:
+    """Write the volumes of some rounds and their manifest into a folder that is there; the manifest comes last, and whole."""
+    path = output / MANIFEST_FILE
+    columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
+    with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split"))
+        cases = _sewn_slices(kits, lungs, rounds, seed)
+        for entity, filling, rim, plane, mask in tqdm(cases, total=rounds * len(KINDS), desc="writing", disable=None):
+            files = [f"{entity}_{name}.mha" for name in ("ct", "lungs")]
+            for name, image in zip(files, repeated(plane, mask, SPACING_MM, slices), strict=True):
+                with whole_file(output / name) as partial_image:
+                    sitk.WriteImage(image, str(partial_image), useCompression=True, compressionLevel=_COMPRESSION)
+            writer.writerow((entity, *files, *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
+    return path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -268,9 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("lungs", type=Path, metavar="LUNGS", help="a lung mask, for its outline")
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--half", choices=("first", "second"), default="first", help="of each class; default: %(default)s")
-    parser.add_argument(
-        "--rounds", type=int, default=20, help=f"volumes of each of {len(FILLINGS) + len(RIMS)} kinds; default: %(default)s"
-    )
+    parser.add_argument("--rounds", type=int, default=20, help=f"volumes of each of {len(KINDS)} kinds; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
     options = parser.parse_args(arguments)
@@ -280,33 +298,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--slices is {options.slices}, expected 2 or more")
     try:
         kits = {name: Kit.of(half_of(values, options.half)) for name, values in read_class_patches(options.patches).items()}
-        for name, parts in (
-            *((name, kits[name].inner) for name in FILLINGS),
-            *((name, kits[name].pleural) for _, name in RIMS),
-        ):
+        used = [(filling, kits[filling].inner) for filling, _ in KINDS] + [(rim, kits[rim].pleural) for _, rim in KINDS if rim]
+        for name, parts in used:
             if not parts:
                 raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
         if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
             raise InputError(options.output, "it already holds something", "a new or empty folder")
         outline(options.lungs)
         options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / MANIFEST_FILE
-        columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
-        with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split"))
-            total = options.rounds * (len(FILLINGS) + len(RIMS))
-            slices = _sewn_slices(kits, options.lungs, options.rounds, options.seed)
-            for entity, filling, rim, plane, mask in tqdm(slices, total=total, desc="writing", unit="volume", disable=None):
-                files = [f"{entity}_{name}.mha" for name in ("ct", "lungs")]
-                for name, image in zip(files, repeated(plane, mask, SPACING_MM, options.slices), strict=True):
-                    with whole_file(options.output / name) as partial_image:
-                        sitk.WriteImage(image, str(partial_image), useCompression=True, compressionLevel=_COMPRESSION)
-                writer.writerow((entity, *files, *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
+        path = write_cohort(kits, options.lungs, options.output, options.rounds, options.seed, options.slices)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{path}: {total} volumes of the {options.half} half of each class")
+    print(f"{path}: {options.rounds * len(KINDS)} volumes of the {options.half} half of each class")
     return 0
 
 
