@@ -162,6 +162,7 @@ def test_two_rounds_differ_and_the_same_seed_gives_the_same(patches: Path, lungs
         ("no such file", "it cannot be read"),
         ("not an archive", "it cannot be read"),
         ("cut off", "it cannot be read"),
+        ("pickled", "it cannot be read"),
         ("a class is missing", "it cannot be read"),
         ("not whole numbers", "normal is 4 x 31 x 31 of float32"),
         ("another size", "normal is 4 x 31 x 30"),
@@ -182,6 +183,8 @@ def test_what_cannot_be_used_is_said_in_one_line(
         patches.write_bytes(b"nonsense")
     elif wrong == "cut off":
         patches.write_bytes(patches.read_bytes()[:-200])
+    elif wrong == "pickled":
+        np.savez(patches, normal=np.array([{}], dtype=object))
     elif wrong == "not whole numbers":
         save(patches, {**values, "normal": values["normal"].astype(np.float32)})
     elif wrong == "a class is missing":
