@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model.command_line import OneLineParser
+from model.errors import InputError
 from model.simulation import CaseParameters, draw_parameters, simulate
 from model.simulation.case import Look, SimulatedCase
 from model.simulation.scanner import Slab
@@ -381,7 +382,12 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, metavar="DIR", help="write a picture a class; they hold real patches")
     parser.add_argument("--table-alone", action="store_true", help="no forests")
     options = parser.parse_args()
-    real, simulated = read_patches(options.patches, options.half), simulate_patches(options.cases, options.seed, options.look)
+    try:
+        real = read_patches(options.patches, options.half)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    simulated = simulate_patches(options.cases, options.seed, options.look)
     if options.picture:
         write_pictures(real, simulated, options.picture)
     counts = {name: f"{len(real.of(name))} / {len(simulated.of(name))}" for name in CLASSES}
