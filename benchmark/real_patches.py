@@ -36,9 +36,9 @@ from model.training.patches_cohort import (
     SPACING_MM,
     Chest,
     Kit,
+    LungMask,
     Mask,
     Plane,
-    half_of,
     outline,
     read_class_patches,
     sew,
@@ -91,9 +91,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
-        chest = outline(options.lungs)
+        chest = outline(LungMask.read(options.lungs))
         rows, tiles = [], []
-        patches = {name: half_of(values, options.half) for name, values in read_class_patches(options.patches).items()}
+        patches = read_class_patches(options.patches, options.half)
         for name, number, plane, lungs in tqdm(volumes(patches, chest), unit="volume", disable=None):
             entry = LabelledSlice(Path(str(number)), name, str(number))
             measured, tile = measure(subtyper, Scan.from_images(*repeated(plane, lungs, SPACING_MM)), entry)

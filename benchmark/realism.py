@@ -31,7 +31,7 @@ from model.errors import InputError
 from model.simulation import CaseParameters, draw_parameters, simulate
 from model.simulation.case import Look, SimulatedCase
 from model.simulation.scanner import Slab
-from model.training.patches_cohort import CLASSES, LEAST_WALL_PIXELS, SIZE, SPACING_MM, chest_wall, half_of, read_class_patches
+from model.training.patches_cohort import CLASSES, LEAST_WALL_PIXELS, SIZE, SPACING_MM, chest_wall, read_class_patches
 
 Floats = npt.NDArray[np.float64]
 Patches = npt.NDArray[np.int16]
@@ -162,8 +162,7 @@ def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
 def read_patches(path: Path, half: str, blocks: int = 6) -> LabelledPatches:
     """One half of each class of the real patches; neighbours in the file may be of one patient and stay in one block."""
     patches, labels, sources = [], [], []
-    for name, every in read_class_patches(path).items():
-        part = half_of(every, half)
+    for name, part in read_class_patches(path, half).items():
         patches.append(part)
         labels += [name] * len(part)
         sources.append(np.arange(len(part)) * blocks // len(part))

@@ -36,6 +36,11 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """From Linux' fcntl.h and fs.h."""
 
 
+def is_free(folder: Path) -> bool:
+    """Whether a folder is new or empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 @contextlib.contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Yield a path to write a file to; when the block ends, it becomes `final`, in place of an earlier file of that name.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..command_line import module_command
 from ..errors import InputError
-from ..whole_files import recover, whole_folder
+from ..whole_files import is_free, recover, whole_folder
 from . import ARCHITECTURES, CLASSES, LUNG_ARCHITECTURES, ArchitectureName
 from .images import as_hounsfield
 from .inputs import LungCrop, channels
@@ -251,7 +251,7 @@ def check_bundle_place(folder: Path) -> None:
     Raises:
         InputError: it cannot.
     """
-    if folder.exists() and not (folder / METADATA_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if not (folder / METADATA_FILE).is_file() and not is_free(folder):
         raise InputError(folder, "already holds something else", "a new folder, or a bundle to replace")
 
 

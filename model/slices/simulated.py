@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
+from ..whole_files import is_free
 from . import CLASSES
 from .calibration import AIR_HU
 from .dataset import PATIENTS_FILE
@@ -70,7 +71,7 @@ def make_slices(images: int, seed: int, output: Path, slices_per_patient: int = 
     Raises:
         InputError: `output` cannot be made or already holds something.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise InputError(output, "already holds something", "a new or empty folder to write the slices into")
     try:
         for label in CLASSES:

@@ -36,7 +36,7 @@ from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..imaging.readers import read_volume
 from ..whole_files import whole_file
-from .slices_cohort import SLICES, repeated
+from .slices_cohort import SLICES, check_empty, repeated, volume_files, write_volume
 
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -91,11 +91,14 @@ LEAST_WALL_PIXELS = 40
 _TISSUE_HU = -550.0
 _FEWEST = 2
 _EXPECTED = f"a .npz with arrays {', '.join(CLASSES)}, each N x {SIZE} x {SIZE} HU (integers)"
-_COMPRESSION = 1
 
 
-def read_class_patches(path: Path) -> dict[str, npt.NDArray[np.int16]]:
-    """The patches of each class, N x 31 x 31 HU, in the file's order: neighbours may be of one patient.
+def read_class_patches(path: Path, half: str) -> dict[str, npt.NDArray[np.int16]]:
+    """One half of the patches of each class, N x 31 x 31 HU, in the file's order: neighbours may be of one patient.
+
+    Args:
+        path: a .npz.
+        half: first or second.
 
     Raises:
         InputError: the file cannot be read, or is none of patches.
@@ -108,19 +111,15 @@ def read_class_patches(path: Path) -> dict[str, npt.NDArray[np.int16]]:
     for name, values in patches.items():
         if values.ndim != 3 or values.shape[1:] != (SIZE, SIZE) or len(values) < _FEWEST or values.dtype.kind not in "iu":
             raise InputError(path, f"{name} is {' x '.join(map(str, values.shape))} of {values.dtype}", _EXPECTED)
-    return patches
+    return {
+        name: values[: len(values) // 2] if half == "first" else values[len(values) // 2 :] for name, values in patches.items()
+    }
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[np.int16]:
     """An array of a .npz, which never unpickles."""
     with archive.open(f"{name}.npy") as stream:
         return np.asarray(npy.read_array(stream, allow_pickle=False))
-
-
-def half_of(patches: npt.NDArray[np.int16], half: str) -> npt.NDArray[np.int16]:
-    """The first or the second half of a class."""
-    middle = len(patches) // 2
-    return patches[:middle] if half == "first" else patches[middle:]
 
 
 def chest_wall(patch: npt.NDArray[np.floating]) -> Mask:
@@ -158,30 +157,52 @@ class Chest:
     body: Mask
 
 
-def outline(path: Path, level: float | None = None, scale: float = 1.0) -> Chest:
+@dataclass(frozen=True)
+class LungMask:
+    """Lungs (Z x Y x X, axial slices), and the size of their pixels along y and x in mm."""
+
+    lungs: Mask
+    pixel_mm: tuple[float, float]
+
+    @classmethod
+    def read(cls, path: Path) -> LungMask:
+        """Read a lung mask in any orientation.
+
+        Raises:
+            InputError: the file cannot be read, or has no lungs.
+        """
+        mask = sitk.DICOMOrient(read_volume(path).image, "LPS")
+        lungs = sitk.GetArrayViewFromImage(mask) > 0
+        if not lungs.any():
+            raise InputError(path, "every voxel is 0", "a lung mask")
+        x, y, _ = mask.GetSpacing()
+        return cls(lungs, (y, x))
+
+
+def outline(mask: LungMask, level: float | None = None, scale: float = 1.0) -> Chest:
     """One slice of a lung mask, with a chest wall of 20 mm.
 
     Args:
-        path: a lung mask.
+        mask: of the lungs.
         level: of the slice, as a share of the lungs' height from their first slice; None for the slice with most lung.
         scale: how much wider the lungs become.
-
-    Raises:
-        InputError: the file cannot be read, or has no lungs.
     """
-    mask = read_volume(path).image
-    lungs = sitk.GetArrayViewFromImage(mask) > 0
-    areas = np.count_nonzero(lungs, axis=(1, 2))
-    if not areas.any():
-        raise InputError(path, "every voxel is 0", "a lung mask")
+    areas = np.count_nonzero(mask.lungs, axis=(1, 2))
     levels = np.flatnonzero(areas)
     number = int(np.argmax(areas)) if level is None else int(levels[round(level * (len(levels) - 1))])
-    factors = [scale * spacing / SPACING_MM for spacing in mask.GetSpacing()[1::-1]]
-    plane = ndimage.zoom(lungs[number].astype(np.float32), factors, order=1) > 0.5
+    factors = [scale * pixel / SPACING_MM for pixel in mask.pixel_mm]
+    plane = ndimage.zoom(mask.lungs[number].astype(np.float32), factors, order=1) > 0.5
     rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
     plane = np.pad(plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 3 * WALL_PIXELS)
     closed = ndimage.binary_fill_holes(ndimage.distance_transform_edt(~plane) <= 2 * WALL_PIXELS)
     return Chest(plane, ndimage.distance_transform_edt(closed) > WALL_PIXELS)
+
+
+def _shuffled(patches: Sequence[Plane], rng: np.random.Generator) -> Iterator[Plane]:
+    """Patches in random order without an end: each once before one comes again."""
+    while True:
+        for number in rng.permutation(len(patches))[::-1]:
+            yield patches[number]
 
 
 def sewn(patches: Sequence[Plane], shape: tuple[int, ...], rng: np.random.Generator) -> Plane:
@@ -190,11 +211,10 @@ def sewn(patches: Sequence[Plane], shape: tuple[int, ...], rng: np.random.Genera
     weight = np.outer(ramp, ramp).astype(np.float32) ** 4  # a narrow seam: where two patches are averaged, noise is less
     total = np.zeros([n + 2 * SIZE for n in shape], np.float32)
     weights = np.zeros_like(total)
-    order: list[int] = []
+    shuffled = _shuffled(patches, rng)
     for y in range(0, total.shape[0] - SIZE + 1, STEP):
         for x in range(0, total.shape[1] - SIZE + 1, STEP):
-            order = order or list(rng.permutation(len(patches)))
-            patch: Plane = np.rot90(patches[order.pop()], int(rng.integers(4)))
+            patch: Plane = np.rot90(next(shuffled), int(rng.integers(4)))
             total[y : y + SIZE, x : x + SIZE] += weight * (patch[:, ::-1] if rng.random() < 0.5 else patch)
             weights[y : y + SIZE, x : x + SIZE] += weight
     inside = tuple(slice(RADIUS, RADIUS + n) for n in shape)
@@ -239,10 +259,8 @@ def sew(chest: Chest, filling: Kit, rim: Kit | None, rng: np.random.Generator) -
     plane = np.where(chest.lungs, sewn(filling.inner, chest.lungs.shape, rng), around)
     lungs = chest.lungs.copy()
     if rim is not None:
-        order: list[int] = []
-        for point in costal_pleura(chest, rng):
-            order = order or list(rng.permutation(len(rim.pleural)))
-            lay(plane, lungs, rim.pleural[order.pop()], point)
+        for point, patch in zip(costal_pleura(chest, rng), _shuffled(rim.pleural, rng), strict=False):
+            lay(plane, lungs, patch, point)
     return plane, lungs
 
 
@@ -261,7 +279,7 @@ def _leading(filling: str, rim: str | None) -> str:
 
 
 def _sewn_slices(
-    kits: Mapping[str, Kit], lungs: Path, rounds: int, seed: int
+    kits: Mapping[str, Kit], lungs: LungMask, rounds: int, seed: int
 ) -> Iterator[tuple[str, str, str | None, Plane, Mask]]:
     """Entity, filling, rim, HU and lungs; each round has lungs of another height and width."""
     for number in range(rounds):
@@ -272,7 +290,7 @@ def _sewn_slices(
             yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, plane, mask
 
 
-def write_cohort(kits: Mapping[str, Kit], lungs: Path, output: Path, rounds: int, seed: int, slices: int) -> Path:
+def write_cohort(kits: Mapping[str, Kit], lungs: LungMask, output: Path, rounds: int, seed: int, slices: int) -> Path:
     """Write the volumes of some rounds and their manifest into a folder that is there; the manifest comes last, and whole."""
     path = output / MANIFEST_FILE
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
@@ -281,11 +299,8 @@ def write_cohort(kits: Mapping[str, Kit], lungs: Path, output: Path, rounds: int
         writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split"))
         cases = _sewn_slices(kits, lungs, rounds, seed)
         for entity, filling, rim, plane, mask in tqdm(cases, total=rounds * len(KINDS), desc="writing", disable=None):
-            files = [f"{entity}_{name}.mha" for name in ("ct", "lungs")]
-            for name, image in zip(files, repeated(plane, mask, SPACING_MM, slices), strict=True):
-                with whole_file(output / name) as partial_image:
-                    sitk.WriteImage(image, str(partial_image), useCompression=True, compressionLevel=_COMPRESSION)
-            writer.writerow((entity, *files, *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
+            write_volume(repeated(plane, mask, SPACING_MM, slices), output, entity)
+            writer.writerow((entity, *volume_files(entity), *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
     return path
 
 
@@ -304,16 +319,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.slices < 2:
         parser.error(f"--slices is {options.slices}, expected 2 or more")
     try:
-        kits = {name: Kit.of(half_of(values, options.half)) for name, values in read_class_patches(options.patches).items()}
+        kits = {name: Kit.of(values) for name, values in read_class_patches(options.patches, options.half).items()}
         used = [(filling, kits[filling].inner) for filling, _ in KINDS] + [(rim, kits[rim].pleural) for _, rim in KINDS if rim]
         for name, parts in used:
             if not parts:
                 raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
-        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-            raise InputError(options.output, "it already holds something", "a new or empty folder")
-        outline(options.lungs)
+        check_empty(options.output)
+        lungs = LungMask.read(options.lungs)
         options.output.mkdir(parents=True, exist_ok=True)
-        path = write_cohort(kits, options.lungs, options.output, options.rounds, options.seed, options.slices)
+        path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from ..fleischner import CENTRILOBULAR, SUBTYPES
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
 from ..weights import read_bundle
+from ..whole_files import is_free
 from .augmentation import RANGES
 from .cache import cache_path, prepare_cohort, read_figures
 from .dataset import UNKNOWN, Batch, CohortDataset, EpochBatches, EpochSampler, stacked, turns_for
@@ -171,7 +172,7 @@ def _training_batches(options: RunOptions, learnt: CohortDataset, training: Sequ
 def _check_output(options: RunOptions, output: Path, resume: bool) -> None:
     if resume:
         RunOptions.read(output).check_resumable(options, output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif not is_free(output):
         raise InputError(output, "it already holds something", "a new folder, or --resume to go on with the run in it")
 
 

@@ -41,7 +41,7 @@ from ..lungs.anatomy import largest_part
 from ..slices.calibration import find_lungs
 from ..slices.dataset import PATIENTS_FILE
 from ..slices.images import PICTURE_SUFFIXES, as_hounsfield, read_slice
-from ..whole_files import whole_file
+from ..whole_files import is_free, whole_file
 
 BODY_WIDTH_MM = 350.0
 """How wide a patient is taken to be where the picture does not say how large its pixels are."""
@@ -158,12 +158,32 @@ def repeated(
     return images[0], images[1]
 
 
+def volume_files(entity: str) -> tuple[str, str]:
+    """Names of the CT and the lung mask of a volume."""
+    return f"{entity}_ct.mha", f"{entity}_lungs.mha"
+
+
+def write_volume(images: tuple[sitk.Image, sitk.Image], output: Path, entity: str) -> None:
+    """Write the CT and the lung mask of a volume."""
+    for name, image in zip(volume_files(entity), images, strict=True):
+        with whole_file(output / name) as partial_path:
+            sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
+
+
+def check_empty(output: Path) -> None:
+    """Check that a cohort can be written there.
+
+    Raises:
+        InputError: it is no folder, or holds something.
+    """
+    if not is_free(output):
+        raise InputError(output, "it already holds something", "a new or empty folder")
+
+
 def _write(entry: LabelledSlice, output: Path, slices: int) -> str | None:
     """Write the volume of a picture; what is wrong with it comes back as text."""
     try:
-        for name, image in zip(("ct", "lungs"), make_volume(entry.path, slices), strict=True):
-            with whole_file(output / f"{entry.entity}_{name}.mha") as partial_path:
-                sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
+        write_volume(make_volume(entry.path, slices), output, entry.entity)
     except InputError as error:
         return f"{entry.entity}: {error}"
     return None
@@ -192,9 +212,10 @@ def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Pa
         for entry in entries:
             split: Split = "train" if entry.patient in train else "validation"
             cells = (cell for pair in bounds[entry.label] for cell in pair)
-            files = (f"{entry.entity}_{name}.mha" for name in ("ct", "lungs"))
             leading = LEADING.get(entry.label, "")
-            writer.writerow((entry.entity, *files, *cells, leading, "yes", split, entry.label, entry.patient))
+            writer.writerow(
+                (entry.entity, *volume_files(entry.entity), *cells, leading, "yes", split, entry.label, entry.patient)
+            )
     return path
 
 
@@ -246,8 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     bounds = class_bounds(options.absent, options.present, panlobular=options.panlobular_is_centrilobular)
     try:
         slices = listed_slices(options.folder, list(bounds))
-        if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-            raise InputError(options.output, "it already holds something", "a new or empty folder")
+        check_empty(options.output)
         if options.train_patients is None:
             train = split_by_patient(slices, options.share, options.seed)
         else:

@@ -17,10 +17,10 @@ from model.training.patches_cohort import (
     SIZE,
     SPACING_MM,
     Kit,
+    LungMask,
     bounds_of,
     chest_wall,
     costal_pleura,
-    half_of,
     lay,
     main,
     outline,
@@ -65,13 +65,20 @@ def lungs(tmp_path: Path) -> Path:
 
 
 def test_lungs_are_filled_with_one_class_and_keep_their_outline(patches: Path, lungs: Path) -> None:
-    chest = outline(lungs)
+    chest = outline(LungMask.read(lungs))
     assert chest.lungs.sum() * SPACING_MM**2 == pytest.approx(2 * np.pi * 42 * 70, rel=0.05)
-    kit = Kit.of(half_of(read_class_patches(patches)["panlobular"], "first"))
+    kit = Kit.of(read_class_patches(patches, "first")["panlobular"])
     plane, mask = sew(chest, kit, None, np.random.default_rng(0))
     assert np.array_equal(mask, chest.lungs)
     assert np.all(np.abs(plane[mask] - LEVELS["panlobular"]) < 0.01)
     assert set(np.unique(plane[~mask])) == {-1000, 45}
+
+
+def test_the_outline_is_axial_however_the_mask_is_stored(lungs: Path, tmp_path: Path) -> None:
+    phantom = make_phantom((50, 128, 160), (5.0, 2.0, 2.0))
+    sitk.WriteImage(phantom.images("PIR")[1], str(tmp_path / "sagittal.mha"))
+    stored, other = (outline(LungMask.read(path)).lungs for path in (lungs, tmp_path / "sagittal.mha"))
+    assert np.array_equal(stored, other)
 
 
 def test_patches_are_sewn_in_any_position_and_each_once_before_one_comes_again() -> None:
@@ -93,7 +100,7 @@ def _corners(plane: np.ndarray, value: int) -> list[tuple[float, float, float]]:
 
 
 def test_pleural_patches_lie_on_the_pleura_with_their_wall_outside(lungs: Path) -> None:
-    chest = outline(lungs)
+    chest = outline(LungMask.read(lungs))
     rng = np.random.default_rng(2)
     points = costal_pleura(chest, rng)
     assert len(points) > 20
