@@ -30,6 +30,13 @@ FRESH_FOLDER = "simulated"
 _STREAM = 20
 """Apart from the streams of `model.simulation.cohort`: a cohort with the run's seed, to validate on, holds other cases."""
 
+PANLOBULAR_PERCENT = (10.0, 70.0)
+"""Percent of the lung that is panlobular emphysema, in cases that have any: drawn evenly, and less where other emphysema leaves
+less room."""
+
+_PANLOBULAR_STREAM = 100
+"""Apart from the streams that `draw_parameters` makes of a case's seed."""
+
 _ATTEMPTS = 3
 _NICENESS = 5
 _POLL_SECONDS = 1.0
@@ -44,12 +51,14 @@ class CasePool:
         seed: of the run.
         fresh: cases that are new in each epoch, and take the place of the oldest.
         size: cases in the pool.
+        panlobular: share of the cases that have panlobular emphysema, 0 to 1.
     """
 
     folder: Path
     seed: int
     fresh: int
     size: int
+    panlobular: float = 0.0
 
     def number(self, place: int, epoch: int) -> int:
         """The case at `place`, from 0 to `size` - 1, in an epoch."""
@@ -77,17 +86,27 @@ def scan_of(case: SimulatedCase) -> Scan:
 
 
 def prepare_simulated(case: SimulatedCase, profile: Profile) -> PreparedCase:
-    """Prepare a simulated case for training."""
+    """Prepare a simulated case for training.
+
+    Panlobular emphysema counts as centrilobular: the Fleischner system grades panlobular lucencies in smokers as the top of
+    the centrilobular scale, advanced destructive emphysema (Lynch et al., Radiology 2015). In the truth of a simulated cohort,
+    it is neither.
+    """
     scan = scan_of(case)
-    truth = [scan.orientation.to_patient(part.astype(np.float32)) for part in (case.centrilobular, case.paraseptal)]
+    truth = [
+        scan.orientation.to_patient(part.astype(np.float32)) for part in (case.centrilobular | case.panlobular, case.paraseptal)
+    ]
     return prepare_scan(scan, profile, truth)
 
 
 def _make(pool: CasePool, number: int, profile: Profile) -> None:
     for attempt in range(_ATTEMPTS):
-        seed = np.random.SeedSequence(pool.seed, spawn_key=(_STREAM, number, attempt))
+        key = (_STREAM, number, attempt)
+        seed = np.random.SeedSequence(pool.seed, spawn_key=key)
+        drawn = np.random.default_rng(np.random.SeedSequence(pool.seed, spawn_key=(*key, _PANLOBULAR_STREAM)))
+        percent = drawn.uniform(*PANLOBULAR_PERCENT) if drawn.random() < pool.panlobular else 0.0
         try:
-            case = simulate(draw_parameters(seed))
+            case = simulate(draw_parameters(seed, panlobular=percent))
             break
         except RuntimeError:  # what was drawn has no room in these lungs
             if attempt == _ATTEMPTS - 1:

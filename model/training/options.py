@@ -175,6 +175,10 @@ class RunOptions:
             _HOW, "simulated cases that an epoch is trained on; new ones take the place of the oldest; default: --simulate"
         ),
     )
+    simulate_panlobular: float = field(
+        default=0.0,
+        metadata=_note(_HOW, "share of the simulated cases with panlobular emphysema, which counts as centrilobular; 0 to 1"),
+    )
     augment: bool = field(default=True, metadata=_note(_HOW, "change training scans at random"))
     seed: int = field(default=0, metadata=_note(_HOW, "of weights, order, augmentation and simulated cases"))
 
@@ -224,6 +228,8 @@ class RunOptions:
         for name in ("workers", "seed", "simulate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.simulate_panlobular <= 1:
+            raise ValueError(f"--simulate-panlobular is {self.simulate_panlobular:g}, expected 0 to 1")
         if not 0 <= self.average < 1:
             raise ValueError(f"--average is {self.average:g}, expected 0 to less than 1")
         if self.simulated_pool is not None and self.simulated_pool < max(self.simulate, 1):
@@ -232,6 +238,7 @@ class RunOptions:
             ("freeze_statistics", "init"),
             ("head_alone", "init"),
             ("simulated_pool", "simulate"),
+            ("simulate_panlobular", "simulate"),
             ("tiles_anywhere", "tile"),
         ):
             if getattr(self, name) and not getattr(self, needed):

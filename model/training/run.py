@@ -78,7 +78,10 @@ def train(
         options.write(output)
 
     strategy = _strategy(options, training)
-    pool = CasePool(output / FRESH_FOLDER, options.seed, options.simulate, options.pool_size) if options.simulate else None
+    pool = None
+    if options.simulate:
+        folder = output / FRESH_FOLDER
+        pool = CasePool(folder, options.seed, options.simulate, options.pool_size, options.simulate_panlobular)
     fresh = None if pool is None else FreshCases(pool, profile, max(workers, 1), makes=place.is_first_of_machine)
     if options.init is None:
         strategy.initialise(network)

@@ -11,8 +11,9 @@ says which type of emphysema leads in a slice, and nothing of its extent. So it 
 - PSE: at least 1 % paraseptal, which leads; centrilobular unknown;
   (`--absent` and `--present` set these two bounds: a margin between them separates the classes better.)
 - PLE: nothing. The Fleischner system grades panlobular destruction in smokers as the top of the centrilobular scale, but a
-  reader who says "panlobular" may mean neither; the simulator counts it as neither. Left out, unless
-  `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a leading subtype.
+  reader who says "panlobular" may mean neither; the simulator's cohorts count it as neither. Left out, unless
+  `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a leading subtype. `train.py
+  --simulate-panlobular` counts it as centrilobular, too.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model.preprocessing import PAPER_PROFILE
+from model.simulation.case import SimulatedCase, draw_parameters
 from model.training import dataset
 from model.training.augmentation import PAPER_RANGES
 from model.training.cache import PreparedCase, read_case, write_case
 from model.training.dataset import CohortDataset, Draw
-from model.training.fresh import CasePool, FreshCases
+from model.training.fresh import PANLOBULAR_PERCENT, CasePool, FreshCases, prepare_simulated
 from test.training.test_augmentation import prepared_case
 
 
@@ -19,6 +21,24 @@ def test_new_cases_take_the_place_of_the_oldest(tmp_path: Path) -> None:
     pool = CasePool(tmp_path, seed=3, fresh=2, size=5)
     epochs = [{pool.number(place, epoch) for place in range(pool.size)} for epoch in range(3)]
     assert epochs == [{0, 1, 2, 3, 4}, {2, 3, 4, 5, 6}, {4, 5, 6, 7, 8}]
+
+
+def test_panlobular_emphysema_counts_as_centrilobular_alone() -> None:
+    lungs = np.zeros((24, 48, 48), np.uint8)
+    lungs[4:20, 8:40, 8:40] = 1
+    parts = {name: np.zeros(lungs.shape, bool) for name in ("centrilobular", "panlobular", "paraseptal")}
+    for place, part in enumerate(parts.values()):  # an eighth, a quarter and a sixteenth of the lung
+        part[4:20, 8:40, 8 + 12 * place : 8 + 12 * place + (4, 8, 2)[place]] = True
+    case = SimulatedCase(
+        parameters=draw_parameters(np.random.SeedSequence(1)),
+        hounsfield=np.where(lungs > 0, -900, 0).astype(np.int16),
+        lungs=lungs,
+        spacing=(5.0, 4.0, 4.0),
+        origin=(0.0, 0.0, 0.0),
+        **parts,
+    )
+    prepared = prepare_simulated(case, PAPER_PROFILE)
+    assert prepared.percentages == pytest.approx((37.5, 6.25), abs=0.5)
 
 
 def test_cases_in_the_memory_of_a_device_are_read_once_give_the_same_samples_and_leave_with_the_pool(
@@ -57,7 +77,7 @@ def test_cases_in_the_memory_of_a_device_are_read_once_give_the_same_samples_and
 @pytest.mark.slow
 def test_an_epoch_finds_its_cases_made_the_same_in_every_run_and_older_ones_gone(tmp_path: Path) -> None:
     def made(folder: Path, epochs: range) -> CasePool:
-        pool = CasePool(folder, seed=3, fresh=1, size=1)
+        pool = CasePool(folder, seed=3, fresh=1, size=1, panlobular=1.0)
         fresh = FreshCases(pool, PAPER_PROFILE, 1)
         for epoch in epochs:
             fresh.ready(epoch)
@@ -76,6 +96,7 @@ def test_an_epoch_finds_its_cases_made_the_same_in_every_run_and_older_ones_gone
     assert first.percentages == second.percentages
     assert first.truth is not None
     assert first.percentages is not None
+    assert first.percentages[0] > PANLOBULAR_PERCENT[0] - 0.5
     inside = first.lung[::2, ::2, ::2]
     for part, percentage in zip(first.truth, first.percentages, strict=True):
         assert float(part[inside].float().mean()) / 2.55 == pytest.approx(percentage, abs=0.5)

@@ -237,6 +237,8 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
         (("--strategy", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
         (("--strategy", "voxels", "--tiles-anywhere"), "--tiles-anywhere goes with --tile"),
+        (("--strategy", "voxels", "--simulate-panlobular", "0.5"), "--simulate-panlobular goes with --simulate"),
+        (("--strategy", "voxels", "--simulate", "4", "--simulate-panlobular", "1.5"), "is 1.5, expected 0 to 1"),
         (("--strategy", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
