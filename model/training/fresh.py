@@ -93,9 +93,8 @@ def prepare_simulated(case: SimulatedCase, profile: Profile) -> PreparedCase:
     it is neither.
     """
     scan = scan_of(case)
-    truth = [
-        scan.orientation.to_patient(part.astype(np.float32)) for part in (case.centrilobular | case.panlobular, case.paraseptal)
-    ]
+    parts = (case.centrilobular | case.panlobular, case.paraseptal)
+    truth = [scan.orientation.to_patient(part.astype(np.float32)) for part in parts]
     return prepare_scan(scan, profile, truth)
 
 
