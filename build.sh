@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build an image: ./build.sh [target], by default `inference`. The image is called emphysema-subtyping:TARGET. The target `int8`
 # is inference with OpenVINO, for --precision int8.
-# CONTAINER_ENGINE, BASE_IMAGE, CONTAINER_BUILD_FLAGS and pip's PIP_FIND_LINKS, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL are honoured.
+# CONTAINER_ENGINE, BASE_IMAGE, CONTAINER_BUILD_FLAGS and pip's PIP_INDEX_URL, PIP_EXTRA_INDEX_URL are honoured.
 set -euo pipefail
 cd "$(dirname "$0")"
 source requirements/container.sh

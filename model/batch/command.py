@@ -19,6 +19,7 @@ from .. import DISCLAIMER, __version__
 from ..cohort.summary import CASES_TABLE
 from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
 from ..container.command import end_on_signals, granted_threads
+from ..container.grand_challenge import MODEL_FOLDER
 from ..container.logs import LogFormat, fields, log_stage, report, set_up_logging, time_left
 from ..container.reading import CaseVolumes, ReadAhead, read_case
 from ..container.results import failed_result
@@ -54,7 +55,11 @@ def build_parser() -> OneLineParser:
         "--networks", type=int, help="networks at a time; default: one for each GPU, or as many as the CPUs bear"
     )
     where.add_argument("--networks-per-gpu", type=int, default=1, help="networks that share a GPU, default: %(default)s")
-    where.add_argument("--readers", type=int, help="cases that are read for a network while it scores another")
+    where.add_argument(
+        "--readers",
+        type=int,
+        help="cases that are read for a network while it scores another; default: 1 without a GPU, else up to 4",
+    )
     where.add_argument("--shard", type=_shard, metavar="I/N", help="score one of N parts, in this process and without Ray")
     where.add_argument(
         "--merge",
@@ -66,7 +71,7 @@ def build_parser() -> OneLineParser:
     how = parser.add_argument_group("how cases are scored, as with process.py")
     how.add_argument("--segment-lungs", action="store_true", help="also score CTs that have no lung mask")
     how.add_argument("--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it")
-    how.add_argument("--weights", type=Path, help="weight bundle; default: the included one")
+    how.add_argument("--weights", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else the included one")
     how.add_argument("--device", choices=get_args(DeviceName), default="auto")
     how.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto")
     how.add_argument("--map-type", choices=get_args(MapType), default="uint8")
