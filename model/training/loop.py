@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -38,6 +38,26 @@ class Reference(NamedTuple):
     bounds: np.ndarray
     percentages: np.ndarray
     low_attenuation: np.ndarray
+
+
+# Both are named as Lightning names them: a checkpoint stores what they know under the names of their classes.
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's, but a resumed run has the patience that it is given, not the one that it was started with."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's, but the best epoch is known in a copy of a run, too: there, the next epoch would count as the best one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else path
+
+        paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
 
 
 def freeze_statistics(network: nn.Module) -> None:
@@ -140,7 +160,7 @@ class EmphysemaTraining(LightningModule):
         terms = self.strategy.terms(logits, batch)
         loss = torch.stack(list(terms.values())).sum(dim=0).mean()
         if not torch.isfinite(loss):
-            found = ", ".join(f"{name} {float(term.mean()):.4g}" for name, term in terms.items())
+            found = ", ".join(f"{name} {float(term.detach().mean()):.4g}" for name, term in terms.items())
             raise FloatingPointError(f"the loss is not finite in epoch {self.current_epoch}, step {self.global_step}: {found}")
         self.log("train/step_loss", loss.detach(), prog_bar=True)
         scores = self.strategy.training_scores(logits)
