@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"{error}; expected a finite loss: try a smaller --learning-rate, from the start", file=sys.stderr)
+        return 1
     if bundle is not None:
         print(f"bundle: {bundle}")
     return 0

@@ -96,6 +96,11 @@ class TrainingCase:
         """Every file of the case, the CT first."""
         return (self.ct, self.lung_mask, *(self.truth or ()))
 
+    @property
+    def has_score(self) -> bool:
+        """Whether the score of a subtype is known."""
+        return any(score is not None for score in self.scores)
+
 
 @dataclass(frozen=True)
 class Manifest:

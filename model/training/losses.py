@@ -220,7 +220,7 @@ def inverse_frequency_weights(counts: Tensor) -> Tensor:
     """
     counts = counts.double()
     occurring = counts > 0
-    weights = counts.sum() / (occurring.sum() * counts.clamp(min=1))
+    weights = counts.sum() / (occurring.sum().clamp(min=1) * counts.clamp(min=1))
     return (weights * occurring).float()
 
 

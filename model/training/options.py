@@ -248,6 +248,8 @@ class RunOptions:
                 raise ValueError(f"{_flag(name)} goes with --strategy voxels or --tile-scores")
         if self.tile_scores and (self.strategy != "regression" or not self.tile):
             raise ValueError("--tile-scores goes with --strategy regression and --tile")
+        if self.recipe.monitor == "separation" and self.network.head == "classification":
+            raise ValueError("--monitor separation goes with --strategy regression or voxels: it compares percentages")
         if self.simulate and self.recipe.uniform_centrilobular:
             raise ValueError("--simulate does not go with --uniform-centrilobular")
         if self.tiles_per_scan > 1 and not self.tile:

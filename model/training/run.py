@@ -63,6 +63,7 @@ def train(
         InputError: the output folder, a scan or the bundle cannot be used; nothing was written to `output` then.
     """
     _check_depth(options)
+    _check_scores(options, manifest.of("train"))
     _check_monitor(options, manifest.of("validation"))
     place = ProcessPlace.here()
     output = output.resolve()  # Lightning's checkpoints store this path
@@ -188,7 +189,16 @@ def _check_depth(options: RunOptions) -> None:
             raise InputError(option, f"{depth} slices", expected)
 
 
+def _check_scores(options: RunOptions, training: Sequence[TrainingCase]) -> None:
+    """Whether there is anything to learn from: classification knows scores alone."""
+    if options.network.head == "classification" and not any(case.has_score for case in training):
+        expected = "scores, or --strategy regression, which learns from bounds too"
+        raise InputError(f"--strategy {options.strategy}", "no training scan has a score", expected)
+
+
 def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase]) -> None:
+    if options.recipe.monitor == "kappa" and not any(case.has_score for case in validation):
+        raise InputError("--monitor kappa", "no validation scan has a score", "scores, or --monitor loss or separation")
     bounds = _bounds(validation)
     presence = [known_presence(subtype, bounds[:, place]) for place, subtype in enumerate(SUBTYPES)]
     if options.recipe.monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):

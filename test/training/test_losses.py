@@ -202,6 +202,8 @@ def test_class_weights_start_at_the_inverse_frequency() -> None:
     weights = losses.inverse_frequency_weights(torch.tensor([6, 3, 0, 1]))
     # N = 10 cases in 3 classes that occur: 10 / (3 * 6), 10 / (3 * 3), none, 10 / 3
     assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 0.0, 10 / 3])
+    # no scores at all: nothing counts
+    assert losses.inverse_frequency_weights(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
 def test_class_weights_rise_for_classes_with_low_accuracy() -> None:

@@ -234,6 +234,7 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--freeze-statistics",), "--freeze-statistics goes with --init"),
         (("--head-alone",), "--head-alone goes with --init"),
         (("--average", "1"), "--average is 1, expected 0 to less than 1"),
+        (("--strategy", "classification", "--monitor", "separation"), "--monitor separation goes with --strategy regression"),
         (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
         (("--strategy", "voxels", "--tiles-per-scan", "2"), "--tiles-per-scan goes with --tile"),
         (("--strategy", "voxels", "--tiles-anywhere"), "--tiles-anywhere goes with --tile"),
@@ -311,6 +312,39 @@ def test_separation_is_watched_only_where_bounds_say_who_has_what(
     assert train.main(command(short(manifest), tmp_path / "run", "--monitor", "separation")) == 2
     assert "--monitor separation: the manifest has no such validation scans" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_without_scores_kappa_is_not_watched_and_classes_are_not_trained(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = {"centrilobular_lower": "1", "centrilobular_upper": "5"}
+    rows = [row("b", "", "", "train") | bound, row("f", "", "", "validation") | bound]
+    path = write_manifest(manifest.parent / "bounds.csv", rows)
+    assert train.main(command(path, tmp_path / "run")) == 2
+    assert "--monitor kappa: no validation scan has a score; expected scores, or --monitor loss" in capsys.readouterr().err
+    assert train.main(command(path, tmp_path / "run", "--strategy", "classification", "--monitor", "loss")) == 2
+    assert "--strategy classification: no training scan has a score" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_classes_are_learnt_where_one_subtype_has_no_scores(manifest: Path, tmp_path: Path) -> None:
+    rows = [row("b", 1, "", "train"), row("d", 3, "", "train"), row("f", 2, "", "validation")]
+    path = write_manifest(manifest.parent / "one.csv", rows)
+    options = ("--strategy", "classification", "--epochs", "1", "--batch", "1")
+    assert train.main(command(path, tmp_path / "run", *options)) == 0
+    with (tmp_path / "run/log/version_0/metrics.csv").open(newline="") as stream:
+        epoch = {name: value for line in csv.DictReader(stream) for name, value in line.items() if value}
+    assert float(epoch["train/cross_entropy_paraseptal"]) == 0 < float(epoch["train/cross_entropy_centrilobular"])
+
+
+@pytest.mark.slow
+def test_training_that_diverges_ends_in_one_line(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--epochs", "3", "--batch", "1", "--learning-rate", "1e30")
+    assert train.main(command(short(manifest), tmp_path / "run", *options)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("the loss is not finite in epoch")
+    assert "smaller --learning-rate" in error
 
 
 def test_weights_to_start_from_must_fit_the_network_and_the_profile(
