@@ -22,7 +22,7 @@ from .settings import Settings
 # Keras and torch take seconds to import: commands that need them import them themselves.
 if TYPE_CHECKING:
     from .comparison import Trial
-    from .dataset import Slices
+    from .dataset import Slices, SplitName
 
 SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
 
@@ -161,8 +161,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.architecture in LUNG_ARCHITECTURES:
         _train_folds(options, slices)
         return
-    splits = splits_of(slices, folds=1)
-    name = options.split or ("patient" if "patient" in splits else "image")
+    name: SplitName = options.split or ("image" if slices.patients is None else "patient")
+    splits = splits_of(slices, folds=1, kinds=[name])
     if name not in splits:
         raise InputError(options.data, "the patients are not known", "patients.csv in it, or --split image")
     (split,) = splits[name]
@@ -197,7 +197,7 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
     if options.report:
         _make_report_folder(options.report)
     architecture: LungArchitecture = options.architecture
-    splits = splits_of(slices, folds=5)
+    splits = splits_of(slices, folds=5, kinds=["patient"])
     if "patient" not in splits:
         raise InputError(options.data, "the patients are not known", "patients.csv in it")
     weights = None if options.base_weights is None else Path(options.base_weights)

@@ -97,8 +97,11 @@ def learn(
     size = min(settings.batch_size, len(split.train))
     steps = len(split.train) // size
     optimizer = torch.optim.AdamW(groups)
+    total = settings.epochs * steps
+    # torch divides by zero where the warm-up is one step.
+    warm_up = WARM_UP if WARM_UP * total != 1 else 2 / total
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=settings.epochs * steps, pct_start=WARM_UP
+        optimizer, [group["lr"] for group in groups], total_steps=total, pct_start=warm_up
     )
     held = [parameter for part in clipped for parameter in part.parameters()]
     labels = torch.from_numpy(slices.labels)

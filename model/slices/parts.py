@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -39,15 +40,20 @@ class Part:
         return self.kind if self.kind == "image" else f"{self.kind}-{self.number + 1}"
 
 
-def splits_of(slices: Slices, folds: int) -> dict[SplitName, list[Split]]:
+def splits_of(slices: Slices, folds: int, kinds: Collection[SplitName] = get_args(SplitName)) -> dict[SplitName, list[Split]]:
     """The paper's one split by image, and `folds` by patient where the patients are known.
+
+    Args:
+        kinds: which of the two.
 
     Raises:
         InputError: a class has too few slices or patients to be split.
     """
+    splits: dict[SplitName, list[Split]] = {}
     try:
-        splits: dict[SplitName, list[Split]] = {"image": [split_by_image(slices)]}
-        if slices.patients is not None:
+        if "image" in kinds:
+            splits["image"] = [split_by_image(slices)]
+        if "patient" in kinds and slices.patients is not None:
             splits["patient"] = folds_by_patient(slices)[:folds]
     except ValueError as error:
         raise InputError("--data", f"cannot be split ({error})", "at least 5 slices, and 5 patients, of each class") from error

@@ -21,6 +21,7 @@ from model.slices.dataset import (
     split_by_image,
     split_by_patient,
 )
+from model.slices.parts import splits_of
 from test.slices.chest import chest
 from test.slices.conftest import PATIENTS, SLICES_EACH
 from test.slices.test_slice_images import write_dicom
@@ -121,6 +122,14 @@ def test_too_few_patients_or_none_known_cannot_be_split_by_patient() -> None:
         split_by_patient(cohort(patients=4, slices_each=8))
     with pytest.raises(ValueError, match="not known"):
         split_by_patient(cohort(patients=14, slices_each=8, known=False))
+
+
+def test_too_few_patients_for_folds_are_enough_to_split_by_image() -> None:
+    few = cohort(patients=4, slices_each=8)
+    assert list(splits_of(few, 1, ["image"])) == ["image"]
+    with pytest.raises(InputError, match="class CLE has 4 patients"):
+        splits_of(few, 1)
+    assert list(splits_of(cohort(patients=14, slices_each=8, known=False), 1)) == ["image"]
 
 
 def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from model.slices.bundle import SliceClassifier, SliceMetadata, write_bundle
 from model.slices.dataset import Slices, Split
 from model.slices.efficientnet_lite import EfficientNetLite0
 from model.slices.inputs import LungCrop, channels
+from model.slices.lung_training import LungSettings, fit
 from model.slices.texture import LEVELS, LungView, TextureNetwork, pooled, regions
 from model.slices.texture_training import (
     FINE_TUNING,
@@ -130,6 +131,13 @@ def test_fine_tuning_trains_a_copy_of_the_blocks_and_leaves_their_statistics(
     assert [point.epoch for point in fitted.curve] == [2]
     again = fine_tune(network, views, slices, split, settings).network.state_dict()
     assert all(torch.equal(tuned[name], again[name]) for name in tuned), "the same seed gives the same network"
+
+
+def test_a_training_of_five_steps_has_a_warm_up(slices: Slices) -> None:
+    """A fifth of it is one step, by which torch's schedule divides by zero."""
+    fitted = fit(slices, Split(np.arange(8), np.array([0, 1])), LungSettings(epochs=5, batch_size=8))
+    assert [point.epoch for point in fitted.curve][-1] == 5
+    assert all(torch.isfinite(value).all() for value in fitted.network.state_dict().values())
 
 
 def test_members_of_a_bundle_have_blocks_of_their_own(slices: Slices, network: TextureNetwork, tmp_path: Path) -> None:
