@@ -135,12 +135,15 @@ def table(rows: list[Measured]) -> Iterator[str]:
     yield f"{len(rows)} slices of {len({row.patient for row in rows})} patients: {counts}"
     yield ""
     yield "| AUC (95 %) | network | LAA-950 |\n| --- | --- | --- |"
+    known = {row.label for row in rows}
     for task in TASKS:
+        if not known.issuperset(task[1:3]):
+            continue
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(*auc_with_interval(rows, task, key)) for key in task[3:]]
         yield f"| {task[0]} | {cells[0]} | {cells[1]} |"
     yield ""
     yield "| median (quartiles), % of the lung | CLE | PSE | LAA-950 |\n| --- | --- | --- | --- |"
-    for label in CLASSES:
+    for label in [label for label in CLASSES if label in known]:
         of_class = [row for row in rows if row.label == label]
         quartiles = [
             np.percentile([getattr(row, key) for row in of_class], [50, 25, 75])
@@ -188,8 +191,6 @@ def main() -> int:
             rows.append(measured)
             if options.sheet and len(tiles[entry.label]) < options.sheet_slices:
                 tiles[entry.label].append(tile)
-        print(f"weights: {subtyper.metadata.name}; {refused} slices refused")
-        print("\n".join(table(rows)))
         if options.csv:
             with options.csv.open("w", newline="", encoding="utf-8") as stream:
                 writer = csv.writer(stream)
@@ -198,6 +199,8 @@ def main() -> int:
                     [row.name, row.label, row.patient, row.centrilobular, row.paraseptal, row.laa950, row.laa950_rim]
                     for row in rows
                 )
+        print(f"weights: {subtyper.metadata.name}; {refused} slices refused")
+        print("\n".join(table(rows)))
         if options.sheet:
             for label, pictures in tiles.items():
                 if pictures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmark import real_slices
 from model.slices.metrics import Rate, by_patient, measure, wilson
 
 
@@ -51,3 +52,23 @@ def test_slices_of_one_patient_make_the_interval_no_narrower() -> None:
     # The standard error of 0.7 is 14.5 for ten and 4.6 for a hundred.
     assert clustered.high - clustered.low == pytest.approx(2 * 1.96 * 14.5, rel=0.15)
     assert independent.high - independent.low == pytest.approx(2 * 1.96 * 4.6, rel=0.15)
+
+
+def test_the_benchmark_on_real_slices_leaves_out_tasks_of_classes_that_it_has_none_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(real_slices, "RESAMPLES", 20)
+    rows = [
+        real_slices.Measured(
+            f"{label}-{number}", label, f"{label}-{number}", 3.0 * (label == "CLE") + number / 9, 0.5, 1.0, 0.2
+        )
+        for label in ("CLE", "NT")
+        for number in range(4)
+    ]
+    lines = list(real_slices.table(rows))
+    assert lines[0] == "8 slices of 8 patients: 4 CLE, 0 PLE, 0 PSE, 4 NT"
+    assert [line.partition(" | ")[0] for line in lines if line.startswith(("| CLE", "| PLE", "| PSE", "| NT"))] == [
+        "| CLE against normal",
+        "| CLE",
+        "| NT",
+    ]
