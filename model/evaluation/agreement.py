@@ -75,7 +75,8 @@ class Agreement:
         linear_weighted_kappa: at most 1; None where it is not defined (every score of both sides is the same).
         linear_weighted_kappa_ci95: large-sample interval.
         agreement: kappa in a word, slight to excellent.
-        accuracy_bootstrap_ci95, linear_weighted_kappa_bootstrap_ci95: intervals by resampling the cases.
+        accuracy_bootstrap_ci95, linear_weighted_kappa_bootstrap_ci95: intervals by resampling the cases; None where
+            no sample has the figure.
         off_by_one, off_by_more: share of predictions one grade, and two grades or more, from the reference.
         critical_errors: share of cases with the lowest grade read as the top one, or the reverse.
         confusion_matrix: rows are predictions, columns the reference, as in the paper's Table 3.
@@ -84,7 +85,7 @@ class Agreement:
 
     n: int
     accuracy: float
-    accuracy_bootstrap_ci95: Interval
+    accuracy_bootstrap_ci95: Interval | None
     f_measure: float
     linear_weighted_kappa: float | None
     linear_weighted_kappa_ci95: Interval | None
@@ -113,7 +114,7 @@ class Difference:
 
     n: int
     accuracy: float
-    accuracy_ci95: Interval
+    accuracy_ci95: Interval | None
     linear_weighted_kappa: float | None
     linear_weighted_kappa_ci95: Interval | None
 
@@ -224,8 +225,10 @@ def kappa_standard_error(table: Counts) -> float:
     return float(np.sqrt(max(spread, 0.0) / cases) / (1 - chance))
 
 
-def interval(values: npt.NDArray[np.float64]) -> Interval:
-    """The middle 95 % of resampled values; those that are not defined are left out."""
+def interval(values: npt.NDArray[np.float64]) -> Interval | None:
+    """The middle 95 % of resampled values; those that are not defined are left out. None if none is."""
+    if np.isnan(values).all():
+        return None
     low, high = np.nanpercentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 

@@ -71,7 +71,7 @@ def intraclass_correlation(ratings: npt.NDArray[np.float64]) -> float | None:
         ratings: cases x raters.
 
     Returns:
-        At most 1; None where it is not defined: fewer than two cases, or no variance.
+        At most 1; None where it is not defined: fewer than two cases, no variance, or two cases whose ratings are exchanged.
     """
     cases, raters = ratings.shape
     if cases < 2 or np.ptp(ratings) == 0:
@@ -82,4 +82,6 @@ def intraclass_correlation(ratings: npt.NDArray[np.float64]) -> float | None:
     between_raters = cases * ((by_rater - grand) ** 2).sum() / (raters - 1)
     error = (residual**2).sum() / ((cases - 1) * (raters - 1))
     total = between_cases + (raters - 1) * error + raters * (between_raters - error) / cases
-    return float((between_cases - error) / total)
+    # With two raters, it is 0 for two cases whose ratings are exchanged; rounding may leave a trace.
+    is_defined = total > 1e-12 * (between_cases + between_raters + error)
+    return float((between_cases - error) / total) if is_defined else None

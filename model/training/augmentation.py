@@ -175,10 +175,9 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
             start, size = tuple(first for first, _ in ends), tuple(last - first for first, last in ends)
     smoothing: tuple[float, ...] = (0.0, 0.0, 0.0)
     if chance(ranges.smoothing_probability):
-        across, within = generator.random(2)
-        smoothing = tuple(
-            float(share * most) for share, most in zip((across, within, within), ranges.smoothing_voxels, strict=True)
-        )
+        across, in_plane = generator.random(2)
+        shares = (across, in_plane, in_plane)
+        smoothing = tuple(float(share * most) for share, most in zip(shares, ranges.smoothing_voxels, strict=True))
     sharpening = float(generator.uniform(0, ranges.sharpening)) if chance(ranges.sharpening_probability) else 0.0
     contrast, shift = 1.0, 0.0
     if chance(ranges.jitter_probability):

@@ -92,6 +92,9 @@ def test_what_is_not_defined_is_none_and_not_a_number() -> None:
     assert figures.per_grade[0].precision is None
     assert figures.per_grade[0].recall is None
     assert figures.per_grade[2].f_measure == 1
+    # the one sample of the two cases is twice the same case
+    rare = measure_agreement(pairs_of(CENTRILOBULAR, [0, 2], [0, 2]), Bootstrap(seed=3, resamples=1))
+    assert (rare.linear_weighted_kappa, rare.linear_weighted_kappa_bootstrap_ci95) == (1, None)
 
 
 def test_a_grade_that_is_never_predicted_counts_as_zero_in_the_f_measure() -> None:

@@ -57,6 +57,10 @@ def test_what_is_not_defined_is_none() -> None:
         None,
         None,
     )
+    exchanged = measure_percentages(pairs_of([10.1, 20.3], [20.3, 10.1]))
+    assert exchanged is not None
+    assert exchanged.mean_absolute_error_points == pytest.approx(10.2)
+    assert exchanged.intraclass_correlation is None
     equal = measure_percentages(pairs_of([0.0, 0.0], [0.0, 0.0]))
     assert equal is not None
     assert equal.intraclass_correlation is None

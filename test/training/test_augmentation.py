@@ -149,6 +149,14 @@ def test_boxes_are_set_to_0_where_the_published_code_sets_them_and_in_tiles_too(
     assert with_masked_boxes(torch.ones(4, 8, 10), augmentation, (20, 40, 10), beyond).all()
 
 
+def test_an_augmentation_may_smooth_and_mask_boxes() -> None:
+    ranges = replace(ALWAYS, box_probability=1, boxes=(2, 2), box_centre=(0.3, 0.7), box_size=(0.05, 0.1))
+    drawn = draw_augmentation(ranges, 0, 0, "a")
+    assert any(drawn.smoothing)
+    assert len(drawn.boxes) == 2
+    assert all(0.3 <= place <= 0.7 for centre, _ in drawn.boxes for place in centre)
+
+
 def test_a_crop_is_resized_to_the_whole_and_its_masks_with_it() -> None:
     """A crop of the middle half doubles distances from the centre: of 33 voxels, voxel 12 goes to 8 and voxel 20 to 24."""
     volume = torch.zeros(1, 33, 33, 33)
