@@ -34,6 +34,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def encodable(text: str) -> str:
+    r"""Escape what UTF-8 cannot encode: bytes of a file name that is not UTF-8 (as `\udce9`)."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def unexpected(error: Exception) -> str:
     """Log where an error of ours came from, and return it as one line."""
     logger.info("%s", "".join(traceback.format_exception(error)))

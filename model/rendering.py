@@ -249,7 +249,8 @@ def _framed(
     height = heading + tiles.height + scores + legend.height + _LINE * len(lines) + _MARGIN
     picture = Image.new("RGB", (tiles.width, height), "black")
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, 15), textwrap.shorten(name, characters, placeholder="...") or "case", "white", _font(18), anchor="lm")
+    heading_text = name if len(name) <= characters else f"{name[: characters - 3]}..."
+    draw.text((_MARGIN, 15), heading_text or "case", "white", _font(18), anchor="lm")
     picture.paste(tiles, (0, heading))
     top = heading + tiles.height
     for caption, colour in captions:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,8 @@ CPU = torch.device("cpu")
 
 PERCENTAGE_DECIMALS = 4
 """Percentages are rounded to this and then graded, so that a reported score always follows from the reported percentage."""
+
+_SETTING_THREADS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ class EmphysemaSubtyper:
             def finding(subtype: Subtype, activation: Tensor) -> Finding:
                 return _finding(subtype, activation, probabilities, maps, regions, scan, map_type)
 
-            with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as both:
+            with _two_threads() as both:
                 centrilobular = both.submit(finding, CENTRILOBULAR, maps.centrilobular)
                 paraseptal = both.submit(finding, PARASEPTAL, maps.paraseptal)
             return Subtyping(centrilobular.result(), paraseptal.result(), regions, quality, (*warnings, *notes))
@@ -245,6 +250,27 @@ class EmphysemaSubtyper:
             for subtype, dense in zip((CENTRILOBULAR, PARASEPTAL), logits, strict=True)
         }
         return ActivationMaps(cle, pse, labels, prepared.box, prepared.placement), probabilities
+
+
+@contextmanager
+def _two_threads() -> Iterator[ThreadPoolExecutor]:
+    """Two threads in which torch uses one core each.
+
+    The number that a thread sets becomes that of all threads that start later, too: it is set back at once.
+    """
+    both_have_begun = threading.Barrier(2)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        both_have_begun.wait()
+
+    with ThreadPoolExecutor(2) as both:
+        with _SETTING_THREADS:
+            threads = torch.get_num_threads()
+            for begun in [both.submit(begin) for _ in range(2)]:
+                begun.result()
+            torch.set_num_threads(threads)
+        yield both
 
 
 def _finding(

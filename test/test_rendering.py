@@ -111,6 +111,18 @@ def test_the_preview_is_the_same_picture_for_both_types_of_map(phantom: Phantom)
     assert pictures[0] == pictures[1]
 
 
+def test_a_name_that_is_too_long_for_the_preview_is_cut_off(phantom: Phantom) -> None:
+    """The start of the name stays, also where it has no space."""
+    scan = Scan.from_images(*phantom.images())
+    result = result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs)
+    headings = [
+        picture_of(preview(scan, result, name, "nothing"))[:30] for name in ("sub-" + 160 * "7", "sub-" + 160 * "8", "...")
+    ]
+    bright = [int((heading > 128).any(axis=2).any(axis=0).sum()) for heading in headings]
+    assert min(bright[:2]) > 4 * bright[2]
+    assert not np.array_equal(headings[0], headings[1])
+
+
 def test_warnings_are_in_the_preview(phantom: Phantom) -> None:
     scan = Scan.from_images(*phantom.images())
     result = result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs)

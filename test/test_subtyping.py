@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -125,6 +126,18 @@ def test_a_subtyper_leaves_the_bundle_it_is_given_as_it_was(bundle: Path, scan: 
     assert {tensor.dtype for tensor in given.network.parameters()} == {torch.float32}
     again = EmphysemaSubtyper(given, "cpu", "bfloat16").predict(scan)
     assert np.array_equal(again.centrilobular.activation_map, result.centrilobular.activation_map)
+
+
+def test_threads_that_start_after_a_scan_use_as_many_cores_as_before(bundle: Path, scan: Scan) -> None:
+    subtyper = EmphysemaSubtyper.from_bundle(bundle)
+    with ThreadPoolExecutor(1) as first:
+        before = first.submit(torch.get_num_threads).result()
+        first.submit(torch.set_num_threads, 3).result()
+        first.submit(subtyper.predict, scan).result()
+        assert first.submit(torch.get_num_threads).result() == 3
+    with ThreadPoolExecutor(1) as second:
+        assert second.submit(torch.get_num_threads).result() == 3
+        second.submit(torch.set_num_threads, before).result()
 
 
 def test_output_that_is_not_finite_is_never_reported(tmp_path: Path, scan: Scan) -> None:

@@ -248,7 +248,7 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
             journal.begin(case.entity)
             try:
                 volumes, is_input = _read(case, scans, index, ahead=not was_killed)
-                scored = scorer.score(case, volumes)
+                scored = scorer.score_or_list(case, volumes)
             except SystemExit:  # on SIGTERM
                 journal.stop(case.entity)
                 raise

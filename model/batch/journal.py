@@ -27,7 +27,7 @@ from ..container.grand_challenge import finished_cases
 from ..container.results import CaseResult
 from ..container.resume import Record
 from ..container.schema import Described, from_json, to_json
-from ..errors import InputError
+from ..errors import InputError, encodable
 from ..whole_files import locked, whole_file
 from .cases import CASES_FOLDER, CohortCase, LeftOut
 
@@ -296,7 +296,7 @@ def write_left_out(output: Path, left_out: Iterable[LeftOut]) -> None:
     with whole_file(output / LEFT_OUT_FILE) as path, path.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "reason"))
-        writer.writerows((str(other.path), other.reason) for other in left_out)
+        writer.writerows((encodable(str(other.path)), encodable(other.reason)) for other in left_out)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,14 @@ from ..command_line import DeviceName, InferencePrecisionName, MapType
 from ..container.grand_challenge import OutputFolder, bundle_places, finished_cases
 from ..container.reading import AlreadyRead, CaseVolumes, read_case
 from ..container.results import CaseResult, LungMaskSource, Provenance, failed_result
-from ..container.resume import FinishedCase, Record, content_fingerprint, reason_to_repeat, stat_fingerprint
+from ..container.resume import (
+    FinishedCase,
+    Record,
+    content_fingerprint,
+    options_of_case,
+    reason_to_repeat,
+    stat_fingerprint,
+)
 from ..errors import InputError, printable, unexpected
 from ..imaging.geometry import ImageGeometry
 from ..imaging.readers import Volume
@@ -130,7 +137,7 @@ class Identity:
 
     Attributes:
         provenance: of results with a given lung mask.
-        options: as `Record.options` has them.
+        options: of the run, as `recorded_options` has them.
     """
 
     provenance: Provenance
@@ -203,17 +210,10 @@ class CaseScorer:
         seconds = time.perf_counter() - start
         return ScoredCase(result, found.record if found else None, seconds, algorithm.exit_code)
 
-
-class PackedScorer(CaseScorer):
-    """The same for cases that another process has read."""
-
-    def score_packed(self, case: CohortCase, packed: PackedCase) -> ScoredCase:
-        """As `score`; what the reader failed at unexpectedly is not the input's fault.
-
-        A folder that cannot be written is an error of this case, so that its process goes on.
-        """
+    def score_or_list(self, case: CohortCase, volumes: CaseVolumes | str) -> ScoredCase:
+        """As `score`, but a folder that cannot be written is an error of this case, so that its process goes on."""
         try:
-            scored = self.score(case, packed.unpacked())
+            return self.score(case, volumes)
         except MemoryError:
             raise
         except InputError as error:
@@ -221,6 +221,14 @@ class PackedScorer(CaseScorer):
         except Exception as error:
             message = printable(f"{case.entity}: {unexpected(error)}")
             return ScoredCase(failed_result(message, case.entity), None, 0.0, 1)
+
+
+class PackedScorer(CaseScorer):
+    """The same for cases that another process has read."""
+
+    def score_packed(self, case: CohortCase, packed: PackedCase) -> ScoredCase:
+        """As `score_or_list`; what the reader failed at unexpectedly is not the input's fault."""
+        scored = self.score_or_list(case, packed.unpacked())
         return scored if packed.is_input else replace(scored, exit_code=1)
 
 
@@ -245,7 +253,8 @@ def is_finished(case: CohortCase, entry: Entry | None, identity: Identity, setti
         stat = stat_fingerprint(files.files)
         content = partial(content_fingerprint, files.files) if settings.verify else None
         found = FinishedCase(entry.result, entry.record)
-        reason = reason_to_repeat(found, identity.of(files.lung_mask_source), identity.options, stat, content)
+        options = options_of_case(identity.options, files.lobes)
+        reason = reason_to_repeat(found, identity.of(files.lung_mask_source), options, stat, content)
     except (InputError, OSError):
         return False
     folder = settings.folder_of(case.entity)

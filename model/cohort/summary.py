@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 from ..container.results import Metrics, Provenance, Quality, RegionMetrics
 from ..container.schema import scalar_fields
 from ..container.table import cell
-from ..errors import InputError
+from ..errors import InputError, encodable
 from ..whole_files import whole_file
 from .tables import ENTITY
 
@@ -126,8 +126,11 @@ class _Table:
     def _write(self) -> None:
         if not self._rows:
             return
-        self._parquet.write_table(self._table.from_pylist(self._rows, schema=self._schema))
-        self._csv.writerows({name: cell(value) for name, value in row.items()} for row in self._rows)
+        rows = [
+            {name: encodable(value) if isinstance(value, str) else value for name, value in row.items()} for row in self._rows
+        ]
+        self._parquet.write_table(self._table.from_pylist(rows, schema=self._schema))
+        self._csv.writerows({name: cell(value) for name, value in row.items()} for row in rows)
         self._rows = []
 
 

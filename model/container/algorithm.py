@@ -26,7 +26,7 @@ from ..imaging.native import print_error
 from ..imaging.readers import read_header
 from ..imaging.scan import Scan
 from ..lungs import densitometry
-from ..lungs.segmentation import segment_lungs
+from ..lungs.segmentation import EXPECTED_LUNGMASK, segment_lungs
 from ..rendering import View, preview, three_planes
 from ..stages import Stage, stage_line, timed
 from ..subtyping import EmphysemaSubtyper, Subtyping
@@ -36,7 +36,7 @@ from .logs import Progress, fields
 from .reading import Scans
 from .report import report_page
 from .results import CaseResult, case_result, failed_result, provenance
-from .resume import FinishedCase, Record, content_fingerprint, reason_to_repeat, stat_fingerprint
+from .resume import FinishedCase, Record, content_fingerprint, options_of_case, reason_to_repeat, stat_fingerprint
 from .startup import scikit_learn_when_used
 
 with scikit_learn_when_used():
@@ -71,11 +71,16 @@ class Written:
 
 
 def recorded_options(written: Written, lungmask_weights: Path | None) -> dict[str, str]:
-    """The options that change what is written, as `Record.options` has them."""
-    return {
-        **{name: str(value) for name, value in dataclasses.asdict(written).items()},
-        "lungmask_weights": content_fingerprint([lungmask_weights]) if lungmask_weights else "",
-    }
+    """The options that change what is written, as `Record.options` has them but for `options_of_case`.
+
+    Raises:
+        InputError: the lungmask network's weights cannot be read.
+    """
+    try:
+        network = content_fingerprint([lungmask_weights]) if lungmask_weights else ""
+    except OSError as error:
+        raise InputError(lungmask_weights or "", f"it cannot be read ({error.strerror})", EXPECTED_LUNGMASK) from error
+    return {**{name: str(value) for name, value in dataclasses.asdict(written).items()}, "lungmask_weights": network}
 
 
 class HeaderLoader(FileLoader):  # type: ignore[misc]
@@ -118,7 +123,11 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         Args:
             resume: skip the cases that an earlier run has finished with the same bundle, options and input.
             verify: tell inputs by their contents, not by size and time of modification.
+
+        Raises:
+            InputError: a case's file lies where outputs are written, or the lungmask network's weights cannot be read.
         """
+        outputs.check_apart(cases)
         loader = HeaderLoader()
         super().__init__(
             index_key="ct",
@@ -182,7 +191,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             found = earlier[case.entity]
             current = provenance(self._subtyper, case.lung_mask_source)
             content = functools.partial(self._content, case) if self._verify else None
-            reason = reason_to_repeat(found, current, self._options, stat, content)
+            reason = reason_to_repeat(found, current, options_of_case(self._options, case.lobes), stat, content)
             if reason:
                 logger.info("%s: scored again: %s", printable(case.entity), reason)
                 continue
@@ -315,7 +324,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             if dicom is not None:
                 outputs.write_dicom(case.entity, dicom)
             files = tuple(str(path.relative_to(outputs.folder)) for path in outputs.pending)
-            self._records[case.entity] = Record(stat, self._options, files, content)
+            self._records[case.entity] = Record(stat, options_of_case(self._options, case.lobes), files, content)
             if index == 0:
                 self._write_scores(result)
             is_behind = self._write_results({index: result})

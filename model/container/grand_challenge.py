@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,7 @@ PREVIEW_FOLDER = "preview"
 REPORT_FOLDER = "report"
 DICOM_FOLDERS = {"activation_maps": "dicom/activation-maps", "lungs": "dicom/lungs", "report": "dicom/report"}
 """By the names of `DerivedObjects`."""
+WRITTEN_FOLDERS = (*MAP_FOLDERS.values(), LUNG_MASK_FOLDER, PREVIEW_FOLDER, REPORT_FOLDER, *DICOM_FOLDERS.values())
 LONGEST_ENTITY = 255 - len(".html")
 """In bytes: what file systems take."""
 
@@ -274,8 +275,7 @@ class OutputFolder(WholeFiles):
         Raises:
             InputError: it cannot be written, or another run is writing there.
         """
-        folders = (*MAP_FOLDERS.values(), LUNG_MASK_FOLDER, PREVIEW_FOLDER, REPORT_FOLDER, *DICOM_FOLDERS.values())
-        super().__init__(folder, (NOTES_FOLDER, *folders))
+        super().__init__(folder, (NOTES_FOLDER, *WRITTEN_FOLDERS))
         try:
             if not keep:
                 for name in (RESULTS_FILE, RESULTS_TABLE, *SCORE_FILES.values()):
@@ -283,6 +283,18 @@ class OutputFolder(WholeFiles):
         except OSError as error:
             self.close()
             raise InputError(folder, f"an earlier run's results cannot be removed ({error.strerror})", "a folder") from error
+
+    def check_apart(self, cases: Iterable[Case]) -> None:
+        """Check that no file of a case lies where this folder's maps and masks are removed and written.
+
+        Raises:
+            InputError: one does, as where the output folder is that of the case.
+        """
+        places = [(self.folder / name).resolve() for name in WRITTEN_FOLDERS]
+        for path in (path for case in cases for path in (case.ct, case.lung_mask) if path is not None):
+            real = {path.resolve(), path.parent.resolve() / path.name}
+            if any(name.is_relative_to(place) for name in real for place in places):
+                raise InputError(path, f"the output folder {self.folder} would replace this input", "another output folder")
 
     @property
     def has_results(self) -> bool:

@@ -26,7 +26,9 @@ class Record:
     """What was noted of a scored case."""
 
     stat: Annotated[str, Described("sha256 over names, sizes and times of modification of the case's files.")]
-    options: Annotated[dict[str, str], Described("Options of the run that change what is written.")]
+    options: Annotated[
+        dict[str, str], Described("Options that change what is written, and whether the mask's labels mean lobes.")
+    ]
     files: Annotated[tuple[str, ...], Described("What was written of the case, relative to the output folder.")]
     sha256: Annotated[str | None, Described("sha256 over names and contents of the case's files; with --verify alone.")] = None
 
@@ -37,6 +39,11 @@ class FinishedCase:
 
     result: Annotated[CaseResult, Described("As results.json has it.")]
     record: Annotated[Record, Described("What a later run needs to know to skip the case.")]
+
+
+def options_of_case(options: Mapping[str, str], lobes: bool) -> dict[str, str]:
+    """What `Record.options` has for a case: the run's options, and whether the labels of its mask mean lobes."""
+    return {**options, "lobes": str(lobes)}
 
 
 def stat_fingerprint(paths: Sequence[Path]) -> str:

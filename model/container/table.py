@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..errors import encodable
 from .results import CaseResult
 from .schema import to_json
 
@@ -54,6 +55,6 @@ def cell(value: Any) -> Any:
     """What a CSV has for a value; None is empty, a list its items."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
+    if isinstance(value, str):
+        return encodable(f"'{value}" if value.startswith(_FORMULA_STARTS) else value)
     return "" if value is None else value

@@ -79,6 +79,8 @@ class SourceSeries:
         with quiet(folder):
             slices = tuple(pydicom.dcmread(file, stop_before_pixels=True) for file in files)
             for header in slices:
+                header.decode()  # names in several character sets, as Japanese ones, which derived objects cannot state
+                header.SpecificCharacterSet = "ISO_IR 192"
                 for keyword in _MAY_BE_EMPTY:
                     if keyword not in header:
                         setattr(header, keyword, "")

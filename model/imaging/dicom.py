@@ -241,7 +241,7 @@ def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
         if tag == _TRANSFER_SYNTAX:
             syntax = _text(value)
     if syntax == _DEFLATED:
-        raise _DamagedError
+        raise InputError(Path(stream.name), "its data set is deflated, which is not read", "another transfer syntax")
     return _ENCODINGS.get(syntax, _EXPLICIT)
 
 

@@ -222,6 +222,17 @@ def _header(stream: BinaryIO, path: Path) -> dict[str, str]:
     return fields
 
 
+def data_file_of(path: Path) -> Path:
+    """The file that holds the voxels of an image: the file itself, or what a detached header names.
+
+    Raises:
+        InputError: the header is damaged, or names no such file.
+        OSError: the header cannot be read.
+    """
+    with path.open("rb") as stream:
+        return _data_file(path, _header(stream, path))
+
+
 def _data_file(path: Path, fields: dict[str, str]) -> Path:
     """The file that holds the voxels."""
     name = fields.get("ElementDataFile", fields.get("datafile", "LOCAL"))

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from ..errors import InputError, printable
 from . import dicom
 from .geometry import ImageGeometry
-from .integrity import check_header, check_payload, has_checksum, matches_checksum
+from .integrity import check_header, check_payload, data_file_of, has_checksum, matches_checksum
 from .memory import check_memory
 from .native import captured_stderr
 
@@ -68,15 +68,19 @@ class Volume:
 
 
 def files_behind(path: Path) -> list[Path]:
-    """The files that hold an image: the file itself, with an .mhd header the voxels beside it, or those of a series' folder.
+    """The files that hold an image: the file itself, with an .mhd header the voxels that it names and what has its name, or
+    those of a series' folder.
 
     Raises:
-        OSError: the folder cannot be listed.
+        OSError: the folder cannot be listed, or a header not be read.
     """
     if path.is_dir():
         return sorted(inside for inside in path.iterdir() if inside.is_file())
     if path.suffix.lower() == ".mhd":
-        return sorted(beside for beside in path.parent.iterdir() if beside.is_file() and beside.stem == path.stem)
+        files = {beside for beside in path.parent.iterdir() if beside.is_file() and beside.stem == path.stem}
+        with contextlib.suppress(InputError):  # which is said when the image is read
+            files.add(data_file_of(path))
+        return sorted(files)
     return [path]
 
 

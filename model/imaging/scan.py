@@ -185,10 +185,10 @@ def _check_volume(volume_ml: float, name: str) -> None:
 def _hounsfield(
     voxels: np.ndarray, lung: npt.NDArray[np.bool_], name: str
 ) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], tuple[str, ...]]:
-    """A file's voxels as int16 or float32, with warnings: values beyond the type's range are clipped to it."""
+    """A file's voxels as int16 or float32, with warnings: values beyond the range of int16 are clipped to it."""
+    limits = np.iinfo(np.int16)
     if voxels.dtype.kind != "f":
         if voxels.dtype != np.int16:
-            limits = np.iinfo(np.int16)
             voxels = np.clip(voxels, limits.min, limits.max).astype(np.int16)
         return voxels, ()
     finite = np.isfinite(voxels)
@@ -207,8 +207,7 @@ def _hounsfield(
         voxels = voxels.copy()
         replaced = _replace_not_finite(voxels, finite, lung)
         warnings = (f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung",)
-    largest = np.finfo(np.float32).max
-    return np.clip(voxels, -largest, largest).astype(np.float32, copy=False), warnings
+    return np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False), warnings
 
 
 def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung: npt.NDArray[np.bool_]) -> int:

@@ -187,6 +187,40 @@ def test_a_case_that_fails_is_listed_and_the_others_go_on(lesioned: Phantom, bun
     assert files_in(tmp_path / "output") == sorted(["results.csv", "results.json", *(f"images/{name}/c.mha" for name in MAPS)])
 
 
+def test_a_case_whose_name_is_not_utf_8_is_listed_and_the_others_go_on(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    for stem in ("a", "b", "z"):
+        write_case(folder, *lesioned.images(), stem=stem)
+    for path in folder.rglob("b.mha"):
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9.mha")))
+    done = run("--input", folder, "--output", tmp_path / "output", "--weights", bundle)
+    assert done.returncode == 2, done.stderr
+    assert [("metrics" in result, len(result["error_messages"])) for result in results_of(tmp_path / "output")] == [
+        (True, 0),
+        (False, 1),
+        (True, 0),
+    ]
+    assert "caf\\udce9" in (tmp_path / "output/results.csv").read_text("utf-8-sig")
+
+
+def test_an_output_folder_that_would_replace_the_input_is_refused(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    """The lungs that were scored are written under the name that masks have in an input."""
+    case = tmp_path / "case"
+    write_case(case, *lesioned.images())
+    before = files_in(case)
+    done = run("--input", case, "--output", case, "--weights", bundle)
+    assert done.returncode == 2
+    assert "images/lung-mask/scan.mha: the output folder" in done.stderr
+    assert "would replace this input; expected another output folder" in done.stderr
+    assert files_in(case) == sorted([*before, "results.json"])
+    link = tmp_path / "link"
+    link.symlink_to(case)
+    mask = link / "images/lung-mask/scan.mha"
+    done = run("--ct", case / "images/ct/scan.mha", "--lung-mask", mask, "--output", case, "--weights", bundle)
+    assert done.returncode == 2
+    assert mask.is_file()
+
+
 def test_a_run_that_is_stopped_leaves_the_results_of_the_cases_before(
     lesioned: Phantom, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +492,9 @@ def test_a_missing_file_is_refused(phantom: Phantom, bundle: Path, tmp_path: Pat
     assert_refused(run(*arguments, "--weights", bundle), tmp_path / "output", "missing.mha", "no such file")
     done = run("--input", tmp_path / "nowhere", "--output", tmp_path / "output")
     assert_refused(done, tmp_path / "output", "nowhere", "no such folder")
+    found = ("--ct", tmp_path / "input/images/ct/scan.mha", "--segment-lungs", "--lungmask-weights", tmp_path / "no.pth")
+    done = run(*found, "--output", tmp_path / "output", "--weights", bundle)
+    assert_refused(done, tmp_path / "output", "no.pth", "it cannot be read (No such file or directory); expected weights of")
 
 
 @pytest.mark.parametrize("kind", ["missing", "damaged", "of another kind"])

@@ -88,6 +88,14 @@ def test_a_case_whose_input_or_options_changed_is_scored_again(again: Path, bund
     assert "a: scored again: the options have changed" in done.stdout
 
 
+def test_a_case_whose_mask_now_names_lobes_is_scored_again(again: Path, bundle: Path) -> None:
+    for name in ("b", "c"):
+        (again / f"input/images/ct/{name}.mha").unlink()
+    (again / "input/images/lung-mask").rename(again / "input/images/pulmonary-lobes")
+    done = FORKS.run((), arguments(again, bundle, "--resume"))
+    assert "a: scored again: the options have changed" in done.stdout
+
+
 def test_a_run_that_writes_its_results_seldom_loses_no_case_that_it_finished(again: Path, bundle: Path) -> None:
     """Killed after the maps of its second case: `results.json` holds the first alone, a note the second."""
     files_of_a, files_of_b = 7, 3  # of b two maps and a note
@@ -166,6 +174,16 @@ def test_fingerprints_tell_files_by_time_or_by_contents(tmp_path: Path) -> None:
     assert (moved[0] == before[0], moved[1] == before[1]) == (False, True)
     (series / "2.dcm").write_bytes(b"other")
     assert content_fingerprint([series, header]) != before[1]
+
+
+def test_fingerprints_know_the_voxels_that_a_header_names(tmp_path: Path) -> None:
+    header, voxels = tmp_path / "ct.mhd", tmp_path / "voxels" / "of-ct.raw"
+    voxels.parent.mkdir()
+    voxels.write_bytes(b"voxels")
+    header.write_text("NDims = 3\nElementDataFile = voxels/of-ct.raw\n")
+    before = content_fingerprint([header])
+    voxels.write_bytes(b"others")
+    assert content_fingerprint([header]) != before
 
 
 def test_notes_that_name_a_file_elsewhere_remove_nothing(tmp_path: Path) -> None:

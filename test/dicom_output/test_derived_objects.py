@@ -190,6 +190,23 @@ def test_a_series_without_what_may_be_missing_has_its_objects(tmp_path: Path) ->
     assert (derived.PatientName, derived.AccessionNumber) == ("", "")
 
 
+@pytest.mark.parametrize("character_set", ["ISO 2022 IR 87", "ISO 2022 IR 149"], ids=["Japanese", "Korean"])
+def test_names_in_several_character_sets_are_kept(character_set: str, case: DerivedCase, tmp_path: Path) -> None:
+    name = {"ISO 2022 IR 87": "Yamada^Tarou=山田^太郎", "ISO 2022 IR 149": "Hong^Gildong=洪^吉洞=홍^길동"}[character_set]
+    series = shutil.copytree(case.series, tmp_path / "series")
+    for path in series.iterdir():
+        header = pydicom.dcmread(path)
+        header.SpecificCharacterSet = ["", character_set]
+        header.PatientName = name
+        header.save_as(path)
+    source = SourceSeries.read(series, case.scan.geometry)
+    density = densitometry.measure(case.scan, case.subtyping.regions)
+    derived = DerivedObjects.of(source, case.scan, case.subtyping, density, SOFTWARE)
+    for kind in KINDS:
+        getattr(derived, kind).save_as(tmp_path / kind)
+        assert str(pydicom.dcmread(tmp_path / kind).PatientName) == name
+
+
 def test_one_object_that_holds_all_slices_is_refused(tmp_path: Path) -> None:
     ct, _ = make_phantom().images()
     (tmp_path / "ct.dcm").touch()

@@ -212,7 +212,7 @@ def test_a_data_set_that_is_compressed_as_a_whole_is_refused(phantom: Phantom, t
     data_set = pydicom.dcmread(path)
     data_set.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     pydicom.dcmwrite(path, data_set)
-    with pytest.raises(InputError, match="the file is damaged or cut off"):
+    with pytest.raises(InputError, match=r"0000\.dcm: its data set is deflated, which is not read"):
         read_header(folder)
 
 

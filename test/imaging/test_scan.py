@@ -13,6 +13,7 @@ from model.errors import InputError
 from model.imaging.geometry import ImageGeometry
 from model.imaging.readers import Volume
 from model.imaging.scan import Scan
+from model.lungs.quality import ImageQuality
 from test.imaging.series import write_dicom_series
 from test.phantom import LUNG_HU, Phantom
 
@@ -120,6 +121,19 @@ def test_scattered_voxels_that_are_not_finite_are_replaced_and_counted(phantom: 
     assert scan.hounsfield[tuple(inside)] == LUNG_HU
     assert scan.hounsfield[tuple(outside)] == -1024
     assert scan.warnings == ("2 voxels of the CT were not finite numbers and were replaced, 1 inside the lung",)
+
+
+def test_numbers_far_from_any_hounsfield_unit_are_clipped(phantom: Phantom) -> None:
+    ct, mask = phantom.images()
+    voxels = sitk.GetArrayFromImage(sitk.Cast(ct, sitk.sitkFloat32))
+    voxels[:, :4, :4] = -np.finfo(np.float32).max
+    voxels[:, 4:8, :4] = 1e20
+    image = sitk.GetImageFromArray(voxels)
+    image.CopyInformation(ct)
+    scan = Scan.from_images(image, mask)
+    assert (scan.hounsfield.min(), scan.hounsfield.max()) == (-32768, 32767)
+    noise = ImageQuality.of(scan).noise_hu
+    assert noise == pytest.approx(ImageQuality.of(Scan.from_images(ct, mask)).noise_hu)
 
 
 def test_too_many_voxels_that_are_not_finite_are_refused(phantom: Phantom) -> None:
