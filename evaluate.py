@@ -31,11 +31,13 @@ from model.evaluation.challenge import challenge_document, ground_truth, read_su
 from model.evaluation.report import Comparison, Report, compare, make_report
 from model.evaluation.tables import all_tables, to_latex, to_markdown
 from model.evaluation.voxels import by_subtype, measure_voxels
+from model.fleischner import SUBTYPES
 from model.whole_files import WholeFiles
 
 WORKERS = min(os.cpu_count() or 1, 4)
 TABLES = {"tables.md": to_markdown, "tables.tex": to_latex}
 FIGURES = ("confusion", "bland-altman")
+FIGURE_SUFFIXES = ("png", "svg")
 
 
 def build_parser() -> OneLineParser:
@@ -152,7 +154,7 @@ def _files(reports: Sequence[Report], comparison: Comparison | None) -> dict[str
         bland_altman = bland_altman_figure(part.pairs, part.percentages) if part.percentages else None
         for kind, figure in zip(FIGURES, (confusion, bland_altman), strict=True):
             if figure:
-                rendered = render(figure)
+                rendered = render(figure, FIGURE_SUFFIXES)
                 files |= {f"{kind}-{part.pairs.subtype.name}.{suffix}": content for suffix, content in rendered.items()}
     return files
 
@@ -181,16 +183,20 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def remove_earlier(folder: Path) -> None:
+def remove_earlier(folder: Path, inputs: Sequence[Path]) -> None:
     """Remove an earlier run's files, so that they cannot be taken for this one's.
 
     Raises:
-        InputError: one cannot be removed.
+        InputError: one cannot be removed, or is an input of this run.
     """
+    pictures = [f"{kind}-{subtype.name}.{suffix}" for kind in FIGURES for subtype in SUBTYPES for suffix in FIGURE_SUFFIXES]
+    earlier = [folder / name for name in (METRICS_FILE, *TABLES, *pictures)]
+    for path in inputs:
+        if path.resolve() in [other.resolve() for other in earlier]:
+            raise InputError(path, f"the output folder {folder} would replace this input", "another output folder")
     try:
-        for pattern in (METRICS_FILE, *TABLES, *(f"{figure}-*" for figure in FIGURES)):
-            for path in folder.glob(pattern):
-                path.unlink()
+        for path in earlier:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(folder, f"an earlier run's files cannot be removed ({error.strerror})", "a folder") from error
 
@@ -202,7 +208,8 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], list[str], int]:
         InputError: something cannot be used; nothing has been written then.
     """
     with contextlib.closing(WholeFiles(options.output)) as outputs:
-        remove_earlier(options.output)
+        given = (options.scores, options.predictions, options.reference, options.against)
+        remove_earlier(options.output, [path for path in given if path is not None])
         if options.scores or options.predictions:
             files, problems, code = evaluate(options), list[str](), 0
         else:

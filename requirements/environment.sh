@@ -3,10 +3,14 @@
 
 ensure_environment() {
     local root lock locks stamp python candidate
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if [ -z "${BASH_VERSION:-}" ]; then
+        echo "requirements/environment.sh: the shell is another one; expected bash" >&2
+        return 1
+    fi
+    root=$(CDPATH='' cd -- "$(dirname "${BASH_SOURCE[0]}")/.." >/dev/null && pwd) || return
     lock=$root/requirements/$1.lock
     stamp=$root/.venv/$1.lock
-    locks=$(cat "$lock" "$root/requirements/torch.lock" "$root/requirements/cuda.lock")
+    locks=$(cat "$lock" "$root/requirements/torch.lock" "$root/requirements/cuda.lock") || return
     [ -e "$stamp" ] && [ "$locks" = "$(cat "$stamp")" ] && return
     if [ -e "$stamp" ] || ! "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1; then
         rm -rf "$root/.venv"
@@ -27,6 +31,6 @@ ensure_environment() {
         fi
     fi
     echo "Installing requirements/$1.lock into .venv (the first time takes some minutes)"
-    "$root/requirements/install.sh" "$root/.venv/bin/python" "$lock" --quiet
+    "$root/requirements/install.sh" "$root/.venv/bin/python" "$lock" --quiet || return
     printf '%s\n' "$locks" >"$stamp"
 }

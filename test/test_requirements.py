@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -103,3 +105,25 @@ def test_evalutils_algorithm_needs_none_of_the_tools_that_the_lock_leaves_out() 
     tools = ("click", "cookiecutter", "piptools", "build", "requests")
     code = f"import sys; sys.modules.update(dict.fromkeys({tools}, None)); import model.container.algorithm"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
+def test_an_environment_that_could_not_be_installed_is_not_taken_for_one(tmp_path: Path) -> None:
+    """As the documents show it, in a shell that goes on after an error."""
+    folder = tmp_path / "a copy" / "requirements"
+    folder.mkdir(parents=True)
+    shutil.copy(FOLDER / "environment.sh", folder)
+    for name in ("training", "torch", "cuda"):
+        (folder / f"{name}.lock").write_text("nothing==1\n")
+    install, python = folder / "install.sh", folder.parent / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    for path, content in ((install, "echo 'ERROR: no network' >&2; exit 1"), (python, "exit 0")):
+        path.write_text(f"#!/bin/sh\n{content}\n")
+        path.chmod(0o755)
+    command = ["bash", "-c", "(source requirements/environment.sh && ensure_environment training)"]
+    for _ in range(2):  # the second time, too
+        done = subprocess.run(command, cwd=folder.parent, env={"CDPATH": "."}, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "ERROR: no network\n")
+    install.write_text("#!/bin/sh\nexit 0\n")
+    done = subprocess.run(command, cwd=folder.parent, env={"CDPATH": "."}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder.parent / ".venv/training.lock").read_text() == "nothing==1\nnothing==1\nnothing==1\n"

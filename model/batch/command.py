@@ -294,14 +294,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return 2
     except Exception as error:
-        print_error(printable(f"{options.output}: {unexpected(error)}"))
+        print_error(printable(f"{options.output or options.input}: {unexpected(error)}"))
         return 1
 
 
 def _merge(folders: Sequence[Path], output: Path) -> int:
+    known: dict[str, tuple[str, Path]] = {}
+    for folder in folders:
+        one = Index([folder])
+        if not one.places:
+            raise InputError(folder, "no journal of a run is in it", "an output folder of cohort.py")
+        for _, document in one.documents() if len(folders) > 1 else ():
+            entity, ct = document["result"]["entity"], document["ct"]
+            other, where = known.setdefault(entity, (ct, folder))
+            if other != ct:
+                raise InputError(folder, f"{entity} is {ct}, in {where} it is {other}", "one name for each scan")
     index = Index(folders)
-    if not index.places:
-        raise InputError(" ".join(map(str, folders)), "no journal of a run is in it", "output folders of cohort.py")
     output.mkdir(parents=True, exist_ok=True)
     write_tables(index, output)
     report(f"{len(index.places)} cases; written to {output / CASES_TABLE}")

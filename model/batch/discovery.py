@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cohort.layout import TRUTH_FOLDER
 from ..cohort.summary import CASES_TABLE, read_columns
 from ..cohort.tables import read_table
 from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, find_cases, stem_of
@@ -146,16 +147,26 @@ class _Tree:
         if (status.st_dev, status.st_ino) in self._seen or folder.resolve() == self._skipped:
             return []
         self._seen.add((status.st_dev, status.st_ino))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
         if (folder / CT_FOLDER).is_dir():
             self._platform_folder(folder)
+            self._left_beside(entries)
             return []
         if (folder / CASES_TABLE).is_file() or any((folder / name).is_dir() for name in MAP_FOLDERS.values()):
             self.left_out.append(LeftOut(folder, "an output folder of this software"))
             return []
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-        folders = [folder / entry.name for entry in entries if entry.is_dir()]
-        names = [entry.name for entry in entries if entry.is_file()]
+        folders, names = [], []
+        for entry in entries:
+            try:
+                if entry.is_dir():
+                    folders.append(folder / entry.name)
+                elif entry.is_file():
+                    names.append(entry.name)
+                elif entry.is_symlink():
+                    self.left_out.append(LeftOut(folder / entry.name, "a link that leads nowhere"))
+            except OSError as error:  # such as a link to itself
+                self.left_out.append(LeftOut(folder / entry.name, f"it cannot be read ({error.strerror})"))
         for name in names:
             if name.lower().endswith(FILE_SUFFIXES):
                 self._image(folder / name)
@@ -168,9 +179,17 @@ class _Tree:
         stem = stem_of(path)
         mask = MASK_ENDING.search(stem)
         if mask:
-            self._named[path.parent, stem[: mask.start()]].masks.append((mask[1].lower(), path))
+            self._named[path.parent, CT_ENDING.sub("", stem[: mask.start()])].masks.append((mask[1].lower(), path))
         else:
             self._named[path.parent, CT_ENDING.sub("", stem)].cts.append(path)
+
+    def _left_beside(self, entries: Iterable[os.DirEntry[str]]) -> None:
+        """Note what lies beside `images` in a folder of the platform's layout, but for a simulated case's truth."""
+        images = Path(CT_FOLDER).parts[0]
+        for entry in entries:
+            if entry.name not in (images, TRUTH_FOLDER) and (entry.is_dir() or entry.name.lower().endswith(FILE_SUFFIXES)):
+                reason = f"beside {CT_FOLDER}, which is scored alone; a list of cases (CSV) can name it"
+                self.left_out.append(LeftOut(Path(entry.path), reason))
 
     def _platform_folder(self, folder: Path) -> None:
         parts = folder.relative_to(self._root).parts
@@ -193,9 +212,9 @@ class _Tree:
             if isinstance(found, LeftOut):
                 self.left_out.append(found)
                 continue
-            names = self._named.pop((found.ct.parent, found.ct.name), _Names())
-            self._named[found.ct.parent, found.ct.name].cts += names.cts
+            names = self._named.get((found.ct.parent, found.ct.name), _Names())
             mask = self._mask(names)
+            names.masks.clear()
             yield CohortCase(found.entity, found.ct, mask, series=found.series)
         for (folder, name), names in sorted(self._named.items()):
             yield from self._pairs(folder, name, names)

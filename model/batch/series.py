@@ -51,8 +51,11 @@ class Part:
 
     @property
     def files(self) -> list[Path]:
-        names = self.names or sorted(entry.name for entry in os.scandir(self.folder) if may_be_dicom(entry.name))
-        return [self.folder / name for name in names if not name.startswith(".")]
+        if self.names:
+            return [self.folder / name for name in self.names]
+        names = sorted(entry.name for entry in os.scandir(self.folder) if may_be_dicom(entry.name))
+        files = (self.folder / name for name in names if not name.startswith("."))
+        return [file for file in files if isinstance(_identity(file), dict)]
 
 
 def read_parts(folder: Path, names: Sequence[str], threads: ThreadPoolExecutor) -> tuple[list[Part], list[LeftOut]]:
@@ -68,7 +71,10 @@ def read_parts(folder: Path, names: Sequence[str], threads: ThreadPoolExecutor) 
     for uid, files in by_series.items():
         slices = max(len(files), _frames(files[0][1]))
         mixed = len(by_series) > 1
-        parts.append(Part(uid, folder, tuple(name for name, _ in files) if mixed else (), slices, _reason(files[0][1])))
+        reason = _reason(files[0][1])
+        if mixed and left_out and not reason:  # of which series is it? Where there is one alone, reading it fails.
+            reason = f"{left_out[0].path.name}, which may belong to it, cannot be used; a list of cases (CSV) can name it"
+        parts.append(Part(uid, folder, tuple(name for name, _ in files) if mixed else (), slices, reason))
     return parts, left_out
 
 
@@ -121,7 +127,7 @@ def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut
         if not reason and slices < FEWEST_SLICES:
             reason = f"{slices} slices; expected {FEWEST_SLICES} or more"
         if reason:
-            yield LeftOut(group[0].folder, f"{reason} ({slices} files)")
+            yield from (LeftOut(part.folder, f"{reason} ({part.slices} files)") for part in group)
         else:
             scans.append(group)
     several: dict[Path, int] = defaultdict(int)

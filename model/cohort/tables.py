@@ -84,7 +84,8 @@ def read_table(path: Path, required: Sequence[str], instead: Mapping[str, Sequen
         raise InputError(path, f"it cannot be read ({error.strerror})", expected) from error
     except UnicodeDecodeError as error:
         raise InputError(path, f"not a table ({error})", expected) from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except csv.Error as error:
@@ -105,6 +106,8 @@ def read_table(path: Path, required: Sequence[str], instead: Mapping[str, Sequen
     for line, cells in lines[1:]:
         if any(cells[len(names) :]):
             raise InputError(path, f"not a table (line {line} has {len(cells)} cells for {len(names)} columns)", expected)
+        if ENTITY in names and "\n" in (cells[names.index(ENTITY)] if len(cells) > names.index(ENTITY) else ""):
+            raise InputError(path, f"not a table (line {line}: a name of several lines; is a quote not closed?)", expected)
         padded = cells + [""] * (len(names) - len(cells))
         rows.append((line, dict(zip(names, padded, strict=False))))
     return Table(frozenset(names), tuple(rows), hashlib.sha256(content).hexdigest())

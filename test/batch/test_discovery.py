@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def test_files_pair_by_name_and_ending_in_any_depth(tmp_path: Path) -> None:
         "d.mhd",
         "d.raw",
         "d_seg.mhd",
+        "e_ct.mha",
+        "e_ct_mask.mha",
     )
     touch(tmp_path, "p1/ct.nii.gz", "p1/mask.nii.gz", "p1/late/scan.mha", "p1/late/scan_lungs.mha", ".hidden.mha", "notes.txt")
     listing = find_cohort(tmp_path, segment_lungs=False)
@@ -52,6 +55,7 @@ def test_files_pair_by_name_and_ending_in_any_depth(tmp_path: Path) -> None:
         "b": ("b_ct.mha", "b_lung.nrrd"),
         "c": ("c-CT.nii", "c-lung-mask.nii"),
         "d": ("d.mhd", "d_seg.mhd"),
+        "e": ("e_ct.mha", "e_ct_mask.mha"),
         "p1": ("ct.nii.gz", "mask.nii.gz"),
         "p1_late_scan": ("scan.mha", "scan_lungs.mha"),
     }
@@ -76,7 +80,9 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
         case = tmp_path / "cohort" / entity
         touch(tmp_path, *(str(path.relative_to(tmp_path)) for path in (ct_path(case, entity), lung_mask_path(case, entity))))
         touch(tmp_path, str(truth_path(case, "centrilobular").relative_to(tmp_path)))
-    touch(tmp_path, "job/images/ct/7d1a.mha", "job/images/pulmonary-lobes/9fff.mha")
+    touch(
+        tmp_path, "job/images/ct/7d1a.mha", "job/images/pulmonary-lobes/9fff.mha", "job/late/b.mha", "job/c.nii", "job/log.txt"
+    )
     touch(
         tmp_path, "many/images/ct/a.mha", "many/images/ct/b.mha", "many/images/lung-mask/a.mha", "many/images/lung-mask/b.mha"
     )
@@ -89,9 +95,12 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
         "many_a": False,
         "many_b": False,
     }
+    beside = "beside images/ct, which is scored alone; a list of cases (CSV) can name it"
     assert reasons(listing, tmp_path) == {
         "former": "an output folder of this software",
         "out": "an output folder of this software",
+        "job/late": beside,
+        "job/c.nii": beside,
     }
 
 
@@ -147,6 +156,33 @@ def test_dicom_series_are_told_apart_by_their_uid(pacs: Path, tmp_path: Path) ->
     assert by_name["mixed_study"].with_one_folder(tmp_path) == linked
 
 
+def test_a_series_may_lie_in_the_input_folder_itself(pacs: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(pacs / "alone/study/3", tmp_path / "flat")
+    touch(root, "p1/a.mha")
+    listing = find_cohort(root, segment_lungs=True)
+    assert {case.entity: case.ct.name for case in listing.cases} == {"flat": "flat", "p1_a": "a.mha"}
+
+
+def test_a_series_of_two_folders_has_its_own_files_alone(pacs: Path, tmp_path: Path) -> None:
+    first = shutil.copytree(pacs / "alone/study/3", tmp_path / "in/1")
+    (tmp_path / "in/2").mkdir()
+    for path in sorted(first.iterdir())[6:]:
+        path.rename(tmp_path / "in/2" / path.name)
+    touch(tmp_path, "in/1/README")
+    (case,) = find_cohort(tmp_path / "in", segment_lungs=True).cases
+    assert len(case.series) == 12
+    assert not [path for path in case.series if path.name == "README"]
+
+
+def test_a_series_that_may_lack_a_damaged_file_is_left_out(pacs: Path, tmp_path: Path) -> None:
+    """Of two series in one folder; where there is one alone, reading the folder fails."""
+    root = shutil.copytree(pacs / "two", tmp_path / "two")
+    (root / "study/1.4.1.0011.dcm").write_bytes(b"damaged")
+    listing = find_cohort(root, segment_lungs=True)
+    assert listing.cases == ()
+    assert "1.4.1.0011.dcm, which may belong to it, cannot be used" in str(listing.left_out)
+
+
 def test_series_that_are_no_scans_are_left_out_with_the_reason(pacs: Path) -> None:
     left = reasons(find_cohort(pacs, segment_lungs=True), pacs)
     assert left == {
@@ -182,6 +218,16 @@ def test_a_list_is_refused_with_all_of_its_bad_rows(tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
+def test_a_quote_that_is_not_closed_swallows_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text('entity,ct\na,a.mha\n"b,b.mha\nc,c.mha\n')
+    with pytest.raises(InputError, match=r"list\.csv: not a table \(line \d: unexpected end of data\)"):
+        read_list(path)
+    path.write_text('entity,ct\na,a.mha\n"b,b.mha\nc,c.mha\nd","d.mha"\n')
+    with pytest.raises(InputError, match=r"a name of several lines; is a quote not closed\?"):
+        read_list(path)
+
+
 @pytest.mark.parametrize("name", ["missing", "scan.mha"])
 def test_an_input_that_is_neither_tree_nor_list_is_refused(tmp_path: Path, name: str) -> None:
     touch(tmp_path, "scan.mha")
@@ -199,7 +245,13 @@ def test_of_two_cases_with_one_name_the_first_is_kept(tmp_path: Path) -> None:
 def test_links_in_a_circle_and_folders_that_cannot_be_read_end_no_search(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.mha")
     (tmp_path / "in/again").symlink_to(tmp_path)
-    assert [case.entity for case in find_cohort(tmp_path, segment_lungs=True).cases] == ["in_a"]
+    (tmp_path / "in/itself").symlink_to("itself")
+    (tmp_path / "in/gone.mha").symlink_to(tmp_path / "unmounted/gone.mha")
+    listing = find_cohort(tmp_path, segment_lungs=True)
+    assert [case.entity for case in listing.cases] == ["in_a"]
+    left = reasons(listing, tmp_path)
+    assert left.keys() == {"in/itself", "in/gone.mha"}
+    assert left["in/gone.mha"] == "a link that leads nowhere"
 
 
 def test_each_case_is_in_one_shard_whatever_other_cases_there_are() -> None:

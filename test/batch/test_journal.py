@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -200,6 +201,13 @@ def test_one_command_merges_outputs(tmp_path: Path, capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert main(["--merge", "--output", str(tmp_path / "nothing")]) == 2
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'nothing'}: no journal of a run is in it; expected")
+    assert main(["--merge", str(tmp_path / "a"), str(tmp_path / "B"), "--output", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'B'}: no journal of a run is in it; expected")
+    with opened(tmp_path / "other") as journal:
+        journal.add(dataclasses.replace(entry("a"), ct="/elsewhere/a.mha"))
+    assert main(["--merge", str(tmp_path / "a"), str(tmp_path / "other"), "--output", str(tmp_path / "new")]) == 2
+    assert "a is /elsewhere/a.mha, in " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_readers_find_whole_tables_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

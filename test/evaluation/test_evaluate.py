@@ -126,6 +126,23 @@ def test_without_percentages_there_is_no_bland_altman_plot_and_an_earlier_one_go
     assert names == {name for name in FILES if "bland" not in name} | {"mine.txt"}
 
 
+def test_files_that_an_evaluation_does_not_write_are_kept_and_an_input_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = tmp_path / "confusion-scores.csv"
+    rows = [f"{entity},{k % 3},{k % 2},{k % 3},{k % 2}" for k, entity in enumerate(REFERENCE)]
+    header = "entity,cle_reference,pse_reference,cle_predicted,pse_predicted"
+    scores.write_text("\n".join([header, *rows]))
+    (tmp_path / "bland-altman-notes.txt").write_text("mine")
+    assert main(["--scores", str(scores), "--output", str(tmp_path), "--resamples", "50"]) == 0
+    assert {"confusion-scores.csv", "bland-altman-notes.txt", "metrics.json"} <= {path.name for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    metrics = tmp_path / "metrics.json"
+    assert main(["--scores", str(metrics), "--output", str(tmp_path)]) == 2
+    assert "metrics.json: the output folder" in capsys.readouterr().err
+    assert metrics.is_file()
+
+
 def test_cases_on_one_side_alone_are_refused_and_leave_nothing(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
