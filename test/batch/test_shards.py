@@ -181,11 +181,10 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_its_case_alone(tree: Pat
 
 
 def test_names_that_are_not_utf_8_are_listed_and_the_others_are_scored(tree: Path, bundle: Path, tmp_path: Path) -> None:
-    names = {"a": b"caf\xe9", "z": b"z"}
-    for name in names.values():
-        for end in (b".nii.gz", b"_mask.nii.gz"):
-            shutil.copy(tree / f"a{end.decode()}", os.fsencode(tmp_path) + b"/" + name + end)
-    shutil.copy(tree / "a.nii.gz", os.fsencode(tmp_path) + b"/alone-\xe9.nii.gz")
+    for name in ("z", os.fsdecode(b"caf\xe9")):
+        for end in (".nii.gz", "_mask.nii.gz"):
+            shutil.copy(tree / f"a{end}", tmp_path / f"{name}{end}")
+    shutil.copy(tree / "a.nii.gz", tmp_path / os.fsdecode(b"alone-\xe9.nii.gz"))
     assert run(tmp_path, tmp_path / "out", bundle) == 2
     assert {entity: row["state"] for entity, row in rows(tmp_path / "out").items()} == {"caf\\udce9": "failed", "z": "scored"}
     assert "alone-\\udce9" in (tmp_path / "out/left-out.csv").read_text("utf-8-sig")
