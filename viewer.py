@@ -17,7 +17,7 @@ from model import DISCLAIMER, SHIPPED_WEIGHTS
 from model.command_line import DeviceName, InferencePrecisionName, OneLineParser
 from model.container.grand_challenge import MODEL_FOLDER, bundle_places
 from model.errors import InputError
-from model.viewing.access import Access
+from model.viewing.access import Access, password_in
 
 ENVIRONMENT_PREFIX = "EMPHYSEMA_VIEWER_"
 LARGEST_UPLOAD_MB = 4096
@@ -63,10 +63,7 @@ def access_of(options: argparse.Namespace) -> Access:
     """
     password = os.environ.get(f"{ENVIRONMENT_PREFIX}PASSWORD") or None
     if options.password_file is not None:
-        try:
-            password = options.password_file.read_text(encoding="utf-8").partition("\n")[0].strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(options.password_file, f"cannot be read ({error})", "a text file with a password") from error
+        password = password_in(options.password_file)
     access = Access(password, options.behind_proxy)
     access.check_address(options.address)
     return access

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import SHIPPED_WEIGHTS
 from ..command_line import DeviceName, OneLineParser, module_command
-from ..errors import InputError
+from ..errors import InputError, encodable
 from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, PART_NAMES, LungArchitecture
 from .settings import Settings
 
@@ -331,7 +331,7 @@ def _predict(options: argparse.Namespace) -> None:
     for path, answer in zip(options.images, answers, strict=True):
         shares = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answer.probabilities.items())
         name = f"uncertain, no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
-        print(f"{path}: {answer.label} ({name if answer.uncertain else CLASS_NAMES[answer.label]}); {shares}")
+        print(f"{encodable(str(path))}: {answer.label} ({name if answer.uncertain else CLASS_NAMES[answer.label]}); {shares}")
     print(f"network: {classifier.metadata.summary}")
 
 

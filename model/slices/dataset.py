@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..imaging.dicom import read_tags
 from . import CLASSES
-from .images import DICOM_SUFFIXES, PICTURE_SUFFIXES, as_hounsfield, read_slice
+from .images import PICTURE_SUFFIXES, as_hounsfield, is_dicom, read_slice
 from .inputs import LungCrop, channels
 
 PATIENTS_FILE = "patients.csv"
@@ -120,7 +120,7 @@ def _slices_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     visible = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in visible if path.suffix.lower() in (*PICTURE_SUFFIXES, *DICOM_SUFFIXES)]
+    return [path for path in visible if path.suffix.lower() in PICTURE_SUFFIXES or is_dicom(path)]
 
 
 def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import InputError
 from ..imaging import dicom
@@ -23,7 +24,7 @@ Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-DICOM_SUFFIXES = (*dicom.SUFFIXES, "")
+DICOM_SUFFIXES = (*dicom.SUFFIXES, ".dicom", "")
 FORMATS = f"{', '.join(PICTURE_SUFFIXES)}, one DICOM file, or a volume ({', '.join(FILE_SUFFIXES)} or a DICOM folder)"
 
 _BYTES_A_PIXEL = 16
@@ -31,6 +32,9 @@ _BYTES_A_PIXEL = 16
 
 _MOST_COLOUR = 12
 """Mean difference of a grey picture's colours, which compression may bring about."""
+
+_MOST_PIXELS = 8192
+"""Rows or columns of a picture: a small file may claim pixels that fill the memory."""
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
@@ -74,7 +78,23 @@ def read_slice(path: Path | str, number: int | None = None) -> np.ndarray:
     if number is None or not 1 <= number <= len(levels):
         found = f"it holds {len(levels)} slices" if number is None else f"there is no slice {number}"
         raise InputError(path, found, f"a slice from 1 (at the base) to {len(levels)} (--slice)")
-    return np.asarray(levels[number - 1])
+    return np.array(levels[number - 1])  # a copy: a view would keep the whole volume in memory
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is read as DICOM: by its name, which often is an identifier such as 1.2.840.10008.1, or its beginning."""
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if name.endswith((*PICTURE_SUFFIXES, *FILE_SUFFIXES)) or not path.is_file():
+        return False
+    return suffix in DICOM_SUFFIXES or suffix[1:].isdigit() or _has_preamble(path)
+
+
+def _has_preamble(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def read_levels(path: Path | str) -> np.ndarray:
@@ -93,7 +113,7 @@ def read_levels(path: Path | str) -> np.ndarray:
     suffix = path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:
         return _read_picture(path)[None]
-    if path.is_file() and suffix in DICOM_SUFFIXES:
+    if is_dicom(path):
         image = _read_dicom(path)
         if image.GetDepth() == 1:
             return sitk.GetArrayFromImage(image)  # as a radiologist sees it, whatever its plane
@@ -130,16 +150,25 @@ def as_hounsfield(level: np.ndarray) -> Hounsfield:
 
 def _read_picture(path: Path) -> Picture:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(path, formats=("PNG", "JPEG"))  # others run programs, such as Ghostscript
+        with opened as image:
+            if max(image.size) > _MOST_PIXELS:
+                found = f"a picture of {image.width} x {image.height} pixels"
+                raise InputError(path, found, f"at most {_MOST_PIXELS} pixels a side")
             if image.mode not in _EIGHT_BIT_MODES:
                 raise InputError(path, f"a picture of mode {image.mode}", "8 bits a channel; save HU as DICOM instead")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"not a picture that can be read ({error})", "a whole PNG or JPEG file") from error
 
 
 def _read_dicom(path: Path) -> sitk.Image:
     """One DICOM file: a slice or several, in HU; or a screen capture, which is 8 bits deep and may be in colours."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # the library would crash
+        raise InputError(path, "the name is not valid UTF-8", "a name in UTF-8") from None
     reader = sitk.ImageFileReader()
     reader.SetImageIO(DICOM_READER)
     reader.SetFileName(str(path))

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from ..errors import InputError
+from ..errors import InputError, encodable
+from ..whole_files import whole_file
 from . import CLASS_NAMES, CLASSES
 from .bundle import SliceClassifier, SliceMetadata
 from .comparison import TITLES
@@ -192,17 +193,22 @@ def keeps_class(classifier: SliceClassifier, hounsfield: npt.NDArray[np.float32]
 
 def report(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> str:
     """The whole report, in Markdown; percent, with 95 % intervals."""
-    return "\n".join(_lines(evaluation, metadata, name))
+    return encodable("\n".join(_lines(evaluation, metadata, name)))
 
 
 def write_report(folder: Path, text: str, evaluation: Evaluation, metadata: SliceMetadata) -> None:
     """The report, its figures as JSON, the reliability diagram, and the learning curves of networks that have some."""
-    (folder / "report.md").write_text(f"{text}\n", encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(evaluation.as_json(), indent=2) + "\n", encoding="utf-8")
-    (folder / "reliability.png").write_bytes(png(reliability_figure(evaluation.reliability)))
+    files = {
+        "report.md": f"{encodable(text)}\n".encode(),
+        "report.json": f"{json.dumps(evaluation.as_json(), indent=2)}\n".encode(),
+        "reliability.png": png(reliability_figure(evaluation.reliability)),
+    }
     folds = [fold for fold in metadata.training.get("folds", []) if fold["curve"]]
     if folds:
-        (folder / "learning-curves.png").write_bytes(png(curves_figure(folds)))
+        files["learning-curves.png"] = png(curves_figure(folds))
+    for name, content in files.items():
+        with whole_file(folder / name) as partial:
+            partial.write_bytes(content)
 
 
 def _lines(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> Iterator[str]:

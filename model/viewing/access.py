@@ -6,10 +6,12 @@ So each request is looked at, too.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -56,6 +58,19 @@ class Access:
     def admits(self, password: str) -> bool:
         """Whether it is the password, found out in a time that tells nothing."""
         return self.password is not None and hmac.compare_digest(password.encode(), self.password.encode())
+
+
+@functools.cache
+def password_in(file: Path) -> str:
+    """The first line of a password file, read once for all views of the page: it may be a pipe, or be removed.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(file, f"cannot be read ({error})", "a text file with a password") from error
 
 
 def is_loopback(host: str) -> bool:

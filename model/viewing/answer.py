@@ -25,7 +25,9 @@ def score_scale(subtype: Subtype, found: SubtypeScore) -> str:
     """HTML of one score: its name, the percentage, and all grades side by side with the found one marked."""
     highest = len(subtype.grades) - 1
     colour = "rgb({},{},{})".format(*COLOURS[subtype.name])
-    extent = "no percentage: the weights classify" if found.percentage is None else f"{found.percentage:.1f} % of the lung"
+    extent = "no percentage: the weights classify"
+    if found.percentage is not None:
+        extent = f"{subtype.percentage_text(found.percentage)} % of the lung"
     name = f"{subtype.name.capitalize()} ({subtype.abbreviation.upper()})"
     grades = "".join(_grade(grade, grade.score == found.score, grade.score == highest, colour) for grade in subtype.grades)
     label = escape(f"{name} score: {found.score} of {highest}, {found.severity}, {extent}")

@@ -38,7 +38,7 @@ from ..lungs.segmentation import segment_lungs
 from ..rendering import View, preview, three_planes
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
-from .uploads import Upload, private_folder, read_upload
+from .uploads import DAMAGED_ZIP, Upload, private_folder, read_upload
 from .volumes import levels, start_mm
 
 ENTITY = "scan"
@@ -255,7 +255,7 @@ def unpacked_output(archive: Upload) -> Iterator[Path]:
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     with opened.open(member) as stream:
                         (folder / path).write_bytes(stream.read(member.file_size))
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
+        except DAMAGED_ZIP as error:
             raise InputError("upload", f"the .zip cannot be unpacked ({type(error).__name__})", expected) from error
         yield folder
 

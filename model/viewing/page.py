@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from ..container.grand_challenge import RESULTS_FILE
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 WRONG_PASSWORD_SECONDS = 2.0
 _SCORED, _KEPT, _OPENED, _ADMITTED, _UPLOADERS = "scored", "kept", "opened", "admitted", "uploaders"
-_EXAMPLES = "examples"
+_EXAMPLES, _SCORING = "examples", "scoring"
 _EXAMPLE, _SMOOTHED_EXAMPLE = "example (simulated)", "example (simulated), smoothed"
 _ARCHIVE = "finished-zip"
 _OPEN_AT_ONCE = 3
@@ -207,6 +208,8 @@ def _scan_tab(options: PageOptions) -> None:
         st.session_state.pop(_SCORED, None)
         st.session_state.pop(_KEPT, None)
         st.session_state.pop(_EXAMPLES, None)
+        st.session_state.pop(_SCORING, None)
+        _drop([*ct_files, *mask_files])
         st.session_state[_UPLOADERS] = uploaders + 1  # fields of another key start without files
         st.rerun()
     example_case = example_files(options.example)
@@ -226,12 +229,22 @@ def _scan_tab(options: PageOptions) -> None:
     elif example:
         name, given = _EXAMPLE, example_case
     if given is not None:
+        st.session_state[_SCORING] = files
         with view:
-            case = _scored(options, *given)
+            try:
+                case = _scored(options, *given)
+            except Exception:  # unlike what Streamlit interrupts a page with, which is no Exception
+                del st.session_state[_SCORING]
+                raise
+        del st.session_state[_SCORING]
         scored = st.session_state[_SCORED] = ScoredUploads(files, name, _SHELF.hold(case))
         if _KEPT in st.session_state:
             st.session_state[SECOND] = f"{name} (scored)"
+    if scored is None and st.session_state.get(_SCORING) == files:
+        shown.warning("Scoring was interrupted because another control was used. Press Score again.")
+        return
     if scored is None:
+        st.session_state.pop(_SCORING, None)
         shown.info("Press Score to see the result of these files." if ct_files else "Choose a CT, or score the example.")
         return
     if scored.held.case is None:
@@ -244,6 +257,15 @@ def _scan_tab(options: PageOptions) -> None:
         show_answer(scored.held.case.result)
     with shown.container():
         show_case(scored.held.case, scored.name, f"scan-{scored.number}")
+
+
+def _drop(files: Sequence[UploadedFile]) -> None:
+    """Remove uploads from the server's memory: Streamlit keeps those of a field that is no longer drawn."""
+    context = get_script_run_ctx()
+    assert context is not None, "the page is drawn"
+    manager: Any = context.uploaded_file_mgr  # its class can remove files; the protocol that it is declared by cannot
+    for file in files:
+        manager.remove_file(context.session_id, file.file_id)
 
 
 def _identifiers(files: Sequence[UploadedFile]) -> tuple[str, ...]:

@@ -6,21 +6,35 @@ Files there are named after what they are, never after what the user called them
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
 from ..imaging.memory import available_memory
 from ..imaging.readers import FILE_SUFFIXES, Volume, read_volume
 
 SINGLE_FILES = tuple(suffix for suffix in FILE_SUFFIXES if suffix != ".mhd")  # .mhd names a second file
 FORMATS = f"one {', '.join(SINGLE_FILES)} file, or the DICOM files of one series (as they are, or in one .zip)"
+DAMAGED_ZIP = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+)
+"""What unpacking a .zip that is damaged or encrypted raises."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +89,38 @@ def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
     if len(uploads) == 1 and uploads[0].suffix == ".zip":
         _unpack(uploads[0].content, role, series)
         return series
-    suffixes = {upload.suffix for upload in uploads} - {".dcm", ".ima", ""}
+    uploads = [upload for upload in uploads if not _is_no_slice(upload.name)]
+    suffixes = {upload.suffix for upload in uploads} - {*DICOM_SUFFIXES, ".dicom", ""}
     other = sorted(suffix for suffix in suffixes if not suffix[1:].isdigit())  # many DICOM names end with a number
     if other:
         raise InputError(role, f"{len(uploads)} files of type {', '.join(other)}", FORMATS)
     for number, upload in enumerate(uploads):
-        (series / f"{number:05d}.dcm").write_bytes(upload.content)
+        (series / _slice_name(number, upload.name)).write_bytes(upload.content)
     return series
 
 
+def _is_no_slice(name: str) -> bool:
+    """Whether a file is passed over by its name, as in a folder: hidden, a DICOMDIR, or what macOS adds to archives."""
+    *folders, base = name.replace("\\", "/").split("/")
+    return base.startswith(".") or base.upper() == "DICOMDIR" or "__MACOSX" in folders
+
+
+def _slice_name(number: int, name: str) -> str:
+    """A name of our own. Only what is called DICOM keeps a suffix: without one, `read_series` passes over other files."""
+    return f"{number:05d}.dcm" if name.lower().endswith(DICOM_SUFFIXES) else f"{number:05d}"
+
+
 def _unpack(content: bytes, role: str, series: Path) -> None:
-    """Write the files of a .zip under names of our own, as far as they fit into the memory."""
+    """Write the files of a .zip that may be slices under names of our own, as far as they fit into the memory."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+            members = [file for file in archive.infolist() if not file.is_dir() and not _is_no_slice(file.filename)]
             size, free = sum(member.file_size for member in members), available_memory()
             if size > free // 2:
                 found = f"the .zip unpacks to {size / 2**30:.1f} GiB"
                 raise InputError(role, found, f"at most half of the {free / 2**30:.1f} GiB of memory that are free")
             for number, member in enumerate(members):
                 with archive.open(member) as stream:
-                    (series / f"{number:05d}.dcm").write_bytes(stream.read(member.file_size))
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-    ) as error:
+                    (series / _slice_name(number, member.filename)).write_bytes(stream.read(member.file_size))
+    except DAMAGED_ZIP as error:
         raise InputError(role, f"the .zip cannot be unpacked ({type(error).__name__})", FORMATS) from error

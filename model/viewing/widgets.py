@@ -18,7 +18,7 @@ from .uploads import Upload
 
 def as_text(name: str) -> str:
     """A user's text for Streamlit's Markdown, which shows it letter by letter."""
-    return re.sub(r"([^\w\s])", r"\\\1", name)
+    return re.sub(r"([^\w\s]|_)", r"\\\1", name)
 
 
 def uploads(files: Sequence[UploadedFile]) -> list[Upload]:

@@ -69,6 +69,16 @@ def test_dicom_files_tell_their_patients_who_are_not_named(tmp_path: Path) -> No
     assert not any("ID" in patient or "DOE" in patient for patient in patients)
 
 
+def test_dicom_files_are_found_whatever_their_names(tmp_path: Path) -> None:
+    names = ("1.2.840.113619.2.55.12345", "IM.0001", "slice.dicom", "slice.v2")
+    for label, name in zip(CLASSES, names, strict=True):
+        (tmp_path / label).mkdir()
+        write_dicom(tmp_path / label / "slice.dcm", chest().astype(np.int16)).rename(tmp_path / label / name)
+        (tmp_path / label / "notes.txt").write_text("no slice")
+    files = read_slices(tmp_path).files
+    assert files == tuple(f"{label}/{name}" for label, name in zip(CLASSES, names, strict=True))
+
+
 @pytest.mark.parametrize("state", range(5))
 def test_both_splits_set_a_fifth_of_each_class_aside(state: int) -> None:
     slices = cohort(patients=14, slices_each=8)

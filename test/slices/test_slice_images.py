@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,12 @@ def test_a_dicom_slice_is_read_in_hounsfield_units_and_shown_through_a_window(tm
     np.testing.assert_array_equal(as_picture(level, Window(-900, 300))[..., 2], Window(-900, 300).grey(HOUNSFIELD))
 
 
+@pytest.mark.parametrize("name", ["1.2.840.113619.2.55.12345", "IM.0001", "IM0001", "slice.dicom", "slice.v2", "slice.IMA"])
+def test_a_dicom_slice_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    write_dicom(tmp_path / "slice.dcm", HOUNSFIELD).rename(tmp_path / name)
+    np.testing.assert_array_equal(read_slice(tmp_path / name), HOUNSFIELD)
+
+
 def test_grey_pictures_are_calibrated_and_colours_refused() -> None:
     hounsfield = chest()
     grey = LUNG_WINDOW.grey(hounsfield)
@@ -100,6 +108,7 @@ def test_slices_of_a_volume_are_counted_from_the_base(tmp_path: Path, orientatio
     level = read_slice(tmp_path / "ct.nii.gz", number=2)
     assert level[5, 5] == -900
     assert level[0, 0] == 150
+    assert level.base is None, "it does not keep the whole volume"
 
 
 def test_what_is_no_slice_is_refused_in_one_line_by_name(tmp_path: Path) -> None:
@@ -123,3 +132,39 @@ def test_what_is_no_slice_is_refused_in_one_line_by_name(tmp_path: Path) -> None
         with pytest.raises(InputError, match=re.escape(f"{name}: {message}")) as refusal:
             read_slice(tmp_path / name, number)
         assert "\n" not in str(refusal.value)
+
+
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (8193, 8)).save(tmp_path / "wide.png")
+    Image.new("1", (13300, 13300)).save(tmp_path / "large.png")
+    Image.new("1", (8192, 8)).save(tmp_path / "most.png")
+    assert read_slice(tmp_path / "most.png").shape == (8, 8192, 3)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("it is loaded"))
+    for name, size in (("wide.png", "8193 x 8"), ("large.png", "13300 x 13300")):
+        with pytest.raises(InputError, match=f"a picture of {size} pixels; expected at most 8192 pixels a side"):
+            read_slice(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "BMP", "TIFF"])
+def test_only_png_and_jpeg_are_opened_whatever_a_file_is_called(tmp_path: Path, kind: str) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "slice.png", kind)
+    with pytest.raises(InputError, match=r"slice\.png: not a picture that can be read \(cannot identify"):
+        read_slice(tmp_path / "slice.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_picture_is_turned_as_its_orientation_says(tmp_path: Path, suffix: str) -> None:
+    upright = np.zeros((40, 24), np.uint8)
+    upright[:16] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row of the file is the right side of the picture: EXIF 2.3, table 4.6.4
+    Image.fromarray(np.rot90(upright)).save(tmp_path / f"slice{suffix}", exif=exif)
+    np.testing.assert_allclose(read_slice(tmp_path / f"slice{suffix}")[..., 0], upright, atol=30)
+
+
+def test_a_dicom_file_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD).rename(tmp_path / "slice\udcff.dcm")
+    code = "import os, sys; from model.slices.images import read_slice; read_slice(os.fsdecode(os.fsencode(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, "it would be negative, had the library ended the process"
+    assert r"slice\udcff.dcm: the name is not valid UTF-8; expected a name in UTF-8" in done.stderr

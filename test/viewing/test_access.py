@@ -100,3 +100,13 @@ def test_options_that_the_viewer_cannot_start_with_are_refused_in_one_line(
         assert out == ""
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_the_password_file_is_read_once_and_without_the_mark_that_editors_put_first(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(b"\xef\xbb\xbf" + f"{PASSWORD}\r\nnotes\n".encode())
+    options = viewer.build_parser().parse_args(["--password-file", str(file)])
+    assert viewer.access_of(options).admits(PASSWORD)
+    file.unlink()
+    assert viewer.access_of(options).admits(PASSWORD), "as the page asks for it at each view"

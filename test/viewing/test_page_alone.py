@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.scriptrunner import StopException
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from streamlit.testing.v1 import AppTest
 
+from model.errors import InputError
 from model.viewing import page
 from model.viewing.access import Access
 from model.viewing.page import PageOptions
@@ -85,3 +89,75 @@ def test_a_result_that_made_room_for_another_is_not_shown_and_its_page_says_so(
     first.run()
     assert not headings(first)
     assert any("removed to make room" in info.value for info in first.info)
+
+
+def test_forget_removes_the_files_of_both_fields_from_the_servers_memory(
+    options: PageOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_file = MemoryUploadedFileManager.add_file
+    managers = set()
+
+    def noted(manager: MemoryUploadedFileManager, session_id: str, file: UploadedFileRec) -> None:
+        managers.add(manager)
+        add_file(manager, session_id, file)
+
+    shown = opened(options)
+    ct, mask = shown.file_uploader[:2]
+    ct.upload("ct.mha", b"voxels")
+    ct.upload("more.mha", b"voxels")
+    mask.upload("mask.mha", b"lungs")
+    shown.run()
+    assert len(shown.file_uploader[0].value) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryUploadedFileManager, "add_file", noted)
+        press(shown, "Forget")
+    (manager,) = managers
+    assert not any(manager.file_storage.values())
+    assert not shown.file_uploader[0].value
+
+
+INTERRUPTED = "Scoring was interrupted because another control was used. Press Score again."
+
+
+def test_scoring_that_another_control_interrupts_says_so_until_it_is_repeated(
+    options: PageOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise StopException  # what Streamlit ends a page with that it draws anew
+
+    shown = opened(options)
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "score_uploads", interrupted)
+        press(shown, "Score the example")
+    for _ in range(2):
+        shown.run()
+        assert [warning.value for warning in shown.warning] == [INTERRUPTED]
+    press(shown, "Score the example")
+    assert headings(shown)
+    assert not shown.warning
+    shown.run()
+    assert headings(shown)
+    assert not shown.warning
+
+
+def test_scoring_that_failed_was_not_interrupted(options: PageOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise InputError("CT", "no scan", "a scan")
+
+    monkeypatch.setattr(page, "score_uploads", refused)
+    shown = press(opened(options), "Score the example")
+    assert [error.value for error in shown.error if "CT" in error.value] == ["CT: no scan; expected a scan"]
+    shown.run()
+    assert INTERRUPTED not in [warning.value for warning in shown.warning]
+
+
+def test_other_files_were_not_interrupted(options: PageOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise StopException
+
+    monkeypatch.setattr(page, "score_uploads", interrupted)
+    shown = press(opened(options), "Score the example")
+    shown.file_uploader[0].upload("ct.mha", b"voxels")
+    shown.run()
+    assert not shown.warning
+    assert any("Press Score to see the result" in info.value for info in shown.info)

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from model.errors import InputError
 from model.viewing import uploads
+from model.viewing.case import unpacked_output
 from model.viewing.uploads import Upload, private_folder, read_upload
 from test.phantom import Phantom
 
@@ -77,6 +78,55 @@ def test_a_dicom_series_is_read_from_its_files_or_a_zip(phantom: Phantom, tmp_pa
     np.testing.assert_array_equal(sitk.GetArrayFromImage(volume.image), phantom.hounsfield[:5])
     assert not list(temporary.iterdir())
     assert not any((folder / NAME).exists() for folder in (temporary, tmp_path, tmp_path.parent)), "it was unpacked elsewhere"
+
+
+BESIDE = {
+    f"__MACOSX/{NAME}/._0": b"\0\5\x16\7",
+    f"{NAME}/.DS_Store": b"\0\0\0\1Bud1",
+    f"{NAME}/README.txt": b"text",
+    f"{NAME}/DICOMDIR": b"\0" * 128 + b"DICM",
+}
+"""What archives of DICOM files hold beside them."""
+
+
+@pytest.mark.parametrize("how", ["files", "zip"])
+def test_what_lies_beside_the_files_of_a_series_is_passed_over(phantom: Phantom, tmp_path: Path, how: str) -> None:
+    files = dicom_series(phantom.images()[0][:, :, :5], tmp_path)
+    files[0] = Upload(f"{NAME}.dcm", files[0].content)
+    if how == "zip":
+        uploaded = [zipped([*(Upload(name, content) for name, content in BESIDE.items()), *files])]
+    else:
+        names = {Path(name).name: content for name, content in BESIDE.items() if "README" not in name}
+        uploaded = [*(Upload(name, content) for name, content in names.items()), *files]
+    volume = read_upload(uploaded, "CT")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(volume.image), phantom.hounsfield[:5])
+
+
+def test_a_file_that_is_called_dicom_and_is_none_is_refused(phantom: Phantom, tmp_path: Path) -> None:
+    files = dicom_series(phantom.images()[0][:, :, :3], tmp_path)
+    with pytest.raises(InputError, match=r"CT/00003\.dcm: not a DICOM file"):
+        read_upload([zipped([*files, Upload("broken.DCM", b"text")])], "CT")
+
+
+def damaged_zip(name: str, kind: int) -> Upload:
+    """A .zip of one file whose compressed bytes are overwritten."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
+        archive.writestr(name, np.random.default_rng(0).bytes(5000))
+    content = bytearray(buffer.getvalue())
+    content[30 + len(name) : 30 + len(name) + 200] = b"\xff" * 200  # behind the local header
+    return Upload(f"{NAME}.zip", bytes(content))
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED])
+def test_a_damaged_zip_is_refused_however_it_is_compressed(kind: int) -> None:
+    with pytest.raises(InputError, match=r"^CT: the \.zip cannot be unpacked"):
+        read_upload([damaged_zip("1.dcm", kind)], "CT")
+    with (
+        pytest.raises(InputError, match=r"^upload: the \.zip cannot be unpacked"),
+        unpacked_output(damaged_zip("results.json", kind)),
+    ):
+        pass
 
 
 def test_the_folder_is_private_and_goes_whatever_happens(temporary: Path) -> None:
