@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ FLOATING_POINT = "bf16"
 
 
 class EightBitRuntime:
-    """An 8-bit network, compiled for this CPU.
+    """An 8-bit network, compiled for this CPU. Threads may share it; it computes one image at a time.
 
     Args:
         bundle: from `model.weights.read_eight_bit`.
@@ -39,6 +40,7 @@ class EightBitRuntime:
         try:
             self._compiled = compiled(openvino.Core().read_model(bundle.model, bundle.weights), threads)
             self._offsets = bundle.offsets
+            self._one_at_a_time = threading.Lock()
         except RuntimeError as error:
             reason = printable(str(error).strip().splitlines()[-1])
             raise InputError("the 8-bit network", f"OpenVINO cannot use it ({reason})", "one of this version") from error
@@ -49,7 +51,9 @@ class EightBitRuntime:
 
     def __call__(self, image: Tensor) -> DenseLogits:
         """Dense logits, float32, of an image of 1 x 1 x Z x Y x X."""
-        both = torch.from_numpy(self._compiled(image.numpy())[0]).split(1, dim=1)
+        with self._one_at_a_time:  # all calls go through one inference request of OpenVINO, which holds one output
+            output = self._compiled(image.numpy())[0]  # a copy
+        both = torch.from_numpy(output).split(1, dim=1)
         return DenseLogits(*(logits + offset for logits, offset in zip(both, self._offsets, strict=True)))
 
 

@@ -44,6 +44,18 @@ class Subtype:
             raise ValueError(f"{self.name} percentage is {percentage}, expected a number from 0 to 100")
         return next(grade for grade in reversed(self.grades) if percentage >= grade.lower)
 
+    def percentage_text(self, percentage: float) -> str:
+        """Return `percentage` (0 to 100, in percent of the lung) as text, to be shown beside its score.
+
+        It has one decimal, or as many more as keep the number in its grade: 4.97, which is graded below 5, is not shown as 5.0.
+
+        Raises:
+            ValueError: as `grade` does.
+        """
+        grade = self.grade(percentage)
+        texts = (*(f"{percentage:.{decimals}f}" for decimals in range(1, 17)), str(percentage))
+        return next(text for text in texts if self.grade(float(text)) == grade)
+
     def score(self, percentage: float) -> int:
         """Return the visual score for `percentage` of the lung (0 to 100, in percent); raises as `grade` does."""
         return self.grade(percentage).score

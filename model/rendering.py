@@ -249,8 +249,7 @@ def _framed(
     height = heading + tiles.height + scores + legend.height + _LINE * len(lines) + _MARGIN
     picture = Image.new("RGB", (tiles.width, height), "black")
     draw = ImageDraw.Draw(picture)
-    heading_text = name if len(name) <= characters else f"{name[: characters - 3]}..."
-    draw.text((_MARGIN, 15), heading_text or "case", "white", _font(18), anchor="lm")
+    draw.text((_MARGIN, 15), _shortened(name, tiles.width - 2 * _MARGIN, _font(18)) or "case", "white", _font(18), anchor="lm")
     picture.paste(tiles, (0, heading))
     top = heading + tiles.height
     for caption, colour in captions:
@@ -262,6 +261,17 @@ def _framed(
         draw.text((_MARGIN, top), line, colour, _font(14))
         top += _LINE
     return picture
+
+
+def _shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """A text, or as much of its beginning as `width` pixels hold, with dots behind it."""
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    if draw.textlength(text, font) <= width:
+        return text
+    kept = len(text)
+    while kept and draw.textlength(f"{text[:kept]}...", font) > width:
+        kept -= 1
+    return f"{text[:kept]}..."
 
 
 def _warning_lines(warnings: Sequence[str], characters: int) -> list[str]:
@@ -312,7 +322,7 @@ def _text_key(text: str, line: Colour | None, left: int = 0) -> Image.Image:
 
 
 def _caption(finding: Finding) -> str:
-    extent = "" if finding.percentage is None else f", {finding.percentage:.1f} % of the lung"
+    extent = "" if finding.percentage is None else f", {finding.subtype.percentage_text(finding.percentage)} % of the lung"
     return f"{finding.subtype.name.capitalize()}: {finding.score} ({finding.severity}){extent}"
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -80,8 +81,8 @@ class Subtyping:
         paraseptal: likewise.
         regions: those that the findings' `region_percentages` speak of.
         quality: noise, sharpness and voxels of the scan.
-        warnings: about the mask (see `model.lungs.plausibility`), the image quality (see `model.lungs.quality`) and the run,
-            one sentence each; those about the files are in `Scan.warnings`.
+        warnings: about the mask (see `model.lungs.plausibility` and `model.lungs.regions`), the image quality (see
+            `model.lungs.quality`) and the run, one sentence each; those about the files are in `Scan.warnings`.
     """
 
     centrilobular: Finding
@@ -115,6 +116,8 @@ class EmphysemaSubtyper:
     def __init__(
         self, bundle: Bundle | EightBitBundle, device: DeviceName = "auto", precision: InferencePrecisionName = "auto"
     ) -> None:
+        _check_choice("device", device, DeviceName)
+        _check_choice("precision", precision, InferencePrecisionName)
         self.metadata = bundle.metadata
         self.bundle_sha256 = bundle.sha256
         self._profile = bundle.metadata.preprocessing
@@ -164,8 +167,9 @@ class EmphysemaSubtyper:
                 a CPU. `int8` takes the bundle's 8-bit network, on the CPU.
 
         Raises:
-            InputError: the bundle is missing, damaged or of another kind, or the device cannot be had; for `int8`, the bundle
-                has no such network, OpenVINO is not installed, or a GPU is asked for.
+            InputError: the bundle is missing, damaged or of another kind; device or precision is none of those above, or the
+                device cannot be had; for `int8`, the bundle has no such network, OpenVINO is not installed, or a GPU is asked
+                for.
         """
         return cls(read_eight_bit(path) if precision == "int8" else read_bundle(path), device, precision)
 
@@ -175,7 +179,11 @@ class EmphysemaSubtyper:
         Args:
             scan: a CT and its lung mask.
             map_type: type of the activation maps: uint8 (255 is activation 1, rounded) or float32 (0 to 1).
+
+        Raises:
+            InputError: another type of map, or as `logits`.
         """
+        _check_choice("map_type", map_type, MapType)
         with timed(Stage.PLAUSIBILITY):
             warnings = mask_warnings(MaskFigures.of(scan))
         with timed(Stage.QUALITY):
@@ -183,6 +191,7 @@ class EmphysemaSubtyper:
             warnings += quality_warnings(quality, self.metadata.validated_range)
         with timed(Stage.REGIONS):
             regions = Regions.of(scan)
+            warnings += regions.warnings
         with timed(Stage.PREPARE):
             prepared = prepare(scan, regions, self._profile)
         with timed(Stage.NETWORK):
@@ -313,12 +322,19 @@ def place_network(network: EmphysemaNetwork, device: torch.device, precision: to
     network.head.to(device)
 
 
+def _check_choice(option: str, value: object, choices: Any) -> None:
+    """Raise `InputError` where an option is none of the values of a `Literal`."""
+    if value not in get_args(choices):
+        raise InputError(option, f"it is {value!r}", f"one of {', '.join(get_args(choices))}")
+
+
 def choose_device(name: DeviceName) -> tuple[torch.device, tuple[str, ...]]:
     """Return the device to run on, and why a GPU that is there is not taken.
 
     Raises:
-        InputError: `cuda` is asked for and cannot be used.
+        InputError: the name is unknown, or `cuda` is asked for and cannot be used.
     """
+    _check_choice("device", name, DeviceName)
     if name == "cpu":
         return torch.device("cpu"), ()
     reason = _why_no_cuda()
@@ -347,7 +363,12 @@ def _why_no_cuda() -> str | None:
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
-    """Return the type to compute in; `auto` takes bfloat16 where it is native, else float16 on a GPU and float32 on a CPU."""
+    """Return the type to compute in; `auto` takes bfloat16 where it is native, else float16 on a GPU and float32 on a CPU.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    _check_choice("precision", name, PrecisionName)
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type == "cuda":

@@ -16,9 +16,11 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import pickle
 import re
 import sys
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -45,6 +47,12 @@ EIGHT_BIT_FILES = ("int8.xml", "int8.bin")
 
 EXPECTED_BUNDLE = f"a weight bundle: a folder with {METADATA_FILE} and the .safetensors files that it lists"
 EXPECTED_CHECKPOINT = "a state dict or Lightning checkpoint of a released network"
+
+TEXTS = ("name", "origin", "trained_on", "licence", "source_sha256")
+"""The fields of `BundleMetadata` that are one line of text."""
+
+NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of Unicode that are none: control characters, surrogates (no UTF-8), separators of lines and of paragraphs."""
 
 QUANTIZE = module_command("training.quantize")
 
@@ -87,7 +95,7 @@ class BundleMetadata:
     map_placement: MapPlacement = "corners"
 
     def __post_init__(self) -> None:
-        for name in ("name", "origin", "trained_on", "licence", "source_sha256"):
+        for name in TEXTS:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "source_sha256" and value is None):
                 raise ValueError(f"{name} is {type(value).__name__}, expected text")
@@ -148,8 +156,8 @@ def locate_bundle(*places: Path | str) -> Path:
         InputError: that place holds no bundle or several, or there is no such place.
     """
     for place in map(Path, places):
-        recover(place)
         try:
+            recover(place)
             if place.is_file():
                 raise InputError(place, "a file", EXPECTED_BUNDLE)
             if not place.is_dir() or not any(place.iterdir()):
@@ -189,7 +197,7 @@ def read_bundle(folder: Path | str) -> Bundle:
     for name, digest in document["files"].items():
         try:
             state.update(load(_verified_content(folder, name, digest)))
-        except SafetensorError as error:
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a type that torch lacks
             raise InputError(folder / name, f"not a safetensors file ({error})", EXPECTED_BUNDLE) from error
     with torch.device("meta"):
         network = build_network(metadata.network)
@@ -216,7 +224,7 @@ def read_eight_bit(folder: Path | str) -> EightBitBundle:
     try:
         model, weights = (document["files"][name] for name in EIGHT_BIT_FILES)
         centrilobular, paraseptal = map(float, document["offsets"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise InputError(folder / METADATA_FILE, f"the field int8 is wrong ({error})", EXPECTED_BUNDLE) from error
     return EightBitBundle(
         metadata,
@@ -233,12 +241,20 @@ def write_bundle(
 ) -> None:
     """Write a bundle as a new folder, whole or not at all; tensor files stay under 60 MB.
 
+    Line breaks, control characters and what is no UTF-8 are escaped in the texts of the metadata.
+
     Raises:
-        InputError: the folder exists and is no bundle.
+        InputError: the folder exists and is no bundle, or holds other files than a bundle's.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / METADATA_FILE).is_file():
-        raise InputError(folder, "it exists and is no bundle", "a new folder, or a bundle to replace")
+    if folder.exists():
+        if not (folder / METADATA_FILE).is_file():
+            raise InputError(folder, "it exists and is no bundle", "a new folder, or a bundle to replace")
+        others = sorted(path.name for path in folder.iterdir() if not _is_of_a_bundle(path.name))
+        if others:
+            raise InputError(
+                folder, f"it holds files that are not a bundle's ({', '.join(others[:5])})", "a bundle alone to replace"
+            )
     with whole_folder(folder) as partial:
         shards = _shards(network.state_dict())
         files = {}
@@ -248,6 +264,7 @@ def write_bundle(
             path.write_bytes(content)  # safetensors' own save_file would make it readable for its owner alone
             files[path.name] = hashlib.sha256(content).hexdigest()
         document = {"format": FORMAT, **asdict(metadata), "files": files}
+        document |= {name: _one_line(document[name]) for name in TEXTS if document[name] is not None}
         if metadata.input_shape == PAPER_INPUT_SHAPE:
             del document["input_shape"]
         if not metadata.validated_range:
@@ -261,6 +278,16 @@ def write_bundle(
                 digests[name] = hashlib.sha256(content).hexdigest()
             document["int8"] = {"files": digests, "offsets": eight_bit.offsets, **eight_bit.record}
         (partial / METADATA_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _one_line(text: str) -> str:
+    r"""Escape `NOT_TEXT`, which a name given on a command line may hold (a line break as `\n`)."""
+    return "".join(repr(character)[1:-1] if unicodedata.category(character) in NOT_TEXT else character for character in text)
+
+
+def _is_of_a_bundle(name: str) -> bool:
+    """Whether a file's name is one of a bundle's, or hidden."""
+    return name in (METADATA_FILE, *EIGHT_BIT_FILES) or name.endswith(".safetensors") or name.startswith(".")
 
 
 def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None) -> tuple[EmphysemaNetwork, BundleMetadata]:
@@ -369,9 +396,9 @@ def _metadata_document(folder: Path) -> dict[str, Any]:
 
 def _verified_content(folder: Path, name: str, digest: str) -> bytes:
     path = folder / name
-    if Path(name).name != name or not path.is_file():
-        raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
     try:
+        if Path(name).name != name or not path.is_file():
+            raise InputError(path, "a file of the bundle is missing", EXPECTED_BUNDLE)
         content = path.read_bytes()
     except OSError as error:
         raise InputError(path, f"the file cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
@@ -394,9 +421,12 @@ def _parsed_metadata(folder: Path, document: dict[str, Any]) -> BundleMetadata:
         if "validated_range" in values:
             values["validated_range"] = {name: (low, high) for name, (low, high) in values["validated_range"].items()}
         metadata = BundleMetadata(**values)
+        for name in TEXTS:
+            if name in values and values[name] is not None and _one_line(values[name]) != values[name]:
+                raise ValueError(f"{name} is {values[name]!a}, expected one line without control characters, in UTF-8")
         if not all(isinstance(digest, str) for digest in document["files"].values()):
             raise ValueError("files are not listed with their sha256")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(folder / METADATA_FILE, f"a field is missing or wrong ({error})", EXPECTED_BUNDLE) from error
     return metadata
 
@@ -505,12 +535,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         match options.command:
             case "convert":
+                if Path(os.path.realpath(options.checkpoint)).is_relative_to(os.path.realpath(options.bundle)):
+                    found = f"it lies in {options.bundle}, which would be replaced"
+                    raise InputError(options.checkpoint, found, "a checkpoint outside of the bundle")
                 network, metadata = convert_checkpoint(options.checkpoint, trained_on=options.trained_on)
                 write_bundle(options.bundle, network, metadata)
-                print(f"{options.bundle}: {metadata.origin}")
+                print(printable(f"{options.bundle}: {metadata.origin}"))
             case "untrained":
                 write_bundle(options.bundle, *untrained_bundle(options.base_width, options.seed))
-                print(f"{options.bundle}: untrained, outputs carry no meaning")
+                print(printable(f"{options.bundle}: untrained, outputs carry no meaning"))
             case "show":
                 folder = locate_bundle(options.bundle)
                 read_metadata(folder)
@@ -519,7 +552,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bundle = read_bundle(options.bundle)
                 if has_eight_bit(options.bundle):
                     read_eight_bit(options.bundle)
-                print(f"{options.bundle}: {bundle.metadata.name} is whole, sha256 {bundle.sha256}")
+                print(printable(f"{options.bundle}: {bundle.metadata.name} is whole, sha256 {bundle.sha256}"))
     except (InputError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -51,3 +51,21 @@ def test_intervals_cover_0_to_100_without_gap_or_overlap(subtype: Subtype) -> No
 def test_a_percentage_outside_0_to_100_is_refused(percentage: float) -> None:
     with pytest.raises(ValueError, match="expected a number from 0 to 100"):
         CENTRILOBULAR.score(percentage)
+
+
+@pytest.mark.parametrize(
+    ("subtype", "percentage", "text"),
+    [
+        (CENTRILOBULAR, 4.9712, "4.97"),
+        (CENTRILOBULAR, 4.99996, "4.99996"),
+        (CENTRILOBULAR, 5.0412, "5.0"),
+        (CENTRILOBULAR, 3.96, "4.0"),
+        (CENTRILOBULAR, math.nextafter(30, 0), "29.999999999999996"),
+        (CENTRILOBULAR, 99.97, "100.0"),
+        (PARASEPTAL, 0.9601, "0.96"),
+        (PARASEPTAL, 9.96, "10.0"),
+        (PARASEPTAL, 0.0, "0.0"),
+    ],
+)
+def test_a_percentage_is_shown_with_the_decimals_that_its_grade_needs(subtype: Subtype, percentage: float, text: str) -> None:
+    assert subtype.percentage_text(percentage) == text

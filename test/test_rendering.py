@@ -17,6 +17,7 @@ from model.rendering import (
     OPACITY,
     WARNING_COLOUR,
     View,
+    _caption,
     contour,
     grey_levels,
     most_affected_levels,
@@ -121,6 +122,18 @@ def test_a_name_that_is_too_long_for_the_preview_is_cut_off(phantom: Phantom) ->
     bright = [int((heading > 128).any(axis=2).any(axis=0).sum()) for heading in headings]
     assert min(bright[:2]) > 4 * bright[2]
     assert not np.array_equal(headings[0], headings[1])
+
+
+def test_a_long_name_in_wide_letters_ends_before_the_edge_of_the_preview(phantom: Phantom) -> None:
+    scan = Scan.from_images(*phantom.images())
+    heading = picture_of(preview(scan, result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs), 160 * "W", "nothing"))[:30]
+    columns = np.flatnonzero((heading > 128).any(axis=(0, 2)))
+    assert heading.shape[1] - 40 < columns.max() < heading.shape[1] - 10
+
+
+def test_the_preview_shows_no_percentage_of_another_grade() -> None:
+    found = finding(CENTRILOBULAR, 1, 4.9712, np.zeros((1, 1, 1)))
+    assert _caption(found) == "Centrilobular: 1 (trace), 4.97 % of the lung"
 
 
 def test_warnings_are_in_the_preview(phantom: Phantom) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -70,6 +70,28 @@ def test_a_bundle_says_where_its_maps_lie_and_its_percentages_do_not_depend_on_i
     voxel = np.array([side.stop - side.start for side in scan.lung_box()]) / HALF_INPUT  # of the input, in voxels of the scan
     assert np.abs(found["even"][1] / voxel).max() < 0.5
     assert (found["corners"][1] / voxel).max() > 0.5
+
+
+@pytest.mark.parametrize("option", [{"device": "cuda:0"}, {"device": "gpu"}, {"precision": "half"}])
+def test_an_unknown_device_or_precision_is_refused(bundle: Path, option: dict[str, Any]) -> None:
+    (name, value), *_ = option.items()
+    with pytest.raises(InputError, match=f"{name}: it is '{value}'; expected one of auto, "):
+        EmphysemaSubtyper.from_bundle(bundle, **option)
+    with pytest.raises(InputError, match="precision: it is 'half'; expected one of auto, float32"):
+        choose_precision("half", torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_an_unknown_type_of_map_is_refused(bundle: Path, scan: Scan) -> None:
+    with pytest.raises(InputError, match="map_type: it is 'int8'; expected one of uint8, float32"):
+        EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32").predict(scan, "int8")  # type: ignore[arg-type]
+
+
+def test_a_mask_of_lobes_with_a_stray_label_gives_a_warning(bundle: Path, lesioned: Phantom) -> None:
+    lungs = lesioned.lungs.copy()
+    lungs[tuple(np.argwhere(lungs == 1)[500])] = 6
+    odd = Scan.from_images(*dataclasses.replace(lesioned, lungs=lungs).images(), lobes=True)
+    warnings = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32").predict(odd).warnings
+    assert "the mask of lobes has other labels than 1 to 5 (6): lobes are not reported" in warnings
 
 
 def test_a_float32_map_is_the_uint8_map_before_rounding(bundle: Path, scan: Scan) -> None:

@@ -233,6 +233,55 @@ def test_writing_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "precious"]
 
 
+def test_a_checkpoint_inside_the_bundle_that_it_would_replace_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    checkpoint = folder / "mine.ckpt"
+    torch.save(released_state(), checkpoint)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["convert", str(checkpoint), str(folder)]) == 2
+    assert f"mine.ckpt: it lies in {folder}, which would be replaced" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_bundle_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"it holds files that are not a bundle's \(notes\.txt\)"):
+        write_dark_detector(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_whose_name_is_not_utf_8_becomes_a_bundle_that_can_be_read(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "poumon-\udce9\n.ckpt"
+    torch.save(released_state(), checkpoint)
+    assert main(["convert", str(checkpoint), str(tmp_path / "bundle")]) == 0
+    assert read_bundle(tmp_path / "bundle").metadata.name == "poumon-\\udce9\\n"
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    for place in (tmp_path / (300 * "a"), tmp_path / (300 * "a") / "bundle"):
+        with pytest.raises(InputError, match=r"weight bundle"):
+            read_bundle(place)
+
+
+def test_an_8_bit_network_with_a_number_beyond_floating_point_is_refused(tmp_path: Path) -> None:
+    folder = write_dark_detector(tmp_path / "bundle")
+    edit_metadata(folder, int8={"files": {"int8.xml": "0", "int8.bin": "0"}, "offsets": [10**400, 0]})
+    with pytest.raises(InputError, match="the field int8 is wrong"):
+        read_eight_bit(folder)
+
+
+def with_four_bit_tensor(folder: Path) -> None:
+    """A valid file of safetensors, of a type that torch's loader does not know."""
+    header = json.dumps({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    path = next(folder.glob("*.safetensors"))
+    path.write_bytes(content)
+    edit_metadata(folder, files={path.name: hashlib.sha256(content).hexdigest()})
+
+
 def damage_tensors(folder: Path) -> None:
     path = next(folder.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
@@ -294,6 +343,11 @@ def edit_metadata(folder: Path, **changes: Any) -> None:
             "misshapen tensors: backbone.conv1.weight",
         ),
         (lambda folder: edit_metadata(folder, files={"../elsewhere.safetensors": "0"}), "a file of the bundle is missing"),
+        (lambda folder: edit_metadata(folder, files={300 * "a": "0"}), "the file cannot be read"),
+        (lambda folder: edit_metadata(folder, validated_range={"noise_hu": [0, 10**400]}), "a field is missing or wrong"),
+        (lambda folder: edit_metadata(folder, name="a\ud800"), r"name is 'a\\ud800', expected one line"),
+        (lambda folder: edit_metadata(folder, trained_on="a\n\x1b[31m"), r"trained_on is 'a\\n\\x1b\[31m', expected one line"),
+        (with_four_bit_tensor, "not a safetensors file"),
     ],
 )
 def test_a_bundle_that_is_damaged_or_of_another_kind_is_refused(tmp_path: Path, change: Any, message: str) -> None:

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 from .. import DISCLAIMER, __version__
 from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
 from ..errors import InputError, printable, unexpected
-from ..fleischner import SUBTYPES
+from ..fleischner import SUBTYPES, Subtype
 from ..imaging.native import print_error
 from ..stages import Stage, observed_by, timed
 from . import grand_challenge
@@ -50,7 +50,7 @@ def summary(results: list[CaseResult], seconds: float, output: Path) -> str:
         if result.metrics is None:
             lines.append(f"{entity:<24} not scored: {result.error_messages[0]}")
             continue
-        cells = [_summary_cell(result.metrics.of(subtype)) for subtype in SUBTYPES]
+        cells = [_summary_cell(subtype, result.metrics.of(subtype)) for subtype in SUBTYPES]
         laa950 = f"{result.metrics.laa950_percentage:.1f} %"
         lines.append(f"{entity:<24} {cells[0]:<32} {cells[1]:<26} {laa950:>8}")
     provenance = next((result.provenance for result in results if result.provenance), None)
@@ -61,8 +61,8 @@ def summary(results: list[CaseResult], seconds: float, output: Path) -> str:
     return "\n".join(lines)
 
 
-def _summary_cell(found: SubtypeScore) -> str:
-    extent = "" if found.percentage is None else f", {found.percentage:.1f} %"
+def _summary_cell(subtype: Subtype, found: SubtypeScore) -> str:
+    extent = "" if found.percentage is None else f", {subtype.percentage_text(found.percentage)} %"
     return f"{found.score} {found.severity}{extent}"
 
 

@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .. import DISCLAIMER
-from ..fleischner import SUBTYPES, Subtype
+from ..fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype
 from ..rendering import COLOURS, Colour, without_commands
 from .results import CaseResult, SubtypeScore
 
@@ -102,7 +102,7 @@ def report_page(result: CaseResult, slices: bytes) -> tuple[bytes, str]:
 
 
 def _scale(subtype: Subtype, found: SubtypeScore) -> Scale:
-    extent = "" if found.percentage is None else f", {found.percentage:.1f} % of the lung"
+    extent = "" if found.percentage is None else f", {subtype.percentage_text(found.percentage)} % of the lung"
     grades = tuple(
         Grade(f"{grade.score} {grade.severity}", f"{grade.lower:.0f} to {grade.upper:.0f} %", grade.score == found.score)
         for grade in subtype.grades
@@ -112,8 +112,11 @@ def _scale(subtype: Subtype, found: SubtypeScore) -> Scale:
 
 
 def _row(name: str, volume: int, cle: float | None, pse: float | None, laa950: float, perc15: int) -> tuple[str, ...]:
-    percentages = ("not available" if value is None else f"{value:.1f}" for value in (cle, pse, laa950))
-    return (name, str(volume), *percentages, str(perc15))
+    extents = (
+        "not available" if value is None else subtype.percentage_text(value)
+        for subtype, value in ((CENTRILOBULAR, cle), (PARASEPTAL, pse))
+    )
+    return (name, str(volume), *extents, f"{laa950:.1f}", str(perc15))
 
 
 def _notes(result: CaseResult) -> list[str]:
@@ -191,6 +194,8 @@ def _pale(colour: Colour) -> Colour:
 
 
 _POINTS_PER_MM = 72 / 25.4
+_SCALE_POINTS = 7.5
+"""Size of letters at which the longest name of a score fits into its field, in bold."""
 
 
 def _pdf(page: Page) -> bytes:
@@ -254,8 +259,10 @@ def _pdf_scale(scale: Scale, width: float) -> Table:
     style: list[tuple[Any, ...]] = [
         ("GRID", (0, 0), (-1, -1), 0.5, Color(0.7, 0.7, 0.7)),
         ("ALIGN", (0, 0), (-1, -1), "CENTER"),
-        ("FONT", (0, 0), (-1, -1), "Helvetica", 8),
+        ("FONT", (0, 0), (-1, -1), "Helvetica", _SCALE_POINTS),
         ("LEADING", (0, 0), (-1, -1), 10),
+        ("LEFTPADDING", (0, 0), (-1, -1), 2),
+        ("RIGHTPADDING", (0, 0), (-1, -1), 2),
     ]
     for column, grade in enumerate(scale.grades):
         if grade.reached:
@@ -263,7 +270,7 @@ def _pdf_scale(scale: Scale, width: float) -> Table:
             style += [
                 ("BACKGROUND", *place, Color(*(value / 255 for value in _pale(scale.colour)))),
                 ("BOX", *place, 2, black),
-                ("FONT", *place, "Helvetica-Bold", 8),
+                ("FONT", *place, "Helvetica-Bold", _SCALE_POINTS),
             ]
     table.setStyle(style)
     return table
@@ -289,10 +296,13 @@ def _pdf_table(rows: Sequence[tuple[str, ...]], width: float) -> Table:
 
 def _pdf_quality(quality: Sequence[tuple[str, str]], width: float) -> Table:
     from reportlab.lib.colors import Color
+    from reportlab.pdfbase.pdfmetrics import stringWidth
     from reportlab.platypus import Table
 
     names, values = zip(*quality, strict=True)
-    table = Table([names, values], colWidths=width / len(quality), hAlign="LEFT")
+    widths = [max(stringWidth(text, "Helvetica", 8) for text in column) for column in quality]
+    spare = (width - sum(widths)) / len(quality)  # the same for each column
+    table = Table([names, values], colWidths=[needed + spare for needed in widths], hAlign="LEFT")
     table.setStyle(
         [
             ("GRID", (0, 0), (-1, -1), 0.5, Color(0.7, 0.7, 0.7)),

@@ -59,7 +59,14 @@ class Volume:
 
     @classmethod
     def copy_of(cls, image: sitk.Image, name: str) -> Volume:
-        """A volume of an image in memory, which the caller may change afterwards."""
+        """A volume of an image in memory, which the caller may change afterwards.
+
+        Raises:
+            InputError: not a 3D image with one number per voxel, or a grid that `read_header` refuses.
+        """
+        _check_voxels(name, image.GetSize(), image.GetNumberOfComponentsPerPixel())
+        _voxel_bytes(image, name)
+        _check_geometry(name, ImageGeometry.of(image))
         return cls(sitk.Image(image), name)
 
     @property
@@ -98,28 +105,34 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
 def _checked_header(path: Path, files: tuple[Path, ...]) -> tuple[tuple[int, int, int], int]:
     """The size in x, y, z, and the size of all voxels in bytes."""
     reader = _file_information(path, files[0])
-    if reader.GetNumberOfComponents() != 1:
-        raise InputError(path, f"{reader.GetNumberOfComponents()} numbers per voxel", "a scalar image")
     size = reader.GetSize()
     if len(files) > 1 and size[2:] in ((), (1,)):
         size = (*size[:2], len(files))
-    if len(size) != 3 or min(size) < 2:
-        raise InputError(path, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
+    _check_voxels(path, size, reader.GetNumberOfComponents())
     voxel_bytes = _voxel_bytes(reader, path)
     check_memory(path, math.prod(size), voxel_bytes)
     _check_geometry(path, ImageGeometry.of(reader))
     return size, math.prod(size) * voxel_bytes
 
 
-def _check_geometry(path: Path, geometry: ImageGeometry) -> None:
+def _check_voxels(source: Path | str, size: tuple[int, ...], components: int) -> None:
+    if components != 1:
+        raise InputError(source, f"{components} numbers per voxel", "a scalar image")
+    if len(size) != 3 or min(size) < 2:
+        raise InputError(source, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
+
+
+def _check_geometry(source: Path | str, geometry: ImageGeometry) -> None:
     low, high = SPACING_MM
     if not all(low <= distance <= high for distance in geometry.spacing):
-        raise InputError(path, f"a voxel spacing of {geometry.spacing}", f"spacings of {low} to {high:.0f} mm")
+        raise InputError(source, f"a voxel spacing of {geometry.spacing}", f"spacings of {low} to {high:.0f} mm")
     if not np.isfinite(geometry.origin).all():
-        raise InputError(path, f"an origin of {geometry.origin}", "finite numbers")
+        raise InputError(source, f"an origin of {geometry.origin}", "finite numbers")
     axes = np.reshape(geometry.direction, (3, 3))
     if not np.abs(axes.T @ axes - np.eye(3)).max() < 0.01:
-        raise InputError(path, "axes that are not at right angles", "a direction matrix of three unit vectors at right angles")
+        raise InputError(
+            source, "axes that are not at right angles", "a direction matrix of three unit vectors at right angles"
+        )
 
 
 def read_volume(path: Path | str) -> Volume:
@@ -215,12 +228,12 @@ def _reason(path: Path, error: RuntimeError | None, messages: list[str]) -> str:
     return " ({})".format(re.sub(r'".*"', '"..."', text))
 
 
-def _voxel_bytes(reader: sitk.ImageFileReader, path: Path) -> int:
+def _voxel_bytes(image: sitk.Image | sitk.ImageFileReader, source: Path | str) -> int:
     try:
-        return int(np.dtype(_NUMPY_TYPES[reader.GetPixelID()]).itemsize)
+        return int(np.dtype(_NUMPY_TYPES[image.GetPixelID()]).itemsize)
     except KeyError:
-        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise InputError(path, f"voxels of type {kind}", "integers or floating-point numbers") from None
+        kind = sitk.GetPixelIDValueAsString(image.GetPixelID())
+        raise InputError(source, f"voxels of type {kind}", "integers or floating-point numbers") from None
 
 
 _NUMPY_TYPES = {

@@ -113,7 +113,9 @@ class _CoarseScan:
 
     @classmethod
     def of(cls, ct: sitk.Image) -> _CoarseScan:
-        factors = [max(round(COARSE_MM / distance), 1) for distance in ct.GetSpacing()]
+        factors = [
+            min(max(round(COARSE_MM / distance), 1), size) for distance, size in zip(ct.GetSpacing(), ct.GetSize(), strict=True)
+        ]
         grid = sitk.BinShrink(sitk.Clamp(ct, sitk.sitkInt16, AIR_HU, BRIGHTEST_HU), factors)
         geometry = ImageGeometry.of(grid)
         orientation = Orientation.of(geometry)

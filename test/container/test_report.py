@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from model.container.command import summary
 from model.container.report import report_page
-from model.container.results import CaseResult, RegionMetrics
+from model.container.results import CaseResult, Quality, RegionMetrics
 from test.conftest import need
 from test.container.test_table import RESULT
 
@@ -117,3 +118,44 @@ def test_a_name_is_text_and_no_markup(slices: bytes, tmp_path: Path) -> None:
 
 def test_the_same_case_has_the_same_bytes(slices: bytes) -> None:
     assert report_page(RESULT, slices) == report_page(RESULT, slices)
+
+
+def test_a_percentage_below_a_threshold_is_not_shown_as_the_threshold(slices: bytes) -> None:
+    metrics = RESULT.metrics
+    assert metrics is not None
+    near = dataclasses.replace(
+        metrics, cle_severity_score=1, cle_severity="trace", cle_percentage=4.9712, pse_severity_score=0, pse_severity="absent"
+    )
+    result = dataclasses.replace(RESULT, metrics=dataclasses.replace(near, pse_percentage=0.9601))
+    text = text_of_html(report_page(result, slices)[1])
+    assert "score 1 of 5, trace, 4.97 % of the lung" in text
+    assert "score 0 of 2, absent, 0.96 % of the lung" in text
+    assert "lungs 5266 4.97 0.96 16.9" in text
+    assert "1 trace, 4.97 %" in summary([result], 1.0, Path("output"))
+
+
+def words_of_pdf(pdf: bytes, folder: Path) -> list[tuple[str, float, float]]:
+    """The words on the page, each with its left and right end in points."""
+    need(shutil.which("pdftotext") is not None, "pdftotext (Debian package poppler-utils)")
+    (folder / "page.pdf").write_bytes(pdf)
+    done = subprocess.run(["pdftotext", "-bbox", folder / "page.pdf", "-"], capture_output=True, encoding="utf-8", check=True)
+    found = re.findall(r'<word xMin="([\d.]+)" yMin="[\d.]+" xMax="([\d.]+)"[^>]*>([^<]*)<', done.stdout)
+    return [(word, float(left), float(right)) for left, right, word in found]
+
+
+def test_texts_of_the_pdf_stay_in_their_fields(slices: bytes, tmp_path: Path) -> None:
+    metrics = RESULT.metrics
+    assert metrics is not None
+    worst = dataclasses.replace(metrics, cle_severity_score=5, cle_severity="advanced destructive", cle_percentage=45.0)
+    quality = Quality(21.3, 1.06, 0.7012, 5.0, 5.0, 12.34, -850.2)
+    words = words_of_pdf(report_page(dataclasses.replace(RESULT, metrics=worst, quality=quality), slices)[0], tmp_path)
+    left, right = 12 * 72 / 25.4, (210 - 12) * 72 / 25.4  # of the text on A4
+    field = (right - left) / 6
+    names = [word for word, *_ in words]
+    at = max(place for place in range(len(names)) if names[place : place + 2] == ["advanced", "destructive"])
+    assert names[at - 1] == "5"
+    assert right - field < words[at - 1][1] < words[at + 1][2] < right
+    at = names.index("12.34")
+    assert names[at - 2 : at + 5] == ["5", "mm", "12.34", "%", "of", "the", "surface"]
+    before, behind = words[at][1] - words[at - 1][2], words[at + 5][1] - words[at + 4][2]
+    assert min(before, behind) > 6

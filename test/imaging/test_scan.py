@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,32 @@ def test_the_box_is_the_lungs_bounding_box_grown_by_whole_voxels_and_clipped(pha
     grown = scan.lung_box(margin_mm=6)  # 2 voxels of 5 mm, 2 of 4 mm
     assert [(s.start, s.stop) for s in grown] == [(a - 2, b + 2) for a, b in zip(low, high, strict=True)]
     assert [(s.start, s.stop) for s in scan.lung_box(margin_mm=1000)] == [(0, n) for n in scan.shape]
+
+
+def sheared(image: sitk.Image) -> sitk.Image:
+    image.SetDirection((1, 0.3, 0, 0, 1, 0, 0, 0, 1))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("change_ct", "change_mask", "message"),
+    [
+        (None, lambda mask: sitk.Compose(mask, mask), "lung mask: 2 numbers per voxel; expected a scalar image"),
+        (lambda ct: sitk.Compose(ct, ct), None, "CT: 2 numbers per voxel; expected a scalar image"),
+        (lambda ct: ct[:, :, 20], None, "CT: a 2D image of 80 x 64 voxels; expected a 3D volume"),
+        (lambda ct: sitk.JoinSeries([ct, ct]), None, "CT: a 4D image of 80 x 64 x 50 x 2 voxels; expected a 3D volume"),
+        (lambda ct: ct[:, :, 20:21], None, "CT: a 3D image of 80 x 64 x 1 voxels; expected a 3D volume"),
+        (lambda ct: sitk.Cast(ct, sitk.sitkComplexFloat32), None, "CT: voxels of type complex .*; expected integers or"),
+        (None, lambda mask: sitk.Cast(mask, sitk.sitkLabelUInt8), "lung mask: voxels of type label .*; expected integers or"),
+        (sheared, sheared, "CT: axes that are not at right angles"),
+    ],
+)
+def test_images_in_memory_are_checked_as_files_are(
+    phantom: Phantom,
+    change_ct: Callable[[sitk.Image], sitk.Image] | None,
+    change_mask: Callable[[sitk.Image], sitk.Image] | None,
+    message: str,
+) -> None:
+    ct, mask = phantom.images()
+    with pytest.raises(InputError, match=message):
+        Scan.from_images(change_ct(ct) if change_ct else ct, change_mask(mask) if change_mask else mask)

@@ -72,6 +72,7 @@ def test_labels_that_are_no_lobes_fall_back_to_right_and_left(phantom: Phantom) 
         scan_of(dataclasses.replace(phantom, lungs=np.where(lobes == 1, 9, lobes).astype(np.uint8)), lobes=True)
     )
     assert regions.members == {"right": (1,), "left": (2,)}
+    assert regions.warnings == ("the mask of lobes has other labels than 1 to 5 (9): lobes are not reported",)
 
 
 def test_the_same_labels_in_a_plain_lung_mask_mean_nothing(phantom: Phantom) -> None:

@@ -148,6 +148,13 @@ def test_a_ct_without_lungs_is_refused_by_name(chest: Phantom, filled: str) -> N
         segment_lungs(Volume(ct, "abdomen.mha"))
 
 
+def test_two_slices_thinner_than_a_coarse_voxel_are_refused_by_name(chest: Phantom) -> None:
+    ct = chest.images()[0][:, :, 20:22]
+    ct.SetSpacing((*ct.GetSpacing()[:2], 0.5))
+    with pytest.raises(InputError, match=r"thin\.mha: no lungs were found"):
+        segment_lungs(Volume(ct, "thin.mha"))
+
+
 def test_what_is_found_can_be_scored(chest: Phantom) -> None:
     ct = chest.images("RAS")[0]
     scan = Scan.from_images(ct, labels_of(ct))
