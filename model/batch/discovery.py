@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, fi
 from ..errors import InputError
 from ..imaging.readers import FILE_SUFFIXES
 from .cases import CohortCase, LeftOut, Listing, entity_of, is_file_name
-from .series import READING_THREADS, Part, cases_of, may_be_dicom, read_parts
+from .series import READING_THREADS, Part, cases_of, may_be_slices, read_parts
 
 CT_ENDING = re.compile(r"(?:^|[_-])ct$", re.IGNORECASE)
 MASK_ENDING = re.compile(r"(?:^|[_-])(lung[_-]?masks?|lungs?|masks?|seg)$", re.IGNORECASE)
@@ -147,33 +147,38 @@ class _Tree:
         if (status.st_dev, status.st_ino) in self._seen or folder.resolve() == self._skipped:
             return []
         self._seen.add((status.st_dev, status.st_ino))
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
         if (folder / CT_FOLDER).is_dir():
             self._platform_folder(folder)
-            self._left_beside(entries)
+            self._left_beside_platform(folder)
             return []
         if (folder / CASES_TABLE).is_file() or any((folder / name).is_dir() for name in MAP_FOLDERS.values()):
             self.left_out.append(LeftOut(folder, "an output folder of this software"))
             return []
-        folders, names = [], []
-        for entry in entries:
+        folders, names = self._entries(folder)
+        for name in names:
+            if name.lower().endswith(FILE_SUFFIXES):
+                self._image(folder / name)
+        parts, left_out = read_parts(folder, [name for name in names if may_be_slices(name)], threads)
+        self._parts += parts
+        self.left_out += left_out
+        return [folder / name for name in folders]
+
+    def _entries(self, folder: Path) -> tuple[list[str], list[str]]:
+        """Names of the folders and files in a folder, sorted, without hidden ones; links that lead nowhere are noted."""
+        folders, files = [], []
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
             try:
                 if entry.is_dir():
-                    folders.append(folder / entry.name)
+                    folders.append(entry.name)
                 elif entry.is_file():
-                    names.append(entry.name)
+                    files.append(entry.name)
                 elif entry.is_symlink():
                     self.left_out.append(LeftOut(folder / entry.name, "a link that leads nowhere"))
             except OSError as error:  # such as a link to itself
                 self.left_out.append(LeftOut(folder / entry.name, f"it cannot be read ({error.strerror})"))
-        for name in names:
-            if name.lower().endswith(FILE_SUFFIXES):
-                self._image(folder / name)
-        parts, left_out = read_parts(folder, [name for name in names if may_be_dicom(name)], threads)
-        self._parts += parts
-        self.left_out += left_out
-        return folders
+        return folders, files
 
     def _image(self, path: Path) -> None:
         stem = stem_of(path)
@@ -183,13 +188,13 @@ class _Tree:
         else:
             self._named[path.parent, CT_ENDING.sub("", stem)].cts.append(path)
 
-    def _left_beside(self, entries: Iterable[os.DirEntry[str]]) -> None:
+    def _left_beside_platform(self, folder: Path) -> None:
         """Note what lies beside `images` in a folder of the platform's layout, but for a simulated case's truth."""
-        images = Path(CT_FOLDER).parts[0]
-        for entry in entries:
-            if entry.name not in (images, TRUTH_FOLDER) and (entry.is_dir() or entry.name.lower().endswith(FILE_SUFFIXES)):
-                reason = f"beside {CT_FOLDER}, which is scored alone; a list of cases (CSV) can name it"
-                self.left_out.append(LeftOut(Path(entry.path), reason))
+        folders, files = self._entries(folder)
+        beside = {*folders} - {Path(CT_FOLDER).parts[0], TRUTH_FOLDER}
+        beside |= {name for name in files if name.lower().endswith(FILE_SUFFIXES)}
+        reason = f"beside {CT_FOLDER}, which is scored alone; a list of cases (CSV) can name it"
+        self.left_out += [LeftOut(folder / name, reason) for name in sorted(beside)]
 
     def _platform_folder(self, folder: Path) -> None:
         parts = folder.relative_to(self._root).parts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..imaging.dicom import IMAGE_TYPE, MODALITY, NUMBER_OF_FRAMES, SERIES, SUFFIXES, Tags, read_identity
+from ..imaging.dicom import IMAGE_TYPE, MODALITY, NUMBER_OF_FRAMES, SERIES, SUFFIXES, Tags, may_be_dicom, read_identity
 from .cases import CohortCase, LeftOut, entity_of
 
 FEWEST_SLICES = 10
@@ -25,10 +25,9 @@ LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 """Values of the image type (0008,0008); the first is the standard's."""
 
 
-def may_be_dicom(name: str) -> bool:
-    """By the name alone; many files are named by their identifiers, as 1.2.840.10008.1."""
-    suffix = Path(name).suffix.lower()
-    return name != "DICOMDIR" and (suffix in ("", *SUFFIXES) or suffix[1:].isdigit())
+def may_be_slices(name: str) -> bool:
+    """Whether a file may be of a DICOM series, by its name alone."""
+    return name != "DICOMDIR" and may_be_dicom(name)
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Part:
     def files(self) -> list[Path]:
         if self.names:
             return [self.folder / name for name in self.names]
-        names = sorted(entry.name for entry in os.scandir(self.folder) if may_be_dicom(entry.name))
+        names = sorted(entry.name for entry in os.scandir(self.folder) if may_be_slices(entry.name))
         files = (self.folder / name for name in names if not name.startswith("."))
         return [file for file in files if isinstance(_identity(file), dict)]
 

@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from .. import SHIPPED_WEIGHTS
 from ..errors import InputError
-from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
+from ..imaging.dicom import may_be_dicom
 from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
@@ -200,13 +200,7 @@ def _images_in(folder: Path) -> list[Path]:
         return []
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     images = [path for path in visible if path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES)]
-    return images or ([folder] if any(_may_be_dicom(path) for path in visible) else [])
-
-
-def _may_be_dicom(path: Path) -> bool:
-    """By the name alone; many are named by their identifiers, as 1.2.840.10008.1."""
-    suffix = path.suffix.lower()
-    return suffix in ("", *DICOM_SUFFIXES) or suffix[1:].isdigit()
+    return images or ([folder] if any(may_be_dicom(path.name) for path in visible) else [])
 
 
 def map_path(folder: Path, subtype: str, entity: str) -> Path:

@@ -17,7 +17,6 @@ from .pairing import Pairs
 from .percentages import PercentageAgreement, percentage_pairs
 from .tables import MINUS, number
 
-FORMATS = ("png", "svg")
 COLUMN_INCHES = 3.5
 """Width of a journal's column (89 mm)."""
 DOTS_PER_INCH = 600
@@ -89,7 +88,7 @@ def bland_altman_figure(pairs: Pairs, agreement: PercentageAgreement) -> Figure:
     return figure
 
 
-def render(figure: Figure, formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
+def render(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
     """The figure in each format; the same figure gives the same bytes."""
     files = {}
     for name in formats:

@@ -34,6 +34,13 @@ _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
 _WHOLE = "complete slices of one DICOM series"
 
+
+def may_be_dicom(name: str) -> bool:
+    """Whether a file may be DICOM, by its name alone; many are named by their identifiers, as 1.2.840.10008.1."""
+    suffix = Path(name).suffix.lower()
+    return suffix in ("", *SUFFIXES) or suffix[1:].isdigit()
+
+
 Tags = Mapping[str, str]
 """The tags of one file that are checked, by group and element as `0020|0032`, without those that the file does not have."""
 

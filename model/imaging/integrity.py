@@ -229,8 +229,7 @@ def data_file_of(path: Path) -> Path:
         InputError: the header is damaged, or names no such file.
         OSError: the header cannot be read.
     """
-    with path.open("rb") as stream:
-        return _data_file(path, _header(stream, path))
+    return _payload(path)[1]
 
 
 def _data_file(path: Path, fields: dict[str, str]) -> Path:

@@ -24,7 +24,6 @@ Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-DICOM_SUFFIXES = (*dicom.SUFFIXES, ".dicom", "")
 FORMATS = f"{', '.join(PICTURE_SUFFIXES)}, one DICOM file, or a volume ({', '.join(FILE_SUFFIXES)} or a DICOM folder)"
 
 _BYTES_A_PIXEL = 16
@@ -83,10 +82,10 @@ def read_slice(path: Path | str, number: int | None = None) -> np.ndarray:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is read as DICOM: by its name, which often is an identifier such as 1.2.840.10008.1, or its beginning."""
-    name, suffix = path.name.lower(), path.suffix.lower()
+    name = path.name.lower()
     if name.endswith((*PICTURE_SUFFIXES, *FILE_SUFFIXES)) or not path.is_file():
         return False
-    return suffix in DICOM_SUFFIXES or suffix[1:].isdigit() or _has_preamble(path)
+    return name.endswith(".dicom") or dicom.may_be_dicom(name) or _has_preamble(path)
 
 
 def _has_preamble(path: Path) -> bool:

@@ -83,6 +83,7 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
     touch(
         tmp_path, "job/images/ct/7d1a.mha", "job/images/pulmonary-lobes/9fff.mha", "job/late/b.mha", "job/c.nii", "job/log.txt"
     )
+    (tmp_path / "job/itself").symlink_to("itself")
     touch(
         tmp_path, "many/images/ct/a.mha", "many/images/ct/b.mha", "many/images/lung-mask/a.mha", "many/images/lung-mask/b.mha"
     )
@@ -96,7 +97,9 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
         "many_b": False,
     }
     beside = "beside images/ct, which is scored alone; a list of cases (CSV) can name it"
-    assert reasons(listing, tmp_path) == {
+    left = reasons(listing, tmp_path)
+    assert left.pop("job/itself").startswith("it cannot be read (")
+    assert left == {
         "former": "an output folder of this software",
         "out": "an output folder of this software",
         "job/late": beside,
