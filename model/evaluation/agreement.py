@@ -73,7 +73,8 @@ class Agreement:
         accuracy: share of scores that are right.
         f_measure: macro average over the grades that occur.
         linear_weighted_kappa: at most 1; None where it is not defined (every score of both sides is the same).
-        linear_weighted_kappa_ci95: large-sample interval.
+        linear_weighted_kappa_ci95: large-sample interval, cut at -1 and 1; None where the standard error is estimated as 0
+            although the scores differ (a handful of cases).
         agreement: kappa in a word, slight to excellent.
         accuracy_bootstrap_ci95, linear_weighted_kappa_bootstrap_ci95: intervals by resampling the cases; None where
             no sample has the figure.
@@ -134,7 +135,8 @@ def measure_agreement(pairs: Pairs, bootstrap: Bootstrap) -> Agreement:
     if np.ptp([reference, predicted]) > 0:
         kappa = float(cohen_kappa_score(reference, predicted, labels=grades, weights="linear"))
         half = norm.ppf((1 + LEVEL) / 2) * kappa_standard_error(table)
-        kappa_ci = (kappa - half, kappa + half)
+        if half > 0 or kappa == 1:
+            kappa_ci = (max(kappa - half, -1.0), min(kappa + half, 1.0))
         kappa_bootstrap_ci = interval(linear_weighted_kappas(resampled))
     return Agreement(
         n=len(reference),

@@ -43,7 +43,7 @@ def choose_threshold(probabilities: npt.NDArray[np.float64], labels: npt.NDArray
     shares = np.cumsum(right) / np.arange(1, len(right) + 1)
     enough = np.flatnonzero(shares >= RIGHT_SHARE)
     answered = max(int(enough[-1]) + 1 if enough.size else 0, int(np.ceil((1 - MOST_UNCERTAIN) * len(right))))
-    return float(np.floor(1000 * highest[min(answered, len(right)) - 1]) / 1000)
+    return float(highest[min(answered, len(right)) - 1])
 
 
 @dataclass(frozen=True)

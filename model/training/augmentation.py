@@ -78,7 +78,7 @@ class AugmentationRanges:
 
 
 PAPER_RANGES = AugmentationRanges()
-"""Every kind that the paper names; it gives no amounts."""
+"""Every kind that the paper names, and sharpening, which it does not; it gives no amounts."""
 
 RELEASED_RANGES = AugmentationRanges(
     flip_probability=(0.0, 0.0, 0.0),

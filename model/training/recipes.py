@@ -97,7 +97,9 @@ class Recipe:
     )
     augmentation: AugmentationName = field(
         default="paper",
-        metadata=_help("random changes of training scans: all kinds that the paper names, or those of the published code"),
+        metadata=_help(
+            "random changes of training scans: all kinds that the paper names and sharpening, or those of the published code"
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -97,6 +97,17 @@ def test_what_is_not_defined_is_none_and_not_a_number() -> None:
     assert (rare.linear_weighted_kappa, rare.linear_weighted_kappa_bootstrap_ci95) == (1, None)
 
 
+def test_the_large_sample_interval_lies_within_the_range_of_kappa_and_is_none_without_a_standard_error() -> None:
+    figures = measure_agreement(pairs_of(PARASEPTAL, [0] * 8 + [1] * 8 + [2] * 7, [0] * 8 + [1] * 7 + [2] * 8), FEW)
+    assert figures.linear_weighted_kappa is not None
+    error = kappa_standard_error(np.array(figures.confusion_matrix))
+    assert figures.linear_weighted_kappa + 1.96 * error > 1
+    low = figures.linear_weighted_kappa - 1.96 * error
+    assert figures.linear_weighted_kappa_ci95 == pytest.approx((low, 1), abs=1e-4)
+    apart = measure_agreement(pairs_of(CENTRILOBULAR, [3, 3, 3], [2, 2, 2]), FEW)
+    assert (apart.linear_weighted_kappa, apart.linear_weighted_kappa_ci95) == (0, None)
+
+
 def test_a_grade_that_is_never_predicted_counts_as_zero_in_the_f_measure() -> None:
     figures = measure_agreement(pairs_of(PARASEPTAL, [0, 1], [0, 0]), FEW)
     assert figures.per_grade[1].precision is None

@@ -24,6 +24,8 @@ def test_the_threshold_leaves_answers_that_are_right_and_never_more_than_a_quart
     labels[80:] = 1  # the twenty least certain are wrong
     # 80 right answers and 4 wrong ones are 95.2 %; a fifth wrong one would make 94.1 %.
     assert choose_threshold(shares, labels) == pytest.approx(highest[83], abs=2e-3)
+    answered = highest >= choose_threshold(shares, labels)
+    assert np.mean(labels[answered] == 0) >= 0.95
     labels[:] = 1
     assert choose_threshold(shares, labels) == pytest.approx(highest[74], abs=2e-3)
 
