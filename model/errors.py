@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from pathlib import Path
 
@@ -27,6 +28,25 @@ class InputError(Exception):
     def __reduce__(self) -> tuple[type[InputError], tuple[Path | str, str, str]]:
         """For another process: the one argument that exceptions are pickled with would not do."""
         return type(self), (self.source, self.found, self.expected)
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in words that do not name the file: the text of an OSError does."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)  # pyarrow's `strerror` names the file, too
+    return str(error) or type(error).__name__
+
+
+def check_name(path: Path) -> None:
+    """Check that a file's name is UTF-8: a library that gets another one may crash.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(path, "the name is not valid UTF-8", "a name in UTF-8") from None
 
 
 def printable(text: str) -> str:

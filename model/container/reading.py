@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ..errors import InputError
-from ..imaging.readers import Volume, read_volume
+from ..imaging.readers import Volume, check_ct, read_volume
 from .grand_challenge import Case
 
 
@@ -25,9 +25,10 @@ def read_case(case: Case) -> CaseVolumes:
     """Read the files of a case.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read, or the CT is of another modality.
     """
     ct, *lung_mask = (read_volume(path) for path in case.files)
+    check_ct(ct)
     return CaseVolumes(ct, lung_mask[0] if lung_mask else None)
 
 

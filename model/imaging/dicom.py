@@ -3,36 +3,69 @@
 The structure of the files and the tags that matter are checked here, before the library's reader opens them. That reader was
 observed to leave out a damaged file at the end of a series; to read slices of another patient or orientation; to assume 1 for
 a pixel spacing or rescale slope that is missing or unreadable; to allocate gigabytes for a damaged length field in a small
-file; and to fill missing pixels with uninitialised memory.
+file; to fill missing pixels with uninitialised memory; to take frames of one file in the order in which they are stored, with
+a spacing of 1 where their distances differ; and to ignore a Modality LUT and to negate inverted grey levels.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from .geometry import ImageGeometry
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SUFFIXES = (".dcm", ".ima")
 
-SERIES, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES = "0020|000e", "0008|0060", "0008|0008", "0028|0008"
-_IDENTITY = (SERIES, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES)
+SERIES, INSTANCE = "0020|000e", "0008|0018"
+MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES = "0008|0060", "0008|0008", "0028|0008"
+_IDENTITY = (SERIES, INSTANCE, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES)
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
-_THICKNESS = "0018|0050"
+_THICKNESS, _SPACING_BETWEEN_SLICES = "0018|0050", "0018|0088"
+_ROWS, _COLUMNS = "0028|0010", "0028|0011"
+_CLASS, _PHOTOMETRIC_INTERPRETATION, _MODALITY_LUT, _STACK = "0008|0016", "0028|0004", "0028|3000", "0020|9056"
 _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame of reference"}
-_TAGS = (SERIES, _POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, *_ONE_SCAN)
+_TAGS = (
+    *(SERIES, MODALITY, NUMBER_OF_FRAMES, _CLASS, _PHOTOMETRIC_INTERPRETATION, _MODALITY_LUT, _ROWS, _COLUMNS),
+    *(_POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, _SPACING_BETWEEN_SLICES, *_ONE_SCAN),
+)
+
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""Enhanced CT and Legacy Converted Enhanced CT: of these, the library's reader applies slope and intercept of the frames."""
+
+_GROUPS = {
+    _POSITION: ("PlanePositionSequence", "ImagePositionPatient"),
+    _ORIENTATION: ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    _PIXEL_SPACING: ("PixelMeasuresSequence", "PixelSpacing"),
+    _THICKNESS: ("PixelMeasuresSequence", "SliceThickness"),
+    _SLOPE: ("PixelValueTransformationSequence", "RescaleSlope"),
+    _INTERCEPT: ("PixelValueTransformationSequence", "RescaleIntercept"),
+    _STACK: ("FrameContentSequence", "StackID"),
+}
+"""Where a file with several frames holds their tags: functional groups (DICOM PS3.3, section C.7.6.16)."""
+
+# Values that a message may repeat: a damaged tag may hold anything, and so the patient's name.
+_MODALITIES = ("CT", "CR", "DX", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "SC", "SEG", "US", "XA")
+_PHOTOMETRIC_INTERPRETATIONS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
 _WHOLE = "complete slices of one DICOM series"
+_FRAMES_WITH_POSITIONS = "one stack of frames, each with its position (functional groups)"
 
 
 def may_be_dicom(name: str) -> bool:
@@ -47,23 +80,31 @@ Tags = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in the order of their slices, and warnings, one sentence each.
+    """The files of one series in the order of their slices.
 
-    `slice_thickness_mm` is None where the files do not have it, or not one that can be.
+    Attributes:
+        files: one for each slice, or one that holds all slices.
+        warnings: one sentence each.
+        slice_thickness_mm: None where the files do not have it, or not one that can be.
+        geometry: of a file with several frames, whose order is kept; None where the library's reader finds the grid.
+        modality: such as CT; empty where the files do not have it, `unknown` where it is no common one.
     """
 
     files: tuple[Path, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     slice_thickness_mm: float | None = None
+    geometry: ImageGeometry | None = None
+    modality: str = ""
 
 
 def read_series(folder: Path) -> Series:
     """Find the one series in a folder, sort its files, and check that they make one evenly spaced scan in HU.
 
-    A single file is assumed to hold all slices, and only its structure is checked.
+    A single file is assumed to hold all slices (see `read_file`).
 
     Raises:
-        InputError: the folder holds no series or several, a file is damaged, or `check_slices` refuses the slices.
+        InputError: the folder holds no series or several, a file is damaged or no image that can be used, or `check_slices`
+            refuses the slices.
     """
     found: dict[Path, Tags] = {}
     for path in sorted(folder.iterdir()):
@@ -79,12 +120,146 @@ def read_series(folder: Path) -> Series:
     series = {tags.get(SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
-    if len(found) == 1:
-        return Series(tuple(found), ())
+    for path, tags in found.items():
+        _check_image(path, tags)
+        if len(found) == 1:
+            return _single(path, tags)
+        if _has_frames(tags):
+            raise InputError(path, "several frames in one of several files", "one frame in each file, or one file")
     heights = _heights(folder, list(found.values()))
     order = [list(found)[place] for place in np.argsort(heights, kind="stable")]
     slices = [found[path] for path in order]
-    return Series(tuple(order), tuple(check_slices(folder, slices)), _thickness(slices[0]))
+    tilt = check_slices(folder, slices)
+    return Series(tuple(order), tuple(tilt), _thickness(slices[0]), modality=_modality(slices[0]))
+
+
+def read_file(path: Path) -> Series | None:
+    """Check one DICOM file that holds all slices; None for any other file.
+
+    Raises:
+        InputError: the file is damaged or no image that can be used, its frames have no positions, or they are not one stack
+            in order, from one end to the other, that `check_slices` accepts.
+    """
+    tags = read_tags(path)
+    if tags is None:
+        return None
+    _check_image(path, tags)
+    return _single(path, tags)
+
+
+def _check_image(path: Path, tags: Tags) -> None:
+    """Check that a file holds grey levels that the library's reader turns into HU, or into labels."""
+    if tags.get(_CLASS) in _SEGMENTATIONS or tags.get(MODALITY) == "SEG":
+        raise InputError(path, "a DICOM segmentation", "the lung mask as .mha, .mhd, .nii, .nii.gz or .nrrd")
+    interpretation = tags.get(_PHOTOMETRIC_INTERPRETATION) or "MONOCHROME2"  # which the reader assumes
+    if interpretation not in ("MONOCHROME1", "MONOCHROME2"):
+        named = interpretation if interpretation in _PHOTOMETRIC_INTERPRETATIONS else "that is unknown"
+        raise InputError(path, f"a photometric interpretation {named}", "MONOCHROME2")
+    check_grey_levels(path, tags)
+    if _is_zero(tags.get(_SPACING_BETWEEN_SLICES, "")):
+        raise InputError(path, "a spacing between slices (0018,0088) of 0", "the distance of the slices, or no such tag")
+
+
+def check_grey_levels(path: Path, tags: Tags) -> None:
+    """Check that the library's reader gives HU: it negates inverted grey levels, and applies no Modality LUT.
+
+    Raises:
+        InputError: it does not.
+    """
+    if tags.get(_PHOTOMETRIC_INTERPRETATION) == "MONOCHROME1":
+        raise InputError(path, "a photometric interpretation MONOCHROME1", "MONOCHROME2")
+    if _MODALITY_LUT in tags and not tags.get(_SLOPE):
+        raise InputError(path, "a Modality LUT (0028,3000), which is not applied", "a rescale slope and intercept")
+
+
+def _is_zero(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return False
+
+
+def _has_frames(tags: Tags) -> bool:
+    return tags.get(NUMBER_OF_FRAMES, "") not in ("", "0", "1")
+
+
+def _modality(tags: Tags) -> str:
+    found = tags.get(MODALITY, "")
+    return found if found in ("", *_MODALITIES) else "unknown"
+
+
+def _single(path: Path, tags: Tags) -> Series:
+    """One file as a series: a slice, or frames in their order."""
+    if not _has_frames(tags):
+        return Series((path,), modality=_modality(tags))
+    frames = _frames(path, tags)
+    if len({frame[_STACK] for frame in frames}) > 1:
+        raise InputError(path, "frames of more than one stack", "the frames of one stack")
+    normal = _normal(path, frames)
+    positions = _numbers(path, frames, _POSITION, 3, "position")
+    steps = np.diff(positions @ normal)
+    if steps.min() < 0 < steps.max():
+        raise InputError(path, "frames that are not in the order of their positions", "one stack from one end to the other")
+    tilt = check_slices(path, frames)
+    if tags.get(_CLASS) not in _ENHANCED_CT:
+        for tag, default in ((_SLOPE, "1"), (_INTERCEPT, "0")):
+            stated, applied = _numbers(path, (frames[0], tags), tag, 1, "rescale slope or intercept", default)
+            if stated != applied:
+                found = "frames with a rescale slope or intercept of their own, which is not applied to this class of image"
+                raise InputError(path, found, "an Enhanced CT, or slope and intercept of the file")
+    step = float(steps.mean())
+    between_rows, between_columns = _shared(path, frames, _PIXEL_SPACING, 2, "pixel spacing")
+    axes = np.column_stack([*_shared(path, frames, _ORIENTATION, 6, "orientation").reshape(2, 3), np.sign(step) * normal])
+    size = (int(_numbers(path, [tags], tag, 1, "number of rows or columns")[0, 0]) for tag in (_COLUMNS, _ROWS))
+    geometry = ImageGeometry(
+        size=(*size, len(frames)),
+        spacing=(float(between_columns), float(between_rows), abs(step)),
+        origin=tuple(positions[0].tolist()),
+        direction=tuple(axes.ravel().tolist()),
+    )
+    return Series((path,), tuple(tilt), _thickness(frames[0]), geometry, _modality(tags))
+
+
+def _frames(path: Path, tags: Tags) -> list[Tags]:
+    """The tags of each frame of a file, from the functional groups of the frame, or those that all share."""
+    import pydicom  # takes most of a second
+
+    sequences = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # what it complains about may quote the patient's name
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(sequences))
+            shared, own = (list(header.get(keyword) or []) for keyword in sequences)
+            common, *frames = [
+                {tag: _group_value(groups, *place) for tag, place in _GROUPS.items()}
+                for groups in (shared, *([one] for one in own))
+            ]
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # of many kinds; their texts quote the file
+        raise InputError(path, "its functional groups cannot be read", _FRAMES_WITH_POSITIONS) from None
+    finally:
+        logger.setLevel(level)
+    if str(len(frames)) != tags[NUMBER_OF_FRAMES]:
+        found = f"several frames, and the positions of {len(frames)}" if frames else "several frames without their positions"
+        raise InputError(path, found, _FRAMES_WITH_POSITIONS)
+    rescale = (_SLOPE, _INTERCEPT)
+    if any(frame[tag] and common[tag] and frame[tag] != common[tag] for frame in frames for tag in rescale):
+        raise InputError(path, "frames with another rescale slope or intercept than all frames share", "one for all frames")
+    common |= {tag: common[tag] or tags.get(tag, "") for tag in rescale}
+    return [{tag: text or common[tag] for tag, text in frame.items()} for frame in frames]
+
+
+def _group_value(groups: Sequence[Dataset], sequence: str, keyword: str) -> str:
+    """The text of a value in functional groups; empty where they do not have it."""
+    for group in groups:
+        for item in group.get(sequence) or ():
+            value = item.get(keyword)
+            if value is not None:
+                return "\\".join(map(str, [value] if isinstance(value, str | float) else value))
+    return ""
 
 
 def _thickness(tags: Tags) -> float | None:
@@ -99,12 +274,15 @@ def check_slices(folder: Path, slices: Sequence[Tags]) -> list[str]:
     """Check that sorted slices make one evenly spaced scan in HU; return warnings, one sentence each.
 
     Raises:
-        InputError: a tag is missing or unreadable, the slices differ in a tag that they must share, or their distances differ
-            by more than a tenth.
+        InputError: a tag is missing or unreadable, the slices differ in size or in a tag that they must share, or their
+            distances differ by more than a tenth.
     """
     for tag, name in _ONE_SCAN.items():
         if len({section.get(tag, "") for section in slices}) > 1:
             raise InputError(folder, f"slices of more than one {name}", "the slices of one scan")
+    sizes = list(dict.fromkeys(f"{section.get(_ROWS)} x {section.get(_COLUMNS)}" for section in slices))
+    if len(sizes) > 1:
+        raise InputError(folder, f"slices of {sizes[0]} and of {sizes[1]} pixels (rows x columns)", "slices of one size")
     _shared(folder, slices, _PIXEL_SPACING, 2, "pixel spacing")
     if _shared(folder, slices, _SLOPE, 1, "rescale slope", default="1")[0] == 0:
         raise InputError(folder, "a rescale slope of 0", "one that turns stored values into HU")
@@ -177,6 +355,8 @@ _LONGEST_VALUE = 1024
 _BEGINNING = 1 << 13
 """Bytes that are read at once where only the beginning of a file is of interest."""
 _DEEPEST = 16
+_FIRST_ELEMENTS = 0x0018
+"""A data set begins with one of the elements up to this, of group 8."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +386,7 @@ def read_tags(path: Path) -> Tags | None:
     """
     tags: dict[str, str] = {}
     with path.open("rb") as stream:
-        if stream.read(132)[128:] != b"DICM":
+        if not _has_preamble(stream, path):
             return None
         end = stream.seek(0, os.SEEK_END)
         stream.seek(132)
@@ -228,7 +408,7 @@ def read_identity(path: Path) -> Tags | None:
     """
     tags: dict[str, str] = {}
     with path.open("rb", buffering=_BEGINNING) as stream:
-        if stream.read(132)[128:] != b"DICM":
+        if not _has_preamble(stream, path):
             return None
         end = os.fstat(stream.fileno()).st_size
         try:
@@ -237,6 +417,23 @@ def read_identity(path: Path) -> Tags | None:
         except (_DamagedError, struct.error, ValueError) as error:
             raise InputError(path, "the file is damaged or cut off", _WHOLE) from error
     return tags
+
+
+def _has_preamble(stream: BinaryIO, path: Path) -> bool:
+    """Whether a file begins as a DICOM file does; the stream is then behind that.
+
+    Raises:
+        InputError: it begins as a data set does: with an element of group 2 or 8 and a short value.
+    """
+    start = stream.read(132)
+    if start[128:] == b"DICM":
+        return True
+    if len(start) == 132:
+        group, element, length = struct.unpack("<HHI", start[:8])
+        is_explicit = start[4:6].isalpha() and start[4:6].isupper()
+        if group in (2, 8) and element <= _FIRST_ELEMENTS and (is_explicit or length <= _LONGEST_VALUE):
+            raise InputError(path, "a DICOM data set without the preamble of a file", "DICOM files (PS3.10, section 7.1)")
+    return False
 
 
 def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:
@@ -271,12 +468,17 @@ def _walk(
             return
         start = stream.tell()
         key = f"{tag[0]:04x}|{tag[1]:04x}"
-        if key in wanted and length != _UNDEFINED:
-            tags[key] = _text(stream.read(min(length, _LONGEST_VALUE)))
+        if key in wanted:
+            tags[key] = "" if length == _UNDEFINED else _text(stream.read(min(length, _LONGEST_VALUE)))
             stream.seek(start)
-        if tag in _PIXEL_COUNTS and length == 2:
-            needed *= _unpacked(stream, f"{encoding.order}H")[0]
+        if tag in _PIXEL_COUNTS:
+            if length != 2:
+                raise _DamagedError
+            (count,) = _unpacked(stream, f"{encoding.order}H")
             stream.seek(start)
+            needed *= count
+            if key in wanted:
+                tags[key] = str(count)
         elif tag == _FRAMES and length <= _LONGEST_VALUE:
             needed *= int(_text(stream.read(length)) or "1")
             stream.seek(start)

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..errors import InputError, printable
+from ..errors import InputError, check_name, printable
 from . import dicom
 from .geometry import ImageGeometry
 from .integrity import check_header, check_payload, data_file_of, has_checksum, matches_checksum
@@ -50,12 +51,14 @@ class Volume:
         name: file or folder, for messages.
         warnings: what is unusual about the file and does not prevent its use, one sentence each.
         slice_thickness_mm: as a DICOM series has it; else None.
+        modality: as `dicom.Series` has it; empty for other formats.
     """
 
     image: sitk.Image
     name: str
     warnings: tuple[str, ...] = ()
     slice_thickness_mm: float | None = None
+    modality: str = ""
 
     @classmethod
     def copy_of(cls, image: sitk.Image, name: str) -> Volume:
@@ -99,37 +102,52 @@ def read_header(path: Path | str) -> tuple[int, int, int]:
     """
     path = Path(path)
     with _readable(path):
-        return _checked_header(path, _files_of(path).files)[0]
+        return _checked_header(path, _series_of(path))[0]
 
 
-def _checked_header(path: Path, files: tuple[Path, ...]) -> tuple[tuple[int, int, int], int]:
+def _checked_header(path: Path, series: dicom.Series) -> tuple[tuple[int, int, int], int]:
     """The size in x, y, z, and the size of all voxels in bytes."""
-    reader = _file_information(path, files[0])
-    size = reader.GetSize()
-    if len(files) > 1 and size[2:] in ((), (1,)):
-        size = (*size[:2], len(files))
-    _check_voxels(path, size, reader.GetNumberOfComponents())
+    several = len(series.files) > 1
+    reader = _file_information(path, series.files[0])
+    geometry = _in_three_dimensions(ImageGeometry.of(reader))
+    size = geometry.size
+    if several and size[2:] in ((), (1,)):
+        size = (*size[:2], len(series.files))
+    checked_size = _check_voxels(path, size, reader.GetNumberOfComponents())
     voxel_bytes = _voxel_bytes(reader, path)
     check_memory(path, math.prod(size), voxel_bytes)
-    _check_geometry(path, ImageGeometry.of(reader))
-    return size, math.prod(size) * voxel_bytes
+    # The distance of several files follows from their positions, not from a tag of the first: it is checked after reading.
+    _check_geometry(path, series.geometry or geometry, axes=2 if several else 3)
+    return checked_size, math.prod(size) * voxel_bytes
 
 
-def _check_voxels(source: Path | str, size: tuple[int, ...], components: int) -> None:
+def _in_three_dimensions(geometry: ImageGeometry) -> ImageGeometry:
+    """A grid without the axes beyond the third, if there is one place along each of them."""
+    count = len(geometry.size)
+    if count <= 3 or geometry.size[3:] != (1,) * (count - 3):
+        return geometry
+    direction = np.reshape(geometry.direction, (count, count))[:3, :3]
+    return ImageGeometry(geometry.size[:3], geometry.spacing[:3], geometry.origin[:3], tuple(direction.ravel().tolist()))
+
+
+def _check_voxels(source: Path | str, size: tuple[int, ...], components: int) -> tuple[int, int, int]:
     if components != 1:
         raise InputError(source, f"{components} numbers per voxel", "a scalar image")
     if len(size) != 3 or min(size) < 2:
         raise InputError(source, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
+    x, y, z = size
+    return x, y, z
 
 
-def _check_geometry(source: Path | str, geometry: ImageGeometry) -> None:
+def _check_geometry(source: Path | str, geometry: ImageGeometry, axes: int = 3) -> None:
+    """Check a grid, and its spacing along the first `axes` axes."""
     low, high = SPACING_MM
-    if not all(low <= distance <= high for distance in geometry.spacing):
+    if not all(low <= distance <= high for distance in geometry.spacing[:axes]):
         raise InputError(source, f"a voxel spacing of {geometry.spacing}", f"spacings of {low} to {high:.0f} mm")
     if not np.isfinite(geometry.origin).all():
         raise InputError(source, f"an origin of {geometry.origin}", "finite numbers")
-    axes = np.reshape(geometry.direction, (3, 3))
-    if not np.abs(axes.T @ axes - np.eye(3)).max() < 0.01:
+    cosines = np.reshape(geometry.direction, (3, 3))
+    if not np.abs(cosines.T @ cosines - np.eye(3)).max() < 0.01:
         raise InputError(
             source, "axes that are not at right angles", "a direction matrix of three unit vectors at right angles"
         )
@@ -143,9 +161,9 @@ def read_volume(path: Path | str) -> Volume:
     """
     path = Path(path)
     with _readable(path):
-        series = _files_of(path)
+        series = _series_of(path)
         files = series.files
-        _, needed = _checked_header(path, files)
+        _, needed = _checked_header(path, series)
         with_checksum = has_checksum(path)
     with ThreadPoolExecutor(1) as beside:  # a check that decompresses the file runs beside the reader, to save time
         check = partial(check_payload, path, needed) if with_checksum else beside.submit(check_payload, path, needed).result
@@ -164,7 +182,22 @@ def read_volume(path: Path | str) -> Volume:
         raise InputError(path, "its voxels are damaged", "a whole file")
     if complaint:
         logger.info("%s: the reader complained%s", printable(str(path)), _reason(path, None, messages))
-    return Volume(image, str(path), series.warnings, series.slice_thickness_mm)
+    if image.GetDimension() > 3:
+        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
+    if series.geometry:
+        series.geometry.apply(image)
+    _check_geometry(path, ImageGeometry.of(image))
+    return Volume(image, str(path), series.warnings, series.slice_thickness_mm, series.modality)
+
+
+def check_ct(volume: Volume) -> None:
+    """Check that a volume is no image of another modality than CT; only DICOM files say so.
+
+    Raises:
+        InputError: it is.
+    """
+    if volume.modality not in ("", "CT", "OT"):  # OT: other, as SimpleITK writes a volume of its own
+        raise InputError(volume.name, f"images of modality {volume.modality}", "a CT in HU")
 
 
 @contextlib.contextmanager
@@ -197,16 +230,6 @@ def _reader_name(path: Path) -> str:
 
 def _file_information(path: Path, file: Path) -> sitk.ImageFileReader:
     """A reader that has read the header of one file, which is `path` itself or a slice in that folder."""
-    if path == file:
-        if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
-            raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
-        if not path.is_file():
-            raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)
-        if path.stat().st_size == 0:
-            raise InputError(path, "the file is empty", FORMATS)
-        check_header(path)
-        if _reader_name(path) == DICOM_READER and dicom.read_tags(path) is None:
-            raise InputError(path, "not an image that can be read", FORMATS)
     reader = _file_reader(path, file)
     try:
         with captured_stderr() as messages:
@@ -224,8 +247,14 @@ def _reason(path: Path, error: RuntimeError | None, messages: list[str]) -> str:
     """
     if path.is_dir() or _reader_name(path) == DICOM_READER:
         return ""
-    text = messages[0] if messages else str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]
-    return " ({})".format(re.sub(r'".*"', '"..."', text))
+    said = [line for before, line in pairwise(("", *messages)) if not (_ITK_WARNING.match(before) or _ITK_WARNING.match(line))]
+    if not said and error is not None:
+        said = [str(error).strip().splitlines()[-1].rpartition("ERROR: ")[2]]
+    return " ({})".format(re.sub(r'".*"', '"..."', said[0])) if said else ""
+
+
+_ITK_WARNING = re.compile(r"WARNING: In .*, line \d+$")
+"""The first of two lines: it names a source file of the library."""
 
 
 def _voxel_bytes(image: sitk.Image | sitk.ImageFileReader, source: Path | str) -> int:
@@ -250,12 +279,21 @@ _NUMPY_TYPES = {
 }
 
 
-def _files_of(path: Path) -> dicom.Series:
-    """A file itself, or the files of the one DICOM series in a folder, in the order of their slices."""
-    series = dicom.read_series(path) if path.is_dir() else dicom.Series((path,), ())
+def _series_of(path: Path) -> dicom.Series:
+    """The files behind a path, in the order of their slices, which were checked as far as the library's readers do not."""
+    if path.is_dir():
+        series: dicom.Series | None = dicom.read_series(path)
+    else:
+        if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
+            raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
+        if not path.is_file():
+            raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)
+        if path.stat().st_size == 0:
+            raise InputError(path, "the file is empty", FORMATS)
+        check_header(path)
+        series = dicom.read_file(path) if _reader_name(path) == DICOM_READER else dicom.Series((path,))
+    if series is None:
+        raise InputError(path, "not an image that can be read", FORMATS)
     for file in series.files:
-        try:
-            str(file).encode()
-        except UnicodeEncodeError:  # the library would crash
-            raise InputError(file, "the name is not valid UTF-8", "a name in UTF-8") from None
+        check_name(file)
     return series

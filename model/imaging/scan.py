@@ -15,10 +15,14 @@ import SimpleITK as sitk
 
 from ..errors import InputError
 from .geometry import Box, ImageGeometry, Orientation, Spacing
-from .readers import Volume, read_volume
+from .readers import Volume, check_ct, read_volume
 
 AIR_HU = -1024
 """Replaces values that are not a number; padding below it counts as this."""
+
+PADDING_HU = 31744
+"""Nothing in a CT is as dense: stored values of 12 bits end at 3071 HU, of 16 bits with their sign at 31743 HU (intercept
+-1024). Unsigned values from here on, such as -2000 stored as 63536, fill what lies outside the scanned circle."""
 
 LUNG_VOLUME_ML = (100.0, 15000.0)
 LUNG_MEAN_HU = (-1000.0, -200.0)
@@ -94,6 +98,7 @@ class Scan:
         Raises:
             InputError: the volumes cannot be a chest CT with its lungs.
         """
+        check_ct(ct)
         geometry = ct.geometry
         labels, mask_warnings = _labels_on_grid(lung_mask, geometry)
         lung = labels > 0
@@ -146,10 +151,12 @@ def _labels_on_grid(mask: Volume, geometry: ImageGeometry) -> tuple[npt.NDArray[
 
     The labels may be a view of the mask.
     """
-    labels = _as_labels(sitk.GetArrayViewFromImage(mask.image))
+    stored = sitk.GetArrayViewFromImage(mask.image)
+    labels = _as_labels(stored)
     filled = np.count_nonzero(labels)
     if filled == 0:
-        raise InputError(mask.name, "the mask is empty", "labels above 0 inside the lungs")
+        found = "the mask has negative labels and none above 0" if (stored < 0).any() else "the mask is empty"
+        raise InputError(mask.name, found, "labels above 0 inside the lungs")
     own = mask.geometry
     if own.same_grid(geometry):
         return labels, ()
@@ -185,12 +192,15 @@ def _check_volume(volume_ml: float, name: str) -> None:
 def _hounsfield(
     voxels: np.ndarray, lung: npt.NDArray[np.bool_], name: str
 ) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], tuple[str, ...]]:
-    """A file's voxels as int16 or float32, with warnings: values beyond the range of int16 are clipped to it."""
+    """A file's voxels as int16 or float32, with warnings.
+
+    Values below the range of int16 are clipped to it; from `PADDING_HU` on, they are replaced by air.
+    """
     limits = np.iinfo(np.int16)
     if voxels.dtype.kind != "f":
         if voxels.dtype != np.int16:
             voxels = np.clip(voxels, limits.min, limits.max).astype(np.int16)
-        return voxels, ()
+        return _without_padding(voxels), ()
     finite = np.isfinite(voxels)
     if not finite.any():
         raise InputError(name, "no voxel is a finite number", "a CT in HU")
@@ -207,7 +217,15 @@ def _hounsfield(
         voxels = voxels.copy()
         replaced = _replace_not_finite(voxels, finite, lung)
         warnings = (f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung",)
-    return np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False), warnings
+    clipped: npt.NDArray[np.float32] = np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False)
+    return _without_padding(clipped), warnings
+
+
+def _without_padding(hounsfield: np.ndarray) -> np.ndarray:
+    """The same array where it holds no padding, else a copy."""
+    if hounsfield.max() < PADDING_HU:
+        return hounsfield
+    return np.where(hounsfield >= PADDING_HU, hounsfield.dtype.type(AIR_HU), hounsfield)
 
 
 def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung: npt.NDArray[np.bool_]) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image, ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, check_name
 from ..imaging import dicom
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
@@ -164,16 +164,15 @@ def _read_picture(path: Path) -> Picture:
 
 def _read_dicom(path: Path) -> sitk.Image:
     """One DICOM file: a slice or several, in HU; or a screen capture, which is 8 bits deep and may be in colours."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # the library would crash
-        raise InputError(path, "the name is not valid UTF-8", "a name in UTF-8") from None
+    check_name(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(DICOM_READER)
     reader.SetFileName(str(path))
     try:
-        if dicom.read_tags(path) is None:
+        tags = dicom.read_tags(path)
+        if tags is None:
             raise InputError(path, "not a DICOM file", FORMATS)
+        dicom.check_grey_levels(path, tags)
         with captured_stderr():  # what it prints may quote the patient's name
             reader.ReadImageInformation()
             needed, free = _BYTES_A_PIXEL * math.prod(reader.GetSize()), available_memory()

@@ -1,15 +1,19 @@
-"""DICOM series as a scanner writes them, one file a slice."""
+"""DICOM series as a scanner writes them, one file a slice; and Enhanced CT, one file with all slices."""
 
 from __future__ import annotations
 
 import contextlib
 import locale
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from test.trust.mutations import set_element
+
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 
 IDENTIFIERS = {
     "0010|0010": "Zweistein^Ottilie",
@@ -86,3 +90,72 @@ def write_dicom_series(
         data = set_element(path.read_bytes(), (0x28, 0x1053), str(slope).encode())
         path.write_bytes(set_element(data, (0x28, 0x1052), str(intercept).encode()))
     return folder
+
+
+def item(**values: object) -> pydicom.Dataset:
+    """An item of a sequence, or a data set."""
+    made = pydicom.Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def write_enhanced_ct(
+    image: sitk.Image,
+    path: Path,
+    *,
+    order: Sequence[int] | None = None,
+    sop_class: str = ENHANCED_CT,
+    rescale: str = "shared",
+    change: Callable[[pydicom.Dataset], None] = lambda _: None,
+) -> Path:
+    """Write one file with a frame for each slice, stored as unsigned HU + 1024.
+
+    Args:
+        image: in HU.
+        path: of the file.
+        order: of the slices; each may be missing or be there several times.
+        sop_class: the file's class.
+        rescale: where slope and intercept stand: `shared` or `frame` (functional groups), or `file`.
+        change: changes the data set before it is written.
+    """
+    order = range(image.GetDepth()) if order is None else order
+    direction, (x, y, _) = image.GetDirection(), image.GetSpacing()
+    frames = [
+        item(PlanePositionSequence=[item(ImagePositionPatient=list(image.TransformIndexToPhysicalPoint((0, 0, place))))])
+        for place in order
+    ]
+    shared = item(
+        PixelMeasuresSequence=[item(PixelSpacing=[y, x], SliceThickness="2.5")],
+        PlaneOrientationSequence=[item(ImageOrientationPatient=[direction[place] for place in (0, 3, 6, 1, 4, 7)])],
+    )
+    data_set = item(
+        SOPClassUID=sop_class,
+        SOPInstanceUID="1.2.826.0.1.3680043.2.1125.3",
+        Modality="CT",
+        PatientID="4711",
+        StudyInstanceUID="1.2.826.0.1.3680043.2.1125.2",
+        SeriesInstanceUID="1.2.826.0.1.3680043.2.1125.1",
+        SamplesPerPixel=1,
+        PhotometricInterpretation="MONOCHROME2",
+        NumberOfFrames=len(frames),
+        Rows=image.GetHeight(),
+        Columns=image.GetWidth(),
+        BitsAllocated=16,
+        BitsStored=16,
+        HighBit=15,
+        PixelRepresentation=0,
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=frames,
+        PixelData=(sitk.GetArrayFromImage(image)[list(order)].astype(np.int32) + 1024).astype("<u2").tobytes(),
+    )
+    if rescale == "file":
+        data_set.RescaleSlope, data_set.RescaleIntercept = "1", "-1024"
+    for groups in {"shared": [shared], "frame": frames, "file": []}[rescale]:
+        groups.PixelValueTransformationSequence = [item(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU")]
+    change(data_set)
+    data_set.file_meta = pydicom.dataset.FileMetaDataset()
+    data_set.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, data_set, enforce_file_format=True)
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
+from model.container.grand_challenge import Case
+from model.container.reading import read_case
 from model.errors import InputError
 from model.imaging.dicom import check_slices, read_series, read_tags
+from model.imaging.geometry import ImageGeometry
 from model.imaging.readers import read_header, read_volume
-from test.imaging.series import write_dicom_series
+from model.imaging.scan import Scan
+from test.imaging.series import ENHANCED_CT, item, locale_kept, write_dicom_series, write_enhanced_ct
 from test.phantom import Phantom
 
 POSITION, ORIENTATION, PIXEL_SPACING, INTERCEPT, SLOPE = "0020|0032", "0020|0037", "0028|0030", "0028|1052", "0028|1053"
@@ -223,3 +228,334 @@ def test_deeply_nested_sequences_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + meta + start + item * 100_000)
     with pytest.raises(InputError, match="the file is damaged or cut off"):
         read_tags(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize("rescale", ["shared", "frame", "file"])
+@pytest.mark.parametrize("sop_class", [ENHANCED_CT, "1.2.840.10008.5.1.4.1.1.2.2"], ids=["enhanced", "legacy converted"])
+@pytest.mark.parametrize("headwards", [True, False])
+def test_one_file_with_several_frames_is_read_as_the_same_slices(
+    phantom: Phantom, tmp_path: Path, headwards: bool, sop_class: str, rescale: str
+) -> None:
+    ct, mask = phantom.with_lesion((160.0, 100.0, 80.0), 25.0)[0].images()
+    order = range(ct.GetDepth())[:: 1 if headwards else -1]
+    path = write_enhanced_ct(ct, tmp_path / "ct.dcm", order=order, sop_class=sop_class, rescale=rescale)
+    volume = read_volume(path)
+    expected = ct if headwards else ct[:, :, ::-1]
+    assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(expected))
+    assert volume.geometry.same_grid(ImageGeometry.of(expected))
+    assert volume.geometry.spacing == (4.0, 4.0, 5.0)
+    assert volume.slice_thickness_mm == 2.5
+    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
+    assert np.array_equal(Scan.read(path, tmp_path / "mask.mha").hounsfield, sitk.GetArrayFromImage(ct))
+
+
+@pytest.mark.parametrize("turned", ["PIR", "RSA"])
+def test_frames_in_another_plane_lie_where_the_slices_do(phantom: Phantom, tmp_path: Path, turned: str) -> None:
+    ct, _ = phantom.images(turned)
+    write_enhanced_ct(ct, tmp_path / "one file/ct.dcm")
+    volume = read_volume(tmp_path / "one file")
+    assert volume.geometry.same_grid(ImageGeometry.of(ct))
+    assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(ct))
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([*range(20), *range(21, 50)], r"slice distances from 5\.00 to 10\.00 mm; expected evenly spaced slices"),
+        ([*range(20), 19, *range(20, 50)], r"slice distances from 0\.00 to 5\.00 mm; expected evenly spaced slices"),
+        ([*range(10), *range(30, 50)], r"slice distances from 5\.00 to 105\.00 mm; expected evenly spaced slices"),
+        ([*range(0, 50, 2), *range(1, 50, 2)], "frames that are not in the order of their positions; expected one stack"),
+        ([*range(50), *range(50)], "frames that are not in the order of their positions; expected one stack"),
+        ([place for place in range(50) for _ in range(2)], r"slice distances from 0\.00 to 5\.00 mm; expected evenly"),
+    ],
+    ids=["missing", "repeated", "gap", "odd and even", "two phases", "interleaved phases"],
+)
+def test_frames_that_are_no_whole_stack_in_order_are_refused(
+    phantom: Phantom, tmp_path: Path, order: Sequence[int], message: str
+) -> None:
+    """The library's reader was observed to keep their order, with a spacing of 1 mm."""
+    path = write_enhanced_ct(phantom.images()[0], tmp_path / "ct.dcm", order=order)
+    for read in (read_header, read_volume):
+        with pytest.raises(InputError, match=rf"ct\.dcm: {message}"):
+            read(path)
+
+
+def remove_the_groups_of_the_last_frame(data_set: pydicom.Dataset) -> None:
+    data_set.PerFrameFunctionalGroupsSequence = data_set.PerFrameFunctionalGroupsSequence[:-1]
+
+
+def remove_all_groups(data_set: pydicom.Dataset) -> None:
+    del data_set.PerFrameFunctionalGroupsSequence, data_set.SharedFunctionalGroupsSequence
+    data_set.ImagePositionPatient, data_set.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
+    data_set.PixelSpacing = [1, 1]
+
+
+def add_a_second_stack(data_set: pydicom.Dataset) -> None:
+    for number, groups in enumerate(data_set.PerFrameFunctionalGroupsSequence):
+        groups.FrameContentSequence = [item(StackID=str(1 + number // 25))]
+
+
+def turn_a_frame(data_set: pydicom.Dataset) -> None:
+    orientation = [item(ImageOrientationPatient=[0, 1, 0, 1, 0, 0])]
+    data_set.PerFrameFunctionalGroupsSequence[20].PlaneOrientationSequence = orientation
+
+
+def rescale_a_frame(data_set: pydicom.Dataset) -> None:
+    transformation = [item(RescaleSlope="2", RescaleIntercept="-1024")]
+    data_set.PerFrameFunctionalGroupsSequence[20].PixelValueTransformationSequence = transformation
+
+
+def rescale_all_frames_twice(data_set: pydicom.Dataset) -> None:
+    """The library's reader applies what all frames share."""
+    for groups in data_set.PerFrameFunctionalGroupsSequence:
+        groups.PixelValueTransformationSequence = [item(RescaleSlope="2", RescaleIntercept="-1024")]
+
+
+def enlarge_a_frame(data_set: pydicom.Dataset) -> None:
+    data_set.PerFrameFunctionalGroupsSequence[20].PixelMeasuresSequence = [item(PixelSpacing=[5, 5])]
+
+
+def remove_a_position(data_set: pydicom.Dataset) -> None:
+    del data_set.PerFrameFunctionalGroupsSequence[20].PlanePositionSequence
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            remove_the_groups_of_the_last_frame,
+            "several frames, and the positions of 49; expected one stack of frames, each with",
+        ),
+        (remove_all_groups, "several frames without their positions; expected one stack of frames, each with its position"),
+        (add_a_second_stack, "frames of more than one stack; expected the frames of one stack"),
+        (turn_a_frame, "slices that differ in their orientation"),
+        (rescale_a_frame, "frames with another rescale slope or intercept than all frames share"),
+        (rescale_all_frames_twice, "frames with another rescale slope or intercept than all frames share"),
+        (enlarge_a_frame, "slices that differ in their pixel spacing"),
+        (remove_a_position, "slices whose position is missing or cannot be read"),
+    ],
+)
+def test_frames_that_differ_or_have_no_position_are_refused(
+    phantom: Phantom, tmp_path: Path, change: Callable[[pydicom.Dataset], None], message: str
+) -> None:
+    path = write_enhanced_ct(phantom.images()[0], tmp_path / "ct.dcm", change=change)
+    with pytest.raises(InputError, match=rf"ct\.dcm: {message}"):
+        read_volume(path)
+
+
+def test_frames_that_differ_in_their_own_slope_are_refused(phantom: Phantom, tmp_path: Path) -> None:
+    """The library's reader was observed to apply that of the first frame to all."""
+    path = write_enhanced_ct(phantom.images()[0], tmp_path / "ct.dcm", rescale="frame", change=rescale_a_frame)
+    with pytest.raises(InputError, match=r"ct\.dcm: slices that differ in their rescale slope"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("rescale", ["shared", "frame"])
+def test_slope_and_intercept_of_frames_that_would_not_be_applied_are_refused(
+    phantom: Phantom, tmp_path: Path, rescale: str
+) -> None:
+    """The library's reader applies those of the frames in Enhanced CT only."""
+    capture = "1.2.840.10008.5.1.4.1.1.7.3"
+    ct, _ = phantom.images()
+    path = write_enhanced_ct(ct, tmp_path / "ct.dcm", sop_class=capture, rescale=rescale)
+    with pytest.raises(
+        InputError, match=r"ct\.dcm: frames with a rescale slope or intercept of their own, which is not applied"
+    ):
+        read_volume(path)
+    whole = read_volume(write_enhanced_ct(ct, tmp_path / "ct.dcm", sop_class=capture, rescale="file"))
+    assert np.array_equal(sitk.GetArrayFromImage(whole.image), phantom.hounsfield)
+
+
+@pytest.mark.parametrize("length", [0, 8])
+def test_damaged_functional_groups_are_refused_without_a_word_of_them(
+    phantom: Phantom, tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder, length: int
+) -> None:
+    """The name stands in a position; and in a sequence that is none, on which pydicom fails."""
+
+    def damage(data_set: pydicom.Dataset) -> None:
+        if length:
+            data_set.PerFrameFunctionalGroupsSequence[20].PlanePositionSequence[0].ImagePositionPatient = [1, 2, 99999.125]
+        else:
+            data_set.add_new(0x52009230, "LO", "Zweistein^Ottilie")
+
+    path = write_enhanced_ct(phantom.images()[0], tmp_path / "ct.dcm", change=damage)
+    path.write_bytes(path.read_bytes().replace(b"99999.125", b"Zweistein"))
+    assert b"Zweistein" in path.read_bytes()
+    with pytest.raises(InputError, match=r"ct\.dcm: (slices whose position|its functional groups) .*cannot be read") as refused:
+        read_volume(path)
+    assert "Zweistein" not in f"{refused.value} {capfd.readouterr()} {[str(found.message) for found in recwarn]}"
+
+
+def test_two_files_with_several_frames_each_are_refused(phantom: Phantom, tmp_path: Path) -> None:
+    ct, _ = phantom.images()
+    write_enhanced_ct(ct[:, :, :25], tmp_path / "series/a.dcm")
+    write_enhanced_ct(ct[:, :, 25:], tmp_path / "series/b.dcm")
+    with pytest.raises(InputError, match=r"a\.dcm: several frames in one of several files"):
+        read_volume(tmp_path / "series")
+
+
+def changed_series(
+    phantom: Phantom, folder: Path, change: Callable[[pydicom.Dataset], None], number: int | None = None
+) -> Path:
+    """A series of which all files, or one, are changed."""
+    for place, path in enumerate(sorted(write_dicom_series(phantom.images()[0], folder).iterdir())):
+        if number in (None, place):
+            data_set = pydicom.dcmread(path)
+            change(data_set)
+            pydicom.dcmwrite(path, data_set)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("interpretation", "named"), [("MONOCHROME1", "MONOCHROME1"), ("RGB", "RGB"), ("ZWEISTEIN", "that is unknown")]
+)
+def test_a_photometric_interpretation_other_than_monochrome2_is_refused(
+    phantom: Phantom, tmp_path: Path, interpretation: str, named: str
+) -> None:
+    """The library's reader was observed to turn inverted values into -1 - HU."""
+
+    def change(data_set: pydicom.Dataset) -> None:
+        data_set.PhotometricInterpretation = interpretation
+
+    message = rf"\.dcm: a photometric interpretation {named}; expected MONOCHROME2$"
+    for path in (
+        changed_series(phantom, tmp_path / "all", change),
+        changed_series(phantom, tmp_path / "one", change, 7),
+        write_enhanced_ct(phantom.images()[0], tmp_path / "ct.dcm", change=change),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("stated", ["-7.45", "7.45", "1000"])
+def test_a_spacing_between_slices_does_not_count_where_there_are_positions(
+    phantom: Phantom, tmp_path: Path, stated: str
+) -> None:
+    def change(data_set: pydicom.Dataset) -> None:
+        data_set.SpacingBetweenSlices = stated
+
+    volume = read_volume(changed_series(phantom, tmp_path / "series", change))
+    assert volume.geometry.same_grid(ImageGeometry.of(phantom.images()[0]))
+    assert np.array_equal(sitk.GetArrayFromImage(volume.image), phantom.hounsfield)
+
+
+def test_positions_too_far_apart_are_refused_whatever_the_spacing_between_slices(phantom: Phantom, tmp_path: Path) -> None:
+    def change(data_set: pydicom.Dataset) -> None:
+        data_set.SpacingBetweenSlices = "5"
+        data_set.ImagePositionPatient = [0, 0, 150 * int(data_set.InstanceNumber)]
+
+    with pytest.raises(InputError, match=r"series: a voxel spacing of \(4\.0, 4\.0, 150\.0\)"):
+        read_volume(changed_series(phantom, tmp_path / "series", change))
+
+
+def test_a_spacing_between_slices_of_0_is_refused_by_its_name(phantom: Phantom, tmp_path: Path) -> None:
+    """The library's reader fails on it."""
+
+    def change(data_set: pydicom.Dataset) -> None:
+        data_set.SpacingBetweenSlices = "0"
+
+    with pytest.raises(InputError, match=r"0007\.dcm: a spacing between slices \(0018,0088\) of 0; expected the distance"):
+        read_volume(changed_series(phantom, tmp_path / "series", change, 7))
+
+
+@pytest.mark.parametrize(
+    ("sop_class", "modality"),
+    [("1.2.840.10008.5.1.4.1.1.66.4", ""), ("1.2.840.10008.5.1.4.1.1.66.7", "SEG"), (ENHANCED_CT, "SEG")],
+)
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_dicom_segmentation_is_refused_as_such(
+    phantom: Phantom, tmp_path: Path, sop_class: str, modality: str, as_folder: bool
+) -> None:
+    def change(data_set: pydicom.Dataset) -> None:
+        data_set.Modality = modality
+
+    path = write_enhanced_ct(phantom.images()[0], tmp_path / "mask/mask.dcm", sop_class=sop_class, change=change)
+    message = r"mask\.dcm: a DICOM segmentation; expected the lung mask as \.mha, \.mhd, \.nii, \.nii\.gz or \.nrrd$"
+    with pytest.raises(InputError, match=message):
+        read_volume(path.parent if as_folder else path)
+
+
+def test_a_slice_of_another_size_is_refused_with_both_sizes(phantom: Phantom, tmp_path: Path) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    small = write_dicom_series(phantom.images()[0][:40, :32, :], tmp_path / "small")
+    (small / "0030.dcm").replace(folder / "0030.dcm")
+    with pytest.raises(
+        InputError, match=r"series: slices of 64 x 80 and of 32 x 40 pixels \(rows x columns\); expected slices of"
+    ):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_modality_lut_instead_of_slope_and_intercept_is_refused(phantom: Phantom, tmp_path: Path, undefined: bool) -> None:
+    """The library's reader was observed to take stored values for HU."""
+
+    def change(data_set: pydicom.Dataset) -> None:
+        del data_set.RescaleSlope, data_set.RescaleIntercept
+        table = item(ModalityLUTType="HU", LUTData=b"\0\0\1\0")
+        table.add_new(0x00283002, "US", [2, 0, 16])
+        data_set.ModalityLUTSequence = [table]
+        data_set["ModalityLUTSequence"].is_undefined_length = undefined
+
+    with pytest.raises(
+        InputError, match=r"\.dcm: a Modality LUT \(0028,3000\), which is not applied; expected a rescale slope"
+    ):
+        read_volume(changed_series(phantom, tmp_path / "series", change))
+
+
+@pytest.mark.parametrize(("modality", "named"), [("MR", "MR"), ("PT", "PT"), ("ZWEISTEIN", "unknown")])
+def test_images_of_another_modality_are_no_ct_but_may_be_a_mask(
+    phantom: Phantom, tmp_path: Path, modality: str, named: str
+) -> None:
+    ct, mask = phantom.images()
+    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
+    series = write_dicom_series(ct, tmp_path / "series", tags=lambda _: {"0008|0060": modality})
+    message = f"series: images of modality {named}; expected a CT in HU"
+    with pytest.raises(InputError, match=message):
+        Scan.read(series, tmp_path / "mask.mha")
+    with pytest.raises(InputError, match=message):
+        read_case(Case("series", series, None, segment_lungs=True))
+    stored = write_dicom_series(mask, tmp_path / "mask", tags=lambda _: {"0008|0060": modality})
+    assert np.array_equal(Scan.read(write_dicom_series(ct, tmp_path / "ct"), stored).lung, phantom.lungs > 0)
+
+
+@pytest.mark.parametrize("modality", [None, "OT"])
+def test_a_ct_that_states_no_modality_or_another_than_the_known_is_read(
+    phantom: Phantom, tmp_path: Path, modality: str | None
+) -> None:
+    def change(data_set: pydicom.Dataset) -> None:
+        if modality is None:
+            del data_set.Modality
+        else:
+            data_set.Modality = modality
+
+    sitk.WriteImage(phantom.images()[1], str(tmp_path / "mask.mha"))
+    scan = Scan.read(changed_series(phantom, tmp_path / "series", change), tmp_path / "mask.mha")
+    assert np.array_equal(scan.hounsfield, phantom.hounsfield)
+
+
+def test_a_mask_in_one_file_with_several_frames_is_read(phantom: Phantom, tmp_path: Path) -> None:
+    """As SimpleITK writes it: a secondary capture of modality OT, with the positions of its frames."""
+    ct, mask = phantom.images()
+    with locale_kept():
+        sitk.WriteImage(mask, str(tmp_path / "mask.dcm"))
+    sitk.WriteImage(ct, str(tmp_path / "ct.mha"))
+    scan = Scan.read(tmp_path / "ct.mha", tmp_path / "mask.dcm")
+    assert np.array_equal(scan.lung, phantom.lungs > 0)
+    assert scan.warnings == ()
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_data_set_without_the_preamble_is_refused_with_the_cause(phantom: Phantom, tmp_path: Path, implicit: bool) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    path = folder / "0004.dcm"
+    data_set = pydicom.dcmread(path)
+    del data_set.file_meta
+    data_set.preamble = None
+    pydicom.dcmwrite(path, data_set, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+    message = r"0004(\.dcm)?: a DICOM data set without the preamble of a file; expected DICOM files"
+    for place in (folder, path):
+        with pytest.raises(InputError, match=message):
+            read_header(place)
+    path.rename(folder / "0004")
+    with pytest.raises(InputError, match=message):
+        read_header(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.errors import InputError
+from model.imaging.geometry import ImageGeometry
 from model.imaging.readers import read_header, read_volume
 from test.imaging.series import write_dicom_series
 from test.phantom import Phantom
@@ -90,3 +92,31 @@ def test_voxels_that_are_cut_off_or_damaged_are_never_read(
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=r"ct\.\S+: .*(cut off|damaged|cannot be read)"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nii.gz"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_fourth_dimension_of_one_place_is_dropped(phantom: Phantom, tmp_path: Path, suffix: str, compressed: bool) -> None:
+    ct, _ = phantom.images("RAS")
+    path = tmp_path / f"ct{suffix}"
+    sitk.WriteImage(sitk.JoinSeries([ct]), str(path), useCompression=compressed)
+    assert read_header(path) == ct.GetSize()
+    volume = read_volume(path)
+    assert volume.geometry.same_grid(ImageGeometry.of(ct))
+    assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(ct))
+    sitk.WriteImage(sitk.JoinSeries([ct, ct]), str(path))
+    with pytest.raises(InputError, match="a 4D image of 80 x 64 x 50 x 2 voxels; expected a 3D volume"):
+        read_header(path)
+
+
+def test_the_reason_that_the_library_gives_names_no_source_file(tmp_path: Path) -> None:
+    """With a sheared sform and no qform, the reader warns with a place in its source code before it fails."""
+    path = tmp_path / "ct.nii"
+    sitk.WriteImage(sitk.Image(6, 5, 4, sitk.sitkInt16), str(path))
+    header = bytearray(path.read_bytes())
+    header[252:254] = struct.pack("<h", 0)
+    header[284:288] = struct.pack("<f", 0.4)
+    path.write_bytes(header)
+    with pytest.raises(InputError, match=r"\(ITK only supports orthonormal direction cosines\.") as refused:
+        read_volume(path)
+    assert "/ITK/" not in str(refused.value)

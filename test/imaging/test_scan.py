@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -16,7 +17,7 @@ from model.imaging.readers import Volume
 from model.imaging.scan import Scan
 from model.lungs.quality import ImageQuality
 from test.imaging.series import write_dicom_series
-from test.phantom import LUNG_HU, Phantom
+from test.phantom import BODY_HU, LUNG_HU, Phantom
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_scattered_voxels_that_are_not_finite_are_replaced_and_counted(phantom: 
     assert scan.warnings == ("2 voxels of the CT were not finite numbers and were replaced, 1 inside the lung",)
 
 
-def test_numbers_far_from_any_hounsfield_unit_are_clipped(phantom: Phantom) -> None:
+def test_numbers_far_from_any_hounsfield_unit_are_clipped_or_count_as_air(phantom: Phantom) -> None:
     ct, mask = phantom.images()
     voxels = sitk.GetArrayFromImage(sitk.Cast(ct, sitk.sitkFloat32))
     voxels[:, :4, :4] = -np.finfo(np.float32).max
@@ -132,9 +133,45 @@ def test_numbers_far_from_any_hounsfield_unit_are_clipped(phantom: Phantom) -> N
     image = sitk.GetImageFromArray(voxels)
     image.CopyInformation(ct)
     scan = Scan.from_images(image, mask)
-    assert (scan.hounsfield.min(), scan.hounsfield.max()) == (-32768, 32767)
+    assert (scan.hounsfield.min(), scan.hounsfield.max()) == (-32768, BODY_HU)
+    assert (scan.hounsfield[:, 4:8, :4] == -1024).all()
     noise = ImageQuality.of(scan).noise_hu
     assert noise == pytest.approx(ImageQuality.of(Scan.from_images(ct, mask)).noise_hu)
+
+
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [(sitk.sitkInt16, 32767), (sitk.sitkInt32, 62512), (sitk.sitkFloat32, 62512), (sitk.sitkFloat64, 31744)],
+)
+def test_padding_above_every_ct_scale_counts_as_air_and_metal_stays(phantom: Phantom, kind: int, padding: int) -> None:
+    """12 bits end at 3071 HU, 16 bits with their sign at 31743 HU; -2000 stored without its sign, as 63536, is 62512 HU."""
+    ct, mask = phantom.images()
+    voxels = sitk.GetArrayFromImage(ct).astype(np.int32)
+    voxels[10, 30, 30:32] = 3071, 31743
+    voxels[:, :4, :4] = padding
+    image = sitk.Cast(sitk.GetImageFromArray(voxels), kind)
+    image.CopyInformation(ct)
+    scan = Scan.from_images(image, mask)
+    assert scan.hounsfield[10, 30, 30:32].tolist() == [3071, 31743]
+    assert (scan.hounsfield[:, :4, :4] == -1024).all()
+    assert image[0, 0, 0] == padding, "the caller's image stays as it was"
+
+
+def test_unsigned_padding_of_a_dicom_series_counts_as_air(phantom: Phantom, tmp_path: Path) -> None:
+    """Stored as 63536, which is -2000 without its sign, with an intercept of -1024."""
+    ct, mask = phantom.images()
+    folder = write_dicom_series(ct, tmp_path / "series", intercept=-1024)
+    for path in folder.iterdir():
+        data_set = pydicom.dcmread(path)
+        stored = data_set.pixel_array.astype(np.uint16)
+        stored[:4, :4] = 63536
+        data_set.PixelRepresentation = 0
+        data_set.PixelData = stored.tobytes()
+        pydicom.dcmwrite(path, data_set)
+    sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
+    expected = phantom.hounsfield.copy()
+    expected[:, :4, :4] = -1024
+    assert np.array_equal(Scan.read(folder, tmp_path / "mask.mha").hounsfield, expected)
 
 
 def test_too_many_voxels_that_are_not_finite_are_refused(phantom: Phantom) -> None:
@@ -180,6 +217,12 @@ def sheared(image: sitk.Image) -> sitk.Image:
         (lambda ct: ct[:, :, 20:21], None, "CT: a 3D image of 80 x 64 x 1 voxels; expected a 3D volume"),
         (lambda ct: sitk.Cast(ct, sitk.sitkComplexFloat32), None, "CT: voxels of type complex .*; expected integers or"),
         (None, lambda mask: sitk.Cast(mask, sitk.sitkLabelUInt8), "lung mask: voxels of type label .*; expected integers or"),
+        (None, lambda mask: 0 * mask, "lung mask: the mask is empty; expected labels above 0 inside the lungs"),
+        (
+            None,
+            lambda mask: sitk.Cast(mask > 0, sitk.sitkInt8) * -1,
+            "lung mask: the mask has negative labels and none above 0",
+        ),
         (sheared, sheared, "CT: axes that are not at right angles"),
     ],
 )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from PIL import Image
@@ -74,6 +75,15 @@ def test_grey_pictures_are_calibrated_and_colours_refused() -> None:
         assert np.abs(as_hounsfield(picture) - hounsfield)[LUNGS & (hounsfield < -800)].mean() < 15
     with pytest.raises(InputError, match="it is in colours"):
         as_hounsfield(np.stack([grey, grey // 2, 255 - grey], axis=2))
+
+
+def test_inverted_grey_levels_are_refused_since_the_reader_negates_them(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD)
+    data_set = pydicom.dcmread(path)
+    data_set.PhotometricInterpretation = "MONOCHROME1"
+    data_set.save_as(path)
+    with pytest.raises(InputError, match="a photometric interpretation MONOCHROME1; expected MONOCHROME2"):
+        read_slice(path)
 
 
 def test_a_screen_capture_in_dicom_is_taken_as_it_is(tmp_path: Path) -> None:
