@@ -4,7 +4,8 @@ Found in a tree, in any depth and mixture:
 
 - DICOM series, told apart by UID (`series`); localisers and derived series are left out;
 - `.mha`, `.mhd`, `.nii`, `.nii.gz` and `.nrrd` files, a CT and its mask paired by name: `a.nii.gz` or `a_ct.nii.gz` with
-  `a_mask.nii.gz`, `a_lung.nii.gz` or `a_seg.nii.gz`, in one folder; a mask may belong to a series' folder too;
+  `a_mask.nii.gz`, `a_lung.nii.gz`, `a_lobes.nii.gz` or `a_seg.nii.gz`, in one folder; a mask may belong to a series' folder
+  too;
 - folders laid out as the platform does (`images/ct` in them), which the container's own rules pair: also each case of a
   simulated cohort.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +31,12 @@ from .cases import CohortCase, LeftOut, Listing, entity_of, is_file_name
 from .series import READING_THREADS, Part, cases_of, may_be_slices, read_parts
 
 CT_ENDING = re.compile(r"(?:^|[_-])ct$", re.IGNORECASE)
+LOBES = "lobes"
+LOBES_ENDING = re.compile(r"(?:^|[_-])(?:(?:lung|pulmonary)[_-]?)?(?:lobes|lobes?[_-]?masks?)$", re.IGNORECASE)
+"""Of a mask whose labels mean lobes."""
 MASK_ENDING = re.compile(r"(?:^|[_-])(lung[_-]?masks?|lungs?|masks?|seg)$", re.IGNORECASE)
-MASK_ORDER = ("lung", "mask", "seg")
-"""Which of several masks of one CT is used: the first whose ending begins so."""
+MASK_ORDER = ("lung", "mask", LOBES, "seg")
+"""Which of several masks of one CT is used: the first whose ending begins so; "lobes" stands for all of `LOBES_ENDING`."""
 
 LIST_SUFFIXES = (".csv", ".tsv", ".parquet")
 LIST_COLUMNS = ("entity", "ct", "lung_mask", "lobes")
@@ -181,9 +186,11 @@ class _Tree:
         return folders, files
 
     def _image(self, path: Path) -> None:
-        stem = stem_of(path)
-        mask = MASK_ENDING.search(stem)
-        if mask:
+        stem = unicodedata.normalize("NFC", stem_of(path))  # macOS writes letters with accents decomposed
+        lobes, mask = LOBES_ENDING.search(stem), MASK_ENDING.search(stem)
+        if lobes:
+            self._named[path.parent, CT_ENDING.sub("", stem[: lobes.start()])].masks.append((LOBES, path))
+        elif mask:
             self._named[path.parent, CT_ENDING.sub("", stem[: mask.start()])].masks.append((mask[1].lower(), path))
         else:
             self._named[path.parent, CT_ENDING.sub("", stem)].cts.append(path)
@@ -217,10 +224,10 @@ class _Tree:
             if isinstance(found, LeftOut):
                 self.left_out.append(found)
                 continue
-            names = self._named.get((found.ct.parent, found.ct.name), _Names())
-            mask = self._mask(names)
+            names = self._named.get((found.ct.parent, unicodedata.normalize("NFC", found.ct.name)), _Names())
+            mask, lobes = self._mask(names)
             names.masks.clear()
-            yield CohortCase(found.entity, found.ct, mask, series=found.series)
+            yield CohortCase(found.entity, found.ct, mask, lobes, series=found.series)
         for (folder, name), names in sorted(self._named.items()):
             yield from self._pairs(folder, name, names)
 
@@ -231,17 +238,18 @@ class _Tree:
             self.left_out += [LeftOut(path, f"several CTs have one name ({found})") for path in names.cts]
         elif names.cts:
             own = parts if parts or name else (folder.resolve().name,)
-            yield CohortCase(entity_of((*own, name)), names.cts[0], self._mask(names))
+            stem = CT_ENDING.sub("", stem_of(names.cts[0]))
+            yield CohortCase(entity_of((*own, stem)), names.cts[0], *self._mask(names))
             return
         if not names.cts:
             reason = "named as a mask, and no CT has its name; a list of cases (CSV) can name it"
             self.left_out += [LeftOut(path, reason) for _, path in names.masks]
 
-    def _mask(self, names: _Names) -> Path | None:
-        """The mask of a CT; others that it has are left out."""
+    def _mask(self, names: _Names) -> tuple[Path | None, bool]:
+        """The mask of a CT, and whether its labels mean lobes; others that the CT has are left out."""
         if not names.masks:
-            return None
+            return None, False
         order = [next(place for place, start in enumerate(MASK_ORDER) if kind.startswith(start)) for kind, _ in names.masks]
-        chosen = names.masks[order.index(min(order))][1]
+        kind, chosen = names.masks[order.index(min(order))]
         self.left_out += [LeftOut(path, f"{chosen.name} is the CT's mask") for _, path in names.masks if path != chosen]
-        return chosen
+        return chosen, kind == LOBES

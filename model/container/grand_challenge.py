@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import SimpleITK as sitk
 
 from .. import SHIPPED_WEIGHTS
-from ..errors import InputError
-from ..imaging.dicom import may_be_dicom
+from ..errors import InputError, printable
+from ..imaging.dicom import SUFFIXES, may_be_dicom, read_identity
 from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS
 from ..whole_files import WholeFiles
@@ -30,6 +32,8 @@ from .table import results_table
 
 if TYPE_CHECKING:
     from ..dicom_output.derived import DerivedObjects
+
+logger = logging.getLogger("process")
 
 INPUT_FOLDER = Path("/input")
 OUTPUT_FOLDER = Path("/output")
@@ -139,7 +143,8 @@ def stem_of(path: Path) -> str:
 def find_cases(folder: Path, segment_lungs: bool = False) -> list[Case]:
     """Find the cases under `folder`, sorted by file name.
 
-    One CT and one mask are a case whatever their names (the platform renames files); several pair by equal stem.
+    One CT and one mask are a case whatever their names (the platform renames files); several pair by equal stem. Of several
+    masks of one CT, that of the first folder of `MASK_FOLDERS` is used. How many masks belong to no CT is logged.
 
     Args:
         segment_lungs: take CTs without a mask, too, as cases whose lungs are to be found.
@@ -165,16 +170,39 @@ def _cases_in(folder: Path, segment_lungs: bool) -> list[Case]:
     mask_folder, masks = next(((name, images) for name, images in masks_by_folder.items() if images), (None, []))
     if mask_folder is None and not segment_lungs:
         raise InputError(folder, "there is no lung mask", f"one in {', '.join(MASK_FOLDERS)}")
-    lobes = mask_folder == LOBES_FOLDER
-    if len(scans) == len(masks) == 1:
-        return [Case(stem_of(scans[0]), scans[0], masks[0], lobes)]
-    by_stem = {stem_of(mask): mask for mask in masks}
-    cases = [Case(stem_of(ct), ct, by_stem.get(stem_of(ct)), lobes, segment_lungs) for ct in scans]
-    if len({case.entity for case in cases}) < len(cases) or len(by_stem) < len(masks):
+    if any(len({image.key for image in images}) < len(images) for images in (scans, *masks_by_folder.values())):
         raise InputError(folder, "two CTs or two masks have the same name", "names that differ")
-    if masks and not any(case.lung_mask for case in cases):
-        raise InputError(folder, f"{len(scans)} CTs and {len(masks)} masks, no two of one name", "pairs of equal names")
-    return cases
+    by_key: dict[str, tuple[Path, bool]] = {}
+    for name, images in masks_by_folder.items():
+        for image in images:
+            by_key.setdefault(image.key, (image.path, name == LOBES_FOLDER))
+    paired = [scan for scan in scans if scan.key in by_key]
+    if not paired and len(scans) == len(masks) == 1:
+        return [Case(scans[0].stem, scans[0].path, masks[0].path, mask_folder == LOBES_FOLDER)]
+    if by_key and not paired:
+        found = f"{len(scans)} CTs and {len(by_key)} masks, no two of one name"
+        raise InputError(folder, found, "pairs of equal names, upper and lower case included")
+    _log_masks_of_no_ct(scans, {key: path for key, (path, _) in by_key.items()})
+    return [
+        Case(scan.stem, scan.path, *by_key[scan.key], segment_lungs)
+        if scan.key in by_key
+        else Case(scan.stem, scan.path, None, segment_lungs=segment_lungs)
+        for scan in scans
+    ]
+
+
+def _log_masks_of_no_ct(scans: Iterable[_Image], masks: Mapping[str, Path]) -> None:
+    """Log how many masks (by key) belong to no CT, with the one whose name differs in case alone from a CT without a mask."""
+    cts = {scan.key for scan in scans}
+    spare = {key: path for key, path in masks.items() if key not in cts}
+    if not spare:
+        return
+    without = {scan.key.casefold(): scan.path.name for scan in scans if scan.key not in masks}
+    alike = next((key for key in spare if key.casefold() in without), None)
+    example = printable(str(spare[alike or next(iter(spare))]))
+    if alike:
+        example += f", whose name differs in case from that of {printable(without[alike.casefold()])}"
+    logger.info("%d lung masks belong to no CT, such as %s", len(spare), example)
 
 
 def _listed_folders(inputs: Path) -> tuple[str, ...]:
@@ -194,13 +222,78 @@ def _listed_folders(inputs: Path) -> tuple[str, ...]:
         raise InputError(inputs, found, "a list of objects with interface.relative_path") from error
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Image files, and subfolders as DICOM series; or the folder itself, if all it holds is the files of one."""
+@dataclass(frozen=True)
+class _Image:
+    """A file, or the folder of a DICOM series.
+
+    Attributes:
+        path: of the file or folder.
+        stem: what it is named after; of a series in nested folders, the outermost.
+    """
+
+    path: Path
+    stem: str
+
+    @property
+    def key(self) -> str:
+        """The stem in composed letters (NFC): macOS writes those with accents decomposed."""
+        return unicodedata.normalize("NFC", self.stem)
+
+
+def _images_in(folder: Path) -> list[_Image]:
+    """Image files, and subfolders that hold a DICOM series; and the folder itself, if the files of one lie in it."""
     if not folder.is_dir():
         return []
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    images = [path for path in visible if path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES)]
-    return images or ([folder] if any(may_be_dicom(path.name) for path in visible) else [])
+    visible = _visible(folder)
+    images = []
+    for path in visible:
+        if path.is_dir():
+            series = _series_folder(path, {folder.resolve()})
+            if series:
+                images.append(_Image(series, stem_of(path)))
+            else:
+                logger.info("%s: passed over: it holds no DICOM file", printable(str(path)))
+        elif path.name.lower().endswith(FILE_SUFFIXES):
+            images.append(_Image(path, stem_of(path)))
+    files = [path for path in visible if not path.is_dir()]
+    if any(path.name.lower().endswith(FILE_SUFFIXES) for path in files):
+        return images
+    if any(_is_slice(path) for path in files) or (not images and any(may_be_dicom(path.name) for path in files)):
+        images.insert(0, _Image(folder, stem_of(folder)))
+    return images
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden files and what macOS adds to archives."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "__MACOSX")
+
+
+def _series_folder(folder: Path, seen: set[Path]) -> Path | None:
+    """The folder of a DICOM series: this one, or the only one in it, in any depth; None if there is no file of a series.
+
+    A folder that holds several is returned, and reading it fails, as does one with image files: neither is passed over.
+
+    Args:
+        seen: folders that are not looked into (again); this one is added.
+    """
+    if folder.resolve() in seen:
+        return None
+    seen.add(folder.resolve())
+    entries = _visible(folder)
+    if any(path.name.lower().endswith(FILE_SUFFIXES) or _is_slice(path) for path in entries if not path.is_dir()):
+        return folder
+    inner = [series for path in entries if path.is_dir() and (series := _series_folder(path, seen))]
+    return inner[0] if len(inner) == 1 else folder if inner else None
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether a file is DICOM by its suffix or its beginning; the index of an export is none."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        return path.name != "DICOMDIR" and path.is_file() and read_identity(path) is not None
+    except InputError:  # a damaged one
+        return True
 
 
 def map_path(folder: Path, subtype: str, entity: str) -> Path:

@@ -32,10 +32,22 @@ TRACHEA_AREA_MM2 = (60.0, 800.0)
 TRACHEA_WIDTH_MM = 40.0
 """Of a section through the trachea or a main bronchus."""
 
-_COARSE_MM = 2.5
+_COARSE_MM = (2.5, 2.5, 2.5)
 _EROSIONS_MM = (0.0, 1.5, 3.0, 5.0, 8.0)
 _SMALLEST_LUNG_FRACTION = 0.1
 _LUNGS_APART_MM = 40.0
+
+
+def coarse_steps(spacing: Spacing, lung: Bools | None = None, distance_mm: Spacing = _COARSE_MM) -> tuple[int, int, int]:
+    """Every how many voxels are about `distance_mm` apart, at least 1.
+
+    Args:
+        spacing: z, y, x; mm.
+        lung: a mask that shall not vanish: where it lies between those voxels, every voxel is taken.
+        distance_mm: z, y, x.
+    """
+    z, y, x = (max(round(wanted / distance), 1) for wanted, distance in zip(distance_mm, spacing, strict=True))
+    return (z, y, x) if lung is None or lung[::z, ::y, ::x].any() else (1, 1, 1)
 
 
 def depth(mask: Bools, spacing: Spacing, beyond: bool = False) -> npt.NDArray[np.float64]:
@@ -125,7 +137,7 @@ def tell_sides(lung: Bools, spacing: Spacing) -> Labels | None:
     Works on voxels about 2.5 mm apart. Lungs that touch, as they do at the anterior junction, are eroded until they separate;
     each voxel is then assigned to the nearer lung.
     """
-    steps = [max(round(_COARSE_MM / distance), 1) for distance in spacing]
+    steps = coarse_steps(spacing)
     coarse = lung[:: steps[0], :: steps[1], :: steps[2]]
     z, y, x = (step * distance for step, distance in zip(steps, spacing, strict=True))
     deep = depth(coarse, (z, y, x))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..imaging.scan import Scan
-from .anatomy import Bools, body_of, length_mm, trachea_of
+from .anatomy import Bools, body_of, coarse_steps, length_mm, trachea_of
 
 TISSUE_HU = -300
 """Soft tissue lies above this, the upper end of the network's window."""
@@ -24,7 +24,9 @@ BODY_HU = -500
 LUMEN_HU = -910
 """The median of a section through an airway lies below this, even with a smooth kernel; that of aerated lung lies above."""
 
-_COARSE_MM = 2.5
+SMALLEST_VOLUME_ML = 1000.0
+"""A choice, not from a source: a mask of less does not hold both lungs of an adult."""
+
 _AIRWAY_STEPS_MM = (5.0, 1.0, 1.0)
 """Distance of the voxels in which airways are searched: z, y, x."""
 
@@ -37,6 +39,7 @@ class MaskFigures:
     """Measurements of a mask that need no knowledge of the true lungs.
 
     Attributes:
+        volume_ml: of the mask.
         mean_hu: mean inside the mask.
         tissue: share of the mask above -300 HU.
         outside_body: share of the mask outside the body.
@@ -49,6 +52,7 @@ class MaskFigures:
         airway_mm: length of an air-filled tube in the middle of the chest that the mask covers; 0 if there is none.
     """
 
+    volume_ml: float
     mean_hu: float
     tissue: float
     outside_body: float
@@ -63,9 +67,7 @@ class MaskFigures:
     @classmethod
     def of(cls, scan: Scan) -> MaskFigures:
         """Measure in voxels about 2.5 mm apart."""
-        steps = [max(round(_COARSE_MM / distance), 1) for distance in scan.spacing]
-        if not scan.lung[:: steps[0], :: steps[1], :: steps[2]].any():  # a sparse mask, whose voxels lie between those
-            steps = [1, 1, 1]
+        steps = coarse_steps(scan.spacing, scan.lung)
         hounsfield = scan.hounsfield[:: steps[0], :: steps[1], :: steps[2]]
         lung = scan.lung[:: steps[0], :: steps[1], :: steps[2]]
         inside = hounsfield[lung]
@@ -76,6 +78,7 @@ class MaskFigures:
         sizes = np.sort(np.bincount(ndimage.label(lung)[0].ravel())[1:])
         voxel_ml = scan.geometry.voxel_ml * float(np.prod(steps))
         return cls(
+            volume_ml=int(np.count_nonzero(scan.lung)) * scan.geometry.voxel_ml,
             mean_hu=float(inside.mean(dtype=np.float64)),
             tissue=float((inside > TISSUE_HU).mean()),
             outside_body=_share(lung & ~body, lung),
@@ -125,6 +128,11 @@ def mask_warnings(figures: MaskFigures) -> list[str]:
         warnings.append(
             f"the mask covers airways: it holds a tube of air, {figures.airway_mm:.0f} mm long, in the middle of the chest"
         )
+    if figures.volume_ml < SMALLEST_VOLUME_ML:
+        warnings.append(
+            f"the mask has a volume of {figures.volume_ml:.0f} ml; the lungs of adults have more than "
+            f"{SMALLEST_VOLUME_ML:.0f} ml"
+        )
     return warnings
 
 
@@ -134,7 +142,7 @@ def _share(part: Bools, whole: Bools) -> float:
 
 def _airway_length(scan: Scan, middle_mm: float) -> float:
     """Length in mm of the longest air-filled tube near the middle that the mask covers, apart from the lungs in each slice."""
-    steps = [max(round(wanted / distance), 1) for wanted, distance in zip(_AIRWAY_STEPS_MM, scan.spacing, strict=True)]
+    steps = coarse_steps(scan.spacing, distance_mm=_AIRWAY_STEPS_MM)
     every = tuple(slice(None, None, step) for step in steps)
     hounsfield, lung = scan.hounsfield[every], scan.lung[every]
     z, y, x = (step * distance for step, distance in zip(steps, scan.spacing, strict=True))

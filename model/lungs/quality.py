@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ..imaging.scan import AIR_HU, Scan
+from .anatomy import coarse_steps
 
 Range = tuple[float | None, float | None]
 """The least and the largest value; None leaves a side open."""
@@ -42,8 +43,6 @@ _WALL_HU = (-150.0, 150.0)
 """Fat and muscle: a rib would raise the upper end of the edge."""
 _BIN_MM = 0.25
 _FEWEST_EDGES = 40
-
-_COARSE_MM = 2.5
 
 
 @dataclass(frozen=True)
@@ -244,9 +243,7 @@ def _edges(
 
 def _cut_off(scan: Scan) -> float:
     """Percent of the lungs' faces that lie on the border of the image or beside padding, on voxels about 2.5 mm apart."""
-    steps = [max(round(_COARSE_MM / distance), 1) for distance in scan.spacing]
-    if not scan.lung[:: steps[0], :: steps[1], :: steps[2]].any():
-        steps = [1, 1, 1]
+    steps = coarse_steps(scan.spacing, scan.lung)
     every = tuple(slice(None, None, step) for step in steps)
     lung, padding = scan.lung[every], scan.hounsfield[every] < PADDING_HU
     lung = lung & ~padding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,32 @@ def test_files_pair_by_name_and_ending_in_any_depth(tmp_path: Path) -> None:
         "p1_late_scan": ("scan.mha", "scan_lungs.mha"),
     }
     assert listing.left_out == ()
+
+
+@pytest.mark.parametrize("ending", ["lobes", "Lobes", "lung_lobes", "pulmonary-lobes", "lobes_mask", "lobe-mask"])
+def test_a_mask_that_is_named_after_lobes_is_a_mask_of_lobes(tmp_path: Path, ending: str) -> None:
+    touch(tmp_path, "a.nii.gz", f"a_{ending}.nii.gz", "p/ct.mha", f"p/{ending}.mha", "b.mha", f"b_{ending}.mha", "b_lung.mha")
+    listing = find_cohort(tmp_path, segment_lungs=True)
+    assert [(case.entity, case.lung_mask and case.lung_mask.name, case.lobes) for case in listing.cases] == [
+        ("a", f"a_{ending}.nii.gz", True),
+        ("b", "b_lung.mha", False),
+        ("p", f"{ending}.mha", True),
+    ]
+    assert reasons(listing, tmp_path) == {f"b_{ending}.mha": "b_lung.mha is the CT's mask"}
+
+
+def test_a_mask_of_lobes_beside_a_series_belongs_to_it(pacs: Path, tmp_path: Path) -> None:
+    shutil.copytree(pacs / "alone/study/3", tmp_path / "3")
+    touch(tmp_path, "3_lobes.nii.gz")
+    (case,) = find_cohort(tmp_path, segment_lungs=False).cases
+    assert case == CohortCase("3", tmp_path / "3", tmp_path / "3_lobes.nii.gz", lobes=True)
+
+
+def test_names_pair_however_their_accents_are_encoded(tmp_path: Path) -> None:
+    ct, mask = (unicodedata.normalize(form, "M\u00fcller") for form in ("NFD", "NFC"))
+    touch(tmp_path, f"{ct}.mha", f"{mask}_mask.mha")
+    (case,) = find_cohort(tmp_path, segment_lungs=True).cases
+    assert (case.entity, case.ct.name, case.lung_mask) == (ct, f"{ct}.mha", tmp_path / f"{mask}_mask.mha")
 
 
 def test_what_has_no_pair_or_two_is_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -184,6 +211,56 @@ def test_a_series_that_may_lack_a_damaged_file_is_left_out(pacs: Path, tmp_path:
     listing = find_cohort(root, segment_lungs=True)
     assert listing.cases == ()
     assert "1.4.1.0011.dcm, which may belong to it, cannot be used" in str(listing.left_out)
+
+
+def test_a_copy_of_a_series_is_left_out_in_one_line(pacs: Path, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for folder in ("a", "backup/b"):
+        shutil.copytree(pacs / "alone/study/3", root / folder)
+    listing = find_cohort(root, segment_lungs=True)
+    assert listing.cases == (CohortCase("a", root / "a"),)
+    assert reasons(listing, root) == {"backup/b": f"a copy of {root / 'a'} (12 files)"}
+
+
+def test_slices_that_two_folders_of_a_series_share_are_taken_once(pacs: Path, tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    first, second = (shutil.copytree(pacs / "alone/study/3", root / name) for name in "ab")
+    for path in sorted(first.iterdir())[8:] + sorted(second.iterdir())[:4]:
+        path.unlink()
+    listing = find_cohort(root, segment_lungs=True)
+    (case,) = listing.cases
+    assert [path.parent.name for path in case.series] == ["a"] * 8 + ["b"] * 4
+    assert len({path.name for path in case.series}) == 12
+    assert reasons(listing, root) == {"b": f"a copy of {first} (4 files)"}
+
+
+def test_copies_in_one_folder_are_left_out_in_one_line(pacs: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(pacs / "alone/study/3", tmp_path / "in/3").parent
+    for path in sorted((root / "3").iterdir())[:5]:
+        shutil.copy(path, path.with_name(f"{path.name}.dcm"))
+    listing = find_cohort(root, segment_lungs=True)
+    (case,) = listing.cases
+    assert len(case.series) == 12
+    assert reasons(listing, root) == {"3": "copies of other files in it (5 files)"}
+
+
+def test_an_instance_uid_that_all_slices_have_makes_them_no_copies(tmp_path: Path) -> None:
+    """As some anonymisation leaves them."""
+    image = sitk.GetImageFromArray(np.zeros((12, 4, 4), np.int16))
+    write_dicom_series(image, tmp_path / "a", tags=lambda _: {"0008|0018": "1.2.3", "0020|000e": "1.2"})
+    listing = find_cohort(tmp_path, segment_lungs=True)
+    assert listing == Listing((CohortCase("a", tmp_path / "a"),))
+
+
+def test_many_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"a/{k:02d}.dcm" for k in range(40)), "b/1.dcm")
+    (tmp_path / "a/50.dcm").write_bytes(bytes(128) + b"DICMx")
+    damaged = "not a DICOM file, or its beginning is damaged"
+    assert reasons(find_cohort(tmp_path, segment_lungs=True), tmp_path) == {
+        "a": f"{damaged} (40 files, such as 00.dcm)",
+        "a/50.dcm": "the file is damaged or cut off",
+        "b/1.dcm": damaged,
+    }
 
 
 def test_series_that_are_no_scans_are_left_out_with_the_reason(pacs: Path) -> None:

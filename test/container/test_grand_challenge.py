@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +72,122 @@ def test_cts_without_a_mask_are_cases_where_lungs_are_to_be_found(tmp_path: Path
     assert [(len(case.files), case.lung_mask_source) for case in cases] == [(1, "automatic"), (2, "given")]
 
 
+def test_each_ct_is_paired_with_the_first_mask_of_its_name_in_any_mask_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/ct/b.mha", "images/ct/c.mha", "images/lung-mask/a.mha")
+    touch(tmp_path, "images/pulmonary-lobes/b.mha", "images/pulmonary-lobes/a.mha", "images/lungs/c.mha")
+    for segment_lungs in (False, True):
+        assert [(case.lung_mask, case.lobes) for case in find_cases(tmp_path, segment_lungs)] == [
+            (tmp_path / "images/lung-mask/a.mha", False),
+            (tmp_path / "images/pulmonary-lobes/b.mha", True),
+            (tmp_path / "images/lungs/c.mha", False),
+        ]
+
+
+def test_a_single_ct_is_paired_with_the_mask_of_its_name_before_any_other(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/b.mha", "images/lung-mask/a.mha", "images/pulmonary-lobes/b.mha")
+    (case,) = find_cases(tmp_path)
+    assert (case.lung_mask, case.lobes) == (tmp_path / "images/pulmonary-lobes/b.mha", True)
+
+
+@pytest.mark.parametrize("is_ct_decomposed", [False, True])
+def test_names_pair_however_their_accents_are_encoded(tmp_path: Path, is_ct_decomposed: bool) -> None:
+    """macOS writes letters with accents decomposed (NFD)."""
+    name = "M\u00fcller.mha"
+    ct, mask = (unicodedata.normalize("NFD", name), name) if is_ct_decomposed else (name, unicodedata.normalize("NFD", name))
+    touch(tmp_path, f"images/ct/{ct}", "images/ct/x.mha", f"images/lung-mask/{mask}")
+    case, other = find_cases(tmp_path, segment_lungs=True)
+    assert (case.entity, case.lung_mask) == (stem_of(Path(ct)), tmp_path / "images/lung-mask" / mask)
+    assert other.lung_mask is None
+    touch(tmp_path, f"images/ct/{mask}")
+    with pytest.raises(InputError, match="two CTs or two masks have the same name"):
+        find_cases(tmp_path, segment_lungs=True)
+
+
+def test_masks_that_belong_to_no_ct_are_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    touch(tmp_path, "images/ct/a.mha", "images/ct/B.mha", "images/lung-mask/a.mha", "images/pulmonary-lobes/a.mha")
+    find_cases(tmp_path, segment_lungs=True)
+    assert caplog.messages == []
+    touch(tmp_path, "images/lung-mask/x.mha", "images/lung-mask/y.mha")
+    find_cases(tmp_path, segment_lungs=True)
+    first = tmp_path / "images/lung-mask/x.mha"
+    assert caplog.messages == [f"2 lung masks belong to no CT, such as {first}"]
+    caplog.clear()
+    touch(tmp_path, "images/pulmonary-lobes/b.mha")
+    find_cases(tmp_path, segment_lungs=True)
+    other = tmp_path / "images/pulmonary-lobes/b.mha"
+    assert caplog.messages == [f"3 lung masks belong to no CT, such as {other}, whose name differs in case from that of B.mha"]
+
+
 def test_dicom_series_are_found_as_subfolders_or_as_the_folder_itself(tmp_path: Path) -> None:
     touch(tmp_path / "one", "images/ct/series/1.dcm", "images/lung-mask/m.mha")
     assert find_cases(tmp_path / "one")[0].ct == tmp_path / "one/images/ct/series"
     for name, suffix in (("two", ".dcm"), ("three", "")):
         touch(tmp_path / name, f"images/ct/IM1{suffix}", f"images/ct/IM2{suffix}", "images/lung-mask/m.mha")
         assert find_cases(tmp_path / name)[0].ct == tmp_path / name / "images/ct"
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        ("__MACOSX/",),
+        ("__MACOSX/1.dcm", "__MACOSX/._2.dcm"),
+        ("empty/empty/",),
+        ("notes/README", "notes/a.txt"),
+        (".hidden/1.dcm",),
+    ],
+    ids=lambda stray: stray[0],
+)
+def test_a_stray_subfolder_does_not_replace_the_series_beside_it(
+    tmp_path: Path, stray: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    touch(tmp_path, "images/ct/1.dcm", "images/ct/2.dcm", "images/lung-mask/m.mha")
+    for name in stray:
+        (tmp_path / "images/ct" / name).mkdir(parents=True) if name.endswith("/") else touch(tmp_path, f"images/ct/{name}")
+    assert [case.ct for case in find_cases(tmp_path)] == [tmp_path / "images/ct"]
+    folder = tmp_path / "images/ct" / stray[0].split("/")[0]
+    told = [f"{folder}: passed over: it holds no DICOM file"] if folder.name in ("empty", "notes") else []
+    assert caplog.messages == told
+
+
+def test_a_series_beside_a_subfolder_with_another_is_a_case_too(tmp_path: Path) -> None:
+    part_10 = bytes(128) + b"DICM"
+    touch(tmp_path, "images/ct/late/1.dcm", "images/lung-mask/ct.mha", "images/lung-mask/late.mha")
+    (tmp_path / "images/ct/IM1").write_bytes(part_10)
+    assert [(case.entity, case.ct.name) for case in find_cases(tmp_path)] == [("ct", "ct"), ("late", "late")]
+
+
+def test_a_series_is_found_in_the_nested_folders_of_an_export_and_named_after_the_outermost(tmp_path: Path) -> None:
+    part_10 = bytes(128) + b"DICM"
+    for patient in ("p1", "p2"):
+        touch(tmp_path, f"images/ct/{patient}/STUDY/SER1/1.dcm", f"images/ct/{patient}/DICOMDIR")
+        touch(tmp_path, f"images/lung-mask/{patient}/STUDY/SEG/mask.dicom", f"images/ct/{patient}/__MACOSX/1.dcm")
+        (tmp_path / f"images/lung-mask/{patient}/STUDY/SEG/mask.dicom").write_bytes(part_10)
+    assert find_cases(tmp_path) == [
+        Case(
+            patient,
+            tmp_path / f"images/ct/{patient}/STUDY/SER1",
+            tmp_path / f"images/lung-mask/{patient}/STUDY/SEG",
+        )
+        for patient in ("p1", "p2")
+    ]
+
+
+def test_a_folder_of_several_series_is_not_passed_over(tmp_path: Path) -> None:
+    """Reading it fails with a message that names it."""
+    touch(tmp_path, "images/ct/p1/SER1/1.dcm", "images/ct/p1/SER2/1.dcm", "images/ct/p2/SER1/1.dcm")
+    assert [case.ct for case in find_cases(tmp_path, segment_lungs=True)] == [
+        tmp_path / "images/ct/p1",
+        tmp_path / "images/ct/p2/SER1",
+    ]
+
+
+def test_links_in_a_circle_end_no_search_for_a_series(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/p/SER/1.dcm", "images/lung-mask/m.mha")
+    for name in ("again", "and-again", "SER/up"):
+        (tmp_path / "images/ct/p" / name).symlink_to(tmp_path / "images/ct", target_is_directory=True)
+    assert [case.ct for case in find_cases(tmp_path)] == [tmp_path / "images/ct/p/SER"]
 
 
 def interface(key: str, slug: str, relative_path: str) -> dict[str, Any]:
@@ -145,6 +257,10 @@ def test_a_name_that_leaves_no_room_for_a_suffix_is_refused(tmp_path: Path) -> N
         (["images/ct/a.txt", "images/lung-mask/a.mha"], "images/ct: there is no CT"),
         (["images/ct/a.mha"], "there is no lung mask"),
         (["images/ct/a.mha", "images/ct/b.mha", "images/lung-mask/c.mha"], "2 CTs and 1 masks, no two of one name"),
+        (
+            ["images/ct/A.mha", "images/ct/b.mha", "images/lung-mask/a.mha"],
+            "2 CTs and 1 masks, no two of one name; expected pairs of equal names, upper and lower case included",
+        ),
         (["images/ct/a.mha", "images/ct/a.nrrd", "images/lung-mask/a.mha"], "two CTs or two masks have the same name"),
         (["images/ct/a.mha", "images/lung-mask/a.mha", "images/lung-mask/a.nii"], "two CTs or two masks have the same"),
     ],

@@ -129,6 +129,16 @@ def test_half_of_each_lung_is_reported_by_the_air_outside(chest: Phantom) -> Non
     assert warning.startswith("the mask leaves out a part of the lungs: ")
 
 
+@pytest.mark.parametrize(("slices", "reported"), [(20, True), (60, False)])
+def test_a_volume_below_that_of_an_adults_lungs_is_reported(chest: Phantom, slices: int, reported: bool) -> None:
+    mask = chest.lungs > 0
+    mask[: 55 - slices // 2] = mask[55 + slices // 2 :] = False
+    volume_ml = float(np.count_nonzero(mask) * 0.01)
+    warning = f"the mask has a volume of {volume_ml:.0f} ml; the lungs of adults have more than 1000 ml"
+    assert (volume_ml < 1000) is reported
+    assert (warning in found(chest, mask)) is reported
+
+
 def test_pieces_are_counted(chest: Phantom) -> None:
     mask = chest.lungs > 0
     mask[40:44] = mask[70:74] = False

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from model.imaging.scan import Scan
 from model.lungs import densitometry
@@ -44,15 +45,16 @@ def test_a_single_lung_is_not_given_a_side(phantom: Phantom) -> None:
 
 
 def lobed(phantom: Phantom) -> Phantom:
-    """The five labels of a lobe mask: the left lung's upper and lower half, the right lung's thirds."""
+    """The five labels of a lobe mask: upper and lower half of the left lung; top of the right, and below it front and back."""
     lobes = np.zeros_like(phantom.lungs)
     left, right = phantom.lungs == 2, phantom.lungs == 1
     height = np.arange(lobes.shape[0])[:, None, None] / lobes.shape[0]
     lobes[left & (height >= 0.5)] = LOBES["left_upper_lobe"]
     lobes[left & (height < 0.5)] = LOBES["left_lower_lobe"]
     lobes[right & (height >= 0.6)] = LOBES["right_upper_lobe"]
-    lobes[right & (height >= 0.4) & (height < 0.6)] = LOBES["right_middle_lobe"]
-    lobes[right & (height < 0.4)] = LOBES["right_lower_lobe"]
+    front = np.arange(lobes.shape[1])[:, None] < lobes.shape[1] / 2
+    lobes[right & (height < 0.6) & front] = LOBES["right_middle_lobe"]
+    lobes[right & (height < 0.6) & ~front] = LOBES["right_lower_lobe"]
     return dataclasses.replace(phantom, lungs=lobes)
 
 
@@ -73,6 +75,87 @@ def test_labels_that_are_no_lobes_fall_back_to_right_and_left(phantom: Phantom) 
     )
     assert regions.members == {"right": (1,), "left": (2,)}
     assert regions.warnings == ("the mask of lobes has other labels than 1 to 5 (9): lobes are not reported",)
+
+
+OBLIQUE = Rotation.from_euler("zyx", (20, -15, 10), degrees=True).as_matrix()
+STORED = pytest.mark.parametrize(
+    ("orientation", "rotation"), [("LPS", None), ("RAS", None), ("PIR", None), ("LPS", OBLIQUE), ("RAS", OBLIQUE)]
+)
+
+
+def relabelled(phantom: Phantom, **labels: int) -> Phantom:
+    """The lobes with other labels; 0 leaves a lobe out."""
+    table = np.arange(256, dtype=np.uint8)
+    for name, label in labels.items():
+        table[LOBES[name]] = label
+    return dataclasses.replace(phantom, lungs=table[phantom.lungs])
+
+
+@STORED
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (
+            {"right_upper_lobe": 1, "right_middle_lobe": 2, "right_lower_lobe": 3, "left_upper_lobe": 4, "left_lower_lobe": 5},
+            "label 3 does not lie to the right of label 1",
+        ),
+        ({"right_middle_lobe": 4, "right_lower_lobe": 5}, "label 5 does not lie anterior to label 4"),
+        ({"left_upper_lobe": 2, "left_lower_lobe": 1}, "label 2 does not lie below label 1"),
+        ({"right_upper_lobe": 4, "right_lower_lobe": 3, "right_middle_lobe": 0}, "label 4 does not lie below label 3"),
+        # the first of these labellings after a left pneumonectomy: all labels lie on one side
+        (
+            {"right_upper_lobe": 1, "right_middle_lobe": 2, "right_lower_lobe": 3, "left_upper_lobe": 0, "left_lower_lobe": 0},
+            "label 3 does not lie to the right of label 1",
+        ),
+    ],
+)
+def test_lobes_of_another_labelling_are_not_reported(
+    phantom: Phantom, orientation: str, rotation: np.ndarray | None, labels: dict[str, int], reason: str
+) -> None:
+    other = relabelled(lobed(phantom), **labels)
+    regions = Regions.of(Scan.from_images(*other.images(orientation, rotation), lobes=True))
+    assert regions.warnings == (f"the labels do not lie where lobes 1 to 5 lie ({reason}): lobes are not reported",)
+    if labels.get("left_upper_lobe") == 0:
+        assert regions.members == {"both": (1,)}
+    else:
+        assert regions.members == {"right": (1,), "left": (2,)}
+        assert np.array_equal(regions.labels, np.where(other.lungs > 0, phantom.lungs, 0)[regions.box])
+
+
+@STORED
+@pytest.mark.parametrize(
+    "absent",
+    [
+        *((), ("right_middle_lobe",), ("right_upper_lobe",), ("right_lower_lobe",), ("left_upper_lobe",)),
+        *(("right_upper_lobe", "right_middle_lobe"), ("left_upper_lobe", "left_lower_lobe")),
+        ("right_upper_lobe", "right_middle_lobe", "right_lower_lobe"),
+    ],
+    ids=lambda absent: "-".join(absent) or "none",
+)
+def test_lobes_are_reported_whatever_way_the_file_is_stored_and_whichever_were_removed(
+    phantom: Phantom, orientation: str, rotation: np.ndarray | None, absent: tuple[str, ...]
+) -> None:
+    left = relabelled(lobed(phantom), **dict.fromkeys(absent, 0))
+    regions = Regions.of(Scan.from_images(*left.images(orientation, rotation), lobes=True))
+    assert regions.warnings == ()
+    assert set(regions.members) - {"right", "left"} == set(LOBES) - set(absent)
+    assert np.array_equal(regions.labels, left.lungs[regions.box])
+
+
+def test_stray_voxels_are_not_taken_for_a_lobe_that_lies_elsewhere(phantom: Phantom) -> None:
+    lungs = relabelled(lobed(phantom), right_middle_lobe=0).lungs
+    lowest = np.argwhere(lungs == LOBES["right_lower_lobe"])
+    lungs[tuple(lowest[lowest[:, 1].argmax()])] = LOBES["right_middle_lobe"]
+    assert Regions.of(scan_of(dataclasses.replace(phantom, lungs=lungs), lobes=True)).warnings == ()
+
+
+@pytest.mark.parametrize(("right", "left"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("orientation", ["LPS", "RAS"])
+def test_labels_1_and_2_of_a_plain_lung_mask_name_no_side(phantom: Phantom, right: int, left: int, orientation: str) -> None:
+    lungs = np.where(phantom.lungs == 1, right, np.where(phantom.lungs == 2, left, 0)).astype(np.uint8)
+    regions = Regions.of(Scan.from_images(*dataclasses.replace(phantom, lungs=lungs).images(orientation)))
+    assert regions.members == {"right": (1,), "left": (2,)}
+    assert np.array_equal(regions.labels, phantom.lungs[regions.box])
 
 
 def test_the_same_labels_in_a_plain_lung_mask_mean_nothing(phantom: Phantom) -> None:
