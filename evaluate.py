@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from typing import Any
 from model.cohort.layout import REFERENCE_FILE
 from model.cohort.readings import Readings, read_pairs, read_predictions, read_reference
 from model.cohort.summary import is_summary
-from model.command_line import OneLineParser
+from model.command_line import OneLineParser, granted_cpus, whole_number
 from model.container.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
 from model.errors import InputError, printable
 from model.evaluation.agreement import RESAMPLES, Bootstrap
@@ -34,7 +33,7 @@ from model.evaluation.voxels import by_subtype, measure_voxels
 from model.fleischner import SUBTYPES
 from model.whole_files import WholeFiles
 
-WORKERS = min(os.cpu_count() or 1, 4)
+MOST_WORKERS = 4
 TABLES = {"tables.md": to_markdown, "tables.tex": to_latex}
 FIGURES = ("confusion", "bland-altman")
 FIGURE_SUFFIXES = ("png", "svg")
@@ -73,9 +72,14 @@ def build_parser() -> OneLineParser:
     )
 
     parser.add_argument("--output", type=Path, default=OUTPUT_FOLDER, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, default: %(default)s")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap, default: %(default)s")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="processes that read jobs and maps, default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the bootstrap, default: %(default)s")
+    parser.add_argument("--resamples", type=whole_number(1), default=RESAMPLES, help="of the bootstrap, default: %(default)s")
+    parser.add_argument(
+        "--workers",
+        type=whole_number(1),
+        default=min(granted_cpus(), MOST_WORKERS),
+        help="processes that read jobs and maps, default: %(default)s",
+    )
     return parser
 
 
@@ -88,8 +92,6 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--predictions and --reference go together")
     if not (options.scores or options.predictions) and (options.truth or options.against):
         parser.error("--truth goes with --predictions, --against with --predictions or --scores")
-    if options.seed < 0 or options.resamples < 1 or options.workers < 1:
-        parser.error("--seed is 0 or more, --resamples and --workers are 1 or more")
     return options
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from model import DISCLAIMER, SHIPPED_WEIGHTS
-from model.command_line import DeviceName, InferencePrecisionName, OneLineParser
+from model.command_line import DeviceName, InferencePrecisionName, OneLineParser, whole_number
 from model.container.grand_challenge import MODEL_FOLDER, bundle_places
 from model.errors import InputError
 from model.viewing.access import Access, password_in
@@ -37,10 +37,12 @@ def build_parser() -> OneLineParser:
         default=os.environ.get(f"{ENVIRONMENT_PREFIX}ADDRESS", "127.0.0.1"),
         help="to listen on; any other than this machine's own needs a password (default: %(default)s)",
     )
-    parser.add_argument("--port", type=int, default=8501, help="default: %(default)s")
+    parser.add_argument("--port", type=whole_number(1, 65535), default=8501, help="default: %(default)s")
     parser.add_argument("--password-file", type=Path, metavar="FILE", help="ask for the password in its first line")
     parser.add_argument("--behind-proxy", action="store_true", help="a reverse proxy of yours asks for a password already")
-    parser.add_argument("--bundle", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else the included one")
+    parser.add_argument(
+        "--weights", "--bundle", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else the included one"
+    )
     parser.add_argument(
         "--slices-bundle",
         type=Path,
@@ -76,7 +78,7 @@ def run_page() -> None:
     options = build_parser().parse_args(sys.argv[1:])
     show(
         PageOptions(
-            bundle=bundle_places(options.bundle),
+            bundle=bundle_places(options.weights),
             slices_bundle=options.slices_bundle,
             example=EXAMPLE,
             input=options.input,

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from model.batch.cases import CohortCase
 from model.batch.cluster import Plan, RayRun, Work, connected
-from model.batch.command import Progress
+from model.batch.command import CaseRecorder
 from model.batch.journal import Entry, opened
 from model.batch.scoring import Identity, ScoredCase
 from model.container.results import CaseResult, Metrics, Provenance, Quality, RegionMetrics
@@ -96,11 +96,11 @@ def schedule(cases: int, networks: int) -> None:
     with tempfile.TemporaryDirectory() as folder, connected(None, networks), opened(Path(folder)) as journal:
         run = RayRun(Work(read_nothing, make_nothing), lambda _: plan)
         run.start()
-        progress = Progress(journal, cases, 0)
+        recorder = CaseRecorder(journal, cases, 0)
         start, cpu = time.perf_counter(), time.process_time()
         print("cases  ms a case  driver: CPU ms a case  MB")
         for number, outcome in enumerate(run.score(iter(synthetic_cases(cases))), start=1):
-            progress.add(Entry.of(outcome.case, outcome.value.result, outcome.value.record), 0)
+            recorder.add(Entry.of(outcome.case, outcome.value.result, outcome.value.record), 0)
             if number % max(cases // 10, 1) == 0:
                 wall, own = time.perf_counter() - start, time.process_time() - cpu
                 print(f"{number:5d}  {1000 * wall / number:9.2f}  {1000 * own / number:21.2f}  {resident():.0f}", flush=True)

@@ -17,8 +17,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from model import SHIPPED_WEIGHTS
 from model.command_line import DeviceName, PrecisionName
 from model.container.grand_challenge import find_cases
+from model.errors import InputError
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper, Subtyping
 from model.weights import locate_bundle
@@ -42,15 +44,19 @@ def compared(result: Subtyping, reference: Subtyping) -> str:
     return f"{points:>10.4f} {differences.max():>8} {100 * np.mean(differences > 0):>9.4f} %"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="How far results differ between numbers of threads, precisions and devices.")
     parser.add_argument("--case", type=Path, default=ROOT / "test/input")
-    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    bundle = locate_bundle(options.weights or ROOT / "weights")
-    ct, lung_mask = find_cases(options.case)[0].files
-    scan = Scan.read(ct, lung_mask)
+    try:
+        bundle = locate_bundle(options.weights)
+        ct, lung_mask = find_cases(options.case)[0].files
+        scan = Scan.read(ct, lung_mask)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     runs: list[tuple[DeviceName, PrecisionName, int]] = [
         ("cpu", precision, threads) for precision in CPU_PRECISIONS for threads in options.threads
     ]
@@ -65,7 +71,8 @@ def main() -> None:
         cle, pse = percentages(result)[:2]
         name = f"{device} {precision} {threads} thread{'s' if threads > 1 else ''}"
         print(f"{name:<26} {cle:>9.4f} {pse:>9.4f} {compared(result, reference)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

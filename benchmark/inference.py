@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark.complexity import measure
+from model.errors import InputError
+from model.imaging.readers import read_volume
 from model.network import NetworkConfig
 from model.preprocessing import PROFILES
 from model.stages import Stage, parse_stage_line
@@ -262,7 +264,11 @@ def main() -> int:
     parser.add_argument("--many", type=int, metavar="N", help="N scans in one run instead")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    mask = sitk.ReadImage(str(options.lungs))
+    try:
+        mask = read_volume(options.lungs).image
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         network, metadata = untrained_bundle(base_width=options.base_width, seed=0)

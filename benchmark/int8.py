@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from model.eight_bit import compiled
 from model.network import EmphysemaNetwork, fold_batch_normalisation
-from model.preprocessing import Shape
+from model.preprocessing import PAPER_INPUT_SHAPE, Shape
 from model.subtyping import place_network
 from model.training.quantize import OneOutput, openvino_model, quantized
 from model.weights import untrained_bundle
@@ -192,7 +192,7 @@ def main() -> int:
     timing = commands.add_parser("time")
     timing.set_defaults(run=print_times)
     timing.add_argument("--base-width", type=int, default=64)
-    timing.add_argument("--input-shape", type=int, nargs=3, default=(128, 224, 288), metavar=("Z", "Y", "X"))
+    timing.add_argument("--input-shape", type=int, nargs=3, default=PAPER_INPUT_SHAPE, metavar=("Z", "Y", "X"))
     timing.add_argument("--runs", type=int, default=3)
     timing.add_argument("--engines", nargs="+", choices=("openvino", "onnxruntime"), default=["openvino"])
     for command in (layer, timing):

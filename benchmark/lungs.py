@@ -19,12 +19,13 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model.cohort.layout import truth_path
 from model.container.grand_challenge import find_cases
 from model.errors import InputError
+from model.fleischner import PARASEPTAL
 from model.imaging.readers import read_volume
 from model.lungs.segmentation import segment_lungs
 
-TRUTH = "truth/paraseptal.mha"
 COLUMNS = ("CT", "Dice", "missed, ml", "extra, ml", "paraseptal, % of the lung", "inside, %", "seconds")
 
 
@@ -64,7 +65,7 @@ def main() -> int:
         for folder in options.cases:
             for case in find_cases(folder):
                 ct, mask = case.files
-                print(f"| {' | '.join(compare(ct, mask, folder / TRUTH))} |", flush=True)
+                print(f"| {' | '.join(compare(ct, mask, truth_path(folder, PARASEPTAL.name)))} |", flush=True)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model import SHIPPED_WEIGHTS
 from model.errors import InputError
 from model.evaluation.baselines import rim_paraseptal
 from model.fleischner import SUBTYPES, Subtype
@@ -152,7 +153,7 @@ def table(rows: list[Measured]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lungs", type=Path, required=True, help="lung mask of a real patient")
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "weights")
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--cases", type=int, default=24, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--csv", type=Path, help="write one row a scan and subtype")

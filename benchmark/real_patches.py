@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmark.real_slices import Measured, measure, write_sheet
+from model import SHIPPED_WEIGHTS
 from model.errors import InputError
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper
@@ -85,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--patches", type=Path, required=True, help="patches.npz, N x 31 x 31 HU for each class")
     parser.add_argument("--lungs", type=Path, required=True, help="a lung mask, for its outline")
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights")
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--half", choices=("first", "second"), default="second", help="of each class; default: %(default)s")
     parser.add_argument("--picture", type=Path, help="folder for a picture of the first volume of each class, with its maps")
     options = parser.parse_args()

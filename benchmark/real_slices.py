@@ -28,6 +28,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from model import SHIPPED_WEIGHTS
 from model.errors import InputError
 from model.evaluation.baselines import RIM_MM
 from model.fleischner import SUBTYPES
@@ -166,7 +167,7 @@ def write_sheet(pictures: Sequence[Image.Image], path: Path, columns: int = 3) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of classes, with patients.csv")
-    parser.add_argument("--weights", type=Path, default=Path(__file__).resolve().parent.parent / "weights")
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--patients", type=Path, help="text file: only these patients, one a line")
     parser.add_argument("--csv", type=Path, help="write one row a slice")
     parser.add_argument("--sheet", type=Path, help="folder for contact sheets; never publish them")

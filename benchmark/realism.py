@@ -43,6 +43,9 @@ SLAB_SLICES, SLAB_INCREMENT_MM = 27, 0.75
 TAKEN_SLICES = (4, 13, 22)
 PATCHES_A_SLICE = 5
 
+BLOCKS = 6
+"""Parts of each class of the real patches, of neighbours in the file, which may be of one patient."""
+
 DISEASES: tuple[tuple[int, int, float], ...] = (
     (0, 0, 0.0),
     (1, 0, 0.0),
@@ -159,13 +162,13 @@ def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
     return LabelledPatches(np.stack(patches), np.array(labels), np.array(sources))
 
 
-def read_patches(path: Path, half: str, blocks: int = 6) -> LabelledPatches:
+def read_patches(path: Path, half: str) -> LabelledPatches:
     """One half of each class of the real patches; neighbours in the file may be of one patient and stay in one block."""
     patches, labels, sources = [], [], []
     for name, part in read_class_patches(path, half).items():
         patches.append(part)
         labels += [name] * len(part)
-        sources.append(np.arange(len(part)) * blocks // len(part))
+        sources.append(np.arange(len(part)) * BLOCKS // len(part))
     return LabelledPatches(np.concatenate(patches), np.array(labels), np.concatenate(sources))
 
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .command_line import OneLineParser, module_command
+from .command_line import LARGEST_SEED, OneLineParser, module_command, whole_number
 from .errors import InputError, printable
 from .lungs.quality import TERMS, Range
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
@@ -530,7 +530,7 @@ def main(arguments: list[str] | None = None) -> int:
     untrained = commands.add_parser("untrained", help="write a bundle of random weights, to try things out")
     untrained.add_argument("bundle", type=Path)
     untrained.add_argument("--base-width", type=int, default=16)
-    untrained.add_argument("--seed", type=int, default=0)
+    untrained.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0)
     options = parser.parse_args(arguments)
     try:
         match options.command:

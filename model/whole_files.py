@@ -13,12 +13,12 @@ import os
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .errors import InputError
+from .errors import InputError, check_name, reason
 
 
 class FolderInUseError(InputError):
@@ -41,6 +41,28 @@ def is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
+def check_free(folder: Path) -> None:
+    """Check that a folder is new or empty.
+
+    Raises:
+        InputError: it holds something, or is a file.
+    """
+    if not is_free(folder):
+        raise InputError(folder, "it already holds something", "a new or empty folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(folder, f"it cannot be created ({reason(error)})", "a folder that can be written") from error
+
+
 @contextlib.contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Yield a path to write a file to; when the block ends, it becomes `final`, in place of an earlier file of that name.
@@ -54,6 +76,17 @@ def whole_file(final: Path) -> Iterator[Path]:
         yield partial
         _flush(partial)
         partial.replace(final)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder by their names; each appears whole, in place of an earlier one.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for name, content in files.items():
+        with whole_file(folder / name) as partial:
+            partial.write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -103,8 +136,8 @@ class WholeFiles:
         self.folder = folder
         self._pending: dict[Path, Path] = {}
         self._lock: weakref.finalize[[int], WholeFiles] | None = None
+        check_name(folder)
         try:
-            str(folder).encode()
             folder.mkdir(parents=True, exist_ok=True)
             lock = _locked(folder)
             if lock is not None:
@@ -116,8 +149,6 @@ class WholeFiles:
             probe = folder / _partial_name("")
             probe.touch(exist_ok=False)
             probe.unlink()
-        except UnicodeEncodeError:
-            raise InputError(folder, "the name is not valid UTF-8", "a name in UTF-8") from None
         except BlockingIOError:
             raise FolderInUseError(folder, "another run is writing into this folder", "a folder for each run") from None
         except OSError as error:

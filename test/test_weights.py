@@ -215,6 +215,15 @@ def test_a_bundle_keeps_an_8_bit_network_beside_its_own(tmp_path: Path, capsys: 
         read_eight_bit(tmp_path / "both")
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "99999999999999999999"])
+def test_a_seed_that_torch_does_not_take_is_refused(seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["untrained", str(tmp_path / "bundle"), "--base-width", "2", "--seed", seed])
+    assert caught.value.code == 2
+    assert f"--seed: '{seed}': expected a whole number from 0 to 4294967295" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert main(["untrained", str(tmp_path / name), "--base-width", "4"]) == 0

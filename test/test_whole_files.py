@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import InputError
-from model.whole_files import WholeFiles, recover, whole_file, whole_folder
+from model.whole_files import WholeFiles, check_free, make_folder, recover, whole_file, whole_folder, write_files
 
 
 def files_in(folder: Path) -> list[str]:
@@ -55,6 +55,33 @@ def test_a_file_that_cannot_be_flushed_gets_no_name(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space left"), files:
         files.partial(tmp_path / "a.txt").write_text("a")
     assert files_in(tmp_path) == []
+
+
+def test_files_that_are_written_together_are_each_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, {"a.txt": b"old", "b.txt": b"old"})
+    replace = Path.replace
+
+    def fail_for_b(partial: Path, final: Path) -> Path:
+        if final.name == "b.txt":
+            raise OSError(28, "No space left on device")
+        return replace(partial, final)
+
+    monkeypatch.setattr(Path, "replace", fail_for_b)
+    with pytest.raises(OSError, match="No space left"):
+        write_files(tmp_path, {"a.txt": b"new", "b.txt": b"new"})
+    assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == {"a.txt": b"new", "b.txt": b"old"}
+
+
+def test_a_folder_for_results_is_new_or_empty_and_is_made(tmp_path: Path) -> None:
+    check_free(tmp_path / "new")
+    make_folder(tmp_path / "new" / "deeper")
+    check_free(tmp_path / "new" / "deeper")
+    (tmp_path / "file").touch()
+    for taken in (tmp_path / "new", tmp_path / "file"):
+        with pytest.raises(InputError, match="it already holds something; expected a new or empty folder"):
+            check_free(taken)
+    with pytest.raises(InputError, match=r"cannot be created \(Not a directory\); expected a folder that can be written"):
+        make_folder(tmp_path / "file" / "below")
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:

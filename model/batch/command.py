@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,8 +15,8 @@ from typing import NoReturn, get_args
 
 from .. import DISCLAIMER, __version__
 from ..cohort.summary import CASES_TABLE
-from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
-from ..container.command import end_on_signals, granted_threads
+from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser, whole_number
+from ..container.command import end_on_signals, granted_threads, run_process
 from ..container.grand_challenge import MODEL_FOLDER
 from ..container.logs import LogFormat, fields, log_stage, report, set_up_logging, time_left
 from ..container.reading import CaseVolumes, ReadAhead, read_case
@@ -52,12 +50,14 @@ def build_parser() -> OneLineParser:
         "--address", help="of a running Ray cluster (host:port, or auto); default: a Ray of its own on this machine"
     )
     where.add_argument(
-        "--networks", type=int, help="networks at a time; default: one for each GPU, or as many as the CPUs bear"
+        "--networks", type=whole_number(1), help="networks at a time; default: one for each GPU, or as many as the CPUs bear"
     )
-    where.add_argument("--networks-per-gpu", type=int, default=1, help="networks that share a GPU, default: %(default)s")
+    where.add_argument(
+        "--networks-per-gpu", type=whole_number(1), default=1, help="networks that share a GPU, default: %(default)s"
+    )
     where.add_argument(
         "--readers",
-        type=int,
+        type=whole_number(1),
         help="cases that are read for a network while it scores another; default: 1 without a GPU, else up to 4",
     )
     where.add_argument("--shard", type=_shard, metavar="I/N", help="score one of N parts, in this process and without Ray")
@@ -97,6 +97,8 @@ def parsed_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.merge is not None and (options.input is not None or options.shard or options.dry_run):
+        parser.error("--merge goes without --input, --shard and --dry-run")
     if options.merge is None and options.input is None:
         parser.error("--input is needed")
     if options.output is None and not options.dry_run:
@@ -105,13 +107,11 @@ def parsed_options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--shard runs without Ray: it goes without --address")
     if options.lungmask_weights is not None and not options.segment_lungs:
         parser.error("--lungmask-weights goes with --segment-lungs")
-    if any(number is not None and number < 1 for number in (options.networks, options.networks_per_gpu, options.readers)):
-        parser.error("--networks, --networks-per-gpu and --readers are 1 or more")
     return options
 
 
-class Progress:
-    """Notes the cases that come back: in the journal, in the log, and now and then in the tables."""
+class CaseRecorder:
+    """Notes the cases that come back: in the journal, in the log, now and then in the tables, and in the run's exit code."""
 
     def __init__(self, journal: Journal, cases: int, finished: int) -> None:
         """
@@ -160,8 +160,8 @@ def _outcome(entry: Entry) -> str:
 
 def unfinished(
     cases: Sequence[CohortCase], journal: Journal, identity: Identity, settings: Settings, *, retry_crashed: bool
-) -> tuple[list[CohortCase], Progress]:
-    """The cases that no earlier run has finished with the same bundle, options and input; and the progress with the others.
+) -> tuple[list[CohortCase], CaseRecorder]:
+    """The cases that no earlier run has finished with the same bundle, options and input; and a recorder that knows the others.
 
     Of these, those that ended their workers count as failed: they are not tried again unless `retry_crashed`.
     """
@@ -177,13 +177,15 @@ def unfinished(
     left = [case for case, found in zip(cases, states, strict=True) if not found]
     if len(left) < len(cases):
         logger.info("%d of %d cases were finished before", len(cases) - len(left), len(cases))
-    progress = Progress(journal, len(cases), len(cases) - len(left))
+    recorder = CaseRecorder(journal, len(cases), len(cases) - len(left))
     for _ in range(states.count("crashed")):
-        progress.count(1)
-    return left, progress
+        recorder.count(1)
+    return left, recorder
 
 
-def score_with_ray(options: argparse.Namespace, cases: Sequence[CohortCase], settings: Settings, journal: Journal) -> Progress:
+def score_with_ray(
+    options: argparse.Namespace, cases: Sequence[CohortCase], settings: Settings, journal: Journal
+) -> CaseRecorder:
     """Score cases on this machine or on a cluster.
 
     Raises:
@@ -203,13 +205,13 @@ def score_with_ray(options: argparse.Namespace, cases: Sequence[CohortCase], set
         identity = ray_run.start()
         source = identity.provenance
         logger.info("networks: %d, on %s in %s", ray_run.plan.networks, source.device, source.precision)
-        left, progress = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
+        left, recorder = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
         for outcome in ray_run.score(iter(left)):
             entry, exit_code = entry_of(outcome)
             for message in entry.result.error_messages:
                 print_error(message)
-            progress.add(entry, exit_code)
-    return progress
+            recorder.add(entry, exit_code)
+    return recorder
 
 
 def entry_of(outcome: Outcome) -> tuple[Entry, int]:
@@ -223,7 +225,7 @@ def entry_of(outcome: Outcome) -> tuple[Entry, int]:
     return entry, scored.exit_code
 
 
-def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settings: Settings, journal: Journal) -> Progress:
+def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settings: Settings, journal: Journal) -> CaseRecorder:
     """Score cases one after another in this process, the next being read meanwhile.
 
     A case that ended this process twice, as the journal tells, is listed and not tried again.
@@ -234,7 +236,7 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
     scorer = CaseScorer(settings, granted_threads())
     for note in scorer.notes:
         logger.info("%s", note)
-    left, progress = unfinished(cases, journal, scorer.identity, settings, retry_crashed=options.retry_crashed)
+    left, recorder = unfinished(cases, journal, scorer.identity, settings, retry_crashed=options.retry_crashed)
     # After a run that was killed, no case is read ahead: what kills this one shall be the case that was begun.
     was_killed = journal.was_killed
     with ReadAhead([case.container_case for case in left]) as scans, observed_by(log_stage):
@@ -243,7 +245,7 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
             if attempts > ATTEMPTS:
                 entry, exit_code = entry_of(Outcome(case, None, attempts - 1, "the process that scored it ended"))
                 print_error(entry.result.error_messages[0])
-                progress.add(entry, exit_code)
+                recorder.add(entry, exit_code)
                 continue
             journal.begin(case.entity)
             try:
@@ -253,8 +255,8 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
                 journal.stop(case.entity)
                 raise
             entry = Entry.of(case, scored.result, scored.record, attempts=attempts, seconds=scored.seconds)
-            progress.add(entry, scored.exit_code if is_input else 1)
-    return progress
+            recorder.add(entry, scored.exit_code if is_input else 1)
+    return recorder
 
 
 def _read(case: CohortCase, scans: ReadAhead, index: int, *, ahead: bool) -> tuple[CaseVolumes | str, bool]:
@@ -352,18 +354,18 @@ def _run(options: argparse.Namespace, start: float) -> int:
             logger.info("%d cases of earlier runs, not in this input, stay in the tables", len(others))
         score = score_shard if options.shard else score_with_ray
         try:
-            progress = score(options, cases, settings, journal)
+            recorder = score(options, cases, settings, journal)
         finally:
             journal.write_tables()
     seconds = time.monotonic() - start
-    scored = len(cases) - progress.failed
+    scored = len(cases) - recorder.failed
     if options.log_format == "json":
         values = {"cases": len(cases), "scored": scored, "left_out": len(listing.left_out), "seconds": round(seconds, 3)}
         logger.info("finished", extra=fields(**values))
     else:
         left_out = f", {len(listing.left_out)} left out ({LEFT_OUT_FILE})" if listing.left_out else ""
         report(f"{scored} of {len(cases)} cases scored{left_out}; {seconds:.0f} s; written to {options.output}\n{DISCLAIMER}")
-    return progress.exit_code
+    return recorder.exit_code
 
 
 def _need_pyarrow(source: Path) -> None:
@@ -378,9 +380,5 @@ def _need_pyarrow(source: Path) -> None:
 
 
 def run_command() -> NoReturn:
-    """Run `main` as a process of its own, which ends here."""
-    end_on_signals()
-    code = main()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)  # everything is on the disk; see model.container.command
+    """Run `main` as a process of its own."""
+    run_process(main)

@@ -14,19 +14,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from ..container.results import Metrics, Provenance, Quality, RegionMetrics
 from ..container.schema import scalar_fields
 from ..container.table import cell
-from ..errors import InputError, encodable
+from ..errors import InputError, encodable, reason
 from ..whole_files import whole_file
 from .tables import ENTITY
 
 CASES_TABLE, REGIONS_TABLE = "cohort.csv", "regions.csv"
 """Parquet files have the same names but for the suffix."""
-
-State = Literal["scored", "failed"]
 
 CASE_COLUMNS: dict[str, type] = {
     ENTITY: str,
@@ -231,4 +229,4 @@ def read_columns(path: Path, names: Sequence[str], optional: Iterable[str] = ())
         table = parquet.read_table(path, columns=[name for name in names if name in held])
         return {name: table.column(name).to_pylist() for name in names if name in held}
     except (OSError, ArrowException) as error:
-        raise InputError(path, f"it cannot be read ({error})", "a Parquet file") from error
+        raise InputError(path, f"it cannot be read ({reason(error)})", "a Parquet file") from error

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, get_args
@@ -20,7 +21,7 @@ import SimpleITK as sitk
 
 # Nothing here imports torch or evalutils, which take seconds: `scored` does, while the first scan is being read.
 from .. import DISCLAIMER, __version__
-from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser
+from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser, granted_cpus
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.native import print_error
@@ -131,17 +132,11 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def granted_threads() -> int:
-    """What OMP_NUM_THREADS says; else as many as CPUs the control group grants: a container may see all of the host's."""
+    """What OMP_NUM_THREADS says; else one for each CPU that this process may use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = min(cpus, max(int(quota) // int(period), 1))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        pass
-    return cpus
+    return granted_cpus()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -226,9 +221,14 @@ def end_on_signals() -> None:
 
 
 def run_command() -> NoReturn:
-    """Run `main` as a process of its own, which ends here."""
+    """Run `main` as a process of its own."""
+    run_process(main)
+
+
+def run_process(command: Callable[[], int]) -> NoReturn:
+    """Run a command as a process of its own, which ends here with the exit code that the command returns."""
     end_on_signals()
-    code = main()
+    code = command()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)  # everything is on the disk; to take torch and large arrays down in order would take a second more

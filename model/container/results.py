@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .schema import Described, from_json, schema_of, to_json
 
@@ -329,7 +329,7 @@ def parse_results(path: Path) -> tuple[list[CaseResult], list[str]]:
     try:
         documents = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(path, f"it cannot be read ({error})", expected) from error
+        raise InputError(path, f"it cannot be read ({reason(error)})", expected) from error
     if not isinstance(documents, list):
         raise InputError(path, "not a list of results", expected)
     results, problems = [], []

@@ -18,7 +18,7 @@ from ..cohort.layout import REFERENCE_FILE, truth_paths
 from ..cohort.readings import Reading, Readings
 from ..cohort.tables import RANGES, Extent, parse_extent
 from ..container.grand_challenge import CT_FOLDER, JOB_OUTPUT_FOLDER, MAP_FOLDERS, PREDICTIONS_FILE, SCORE_FILES, stem_of
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..fleischner import SUBTYPES, Subtype
 from .report import Report
 from .voxels import Counts, by_subtype, count_voxels
@@ -139,7 +139,7 @@ def _listed(file: Path) -> list[Any]:
     try:
         jobs = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(file, f"it cannot be read ({error})", expected) from error
+        raise InputError(file, f"it cannot be read ({reason(error)})", expected) from error
     if not isinstance(jobs, list):
         raise InputError(file, f"a {type(jobs).__name__}", expected)
     return jobs
@@ -179,7 +179,7 @@ def _read_extent(subtype: Subtype, path: Path) -> Extent:
         score, percentage = (content["score"], content.get("percentage")) if isinstance(content, dict) else (content, None)
         extent = parse_extent(subtype, score, percentage)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(path, f"no score can be read ({type(error).__name__}: {error})", expected) from error
+        raise InputError(path, f"no score can be read ({type(error).__name__}: {reason(error)})", expected) from error
     if extent.score is None:
         raise InputError(path, "the score is empty", expected)
     return extent

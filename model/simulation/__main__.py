@@ -5,28 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from tqdm import tqdm
 
 from ..cohort.layout import REFERENCE_FILE
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, module_command, whole_number
 from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .case import Look
 from .cohort import CohortParameters, make_cohort
 from .scanner import GridName
-
-
-def _whole(lowest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {lowest}")
-        return int(text)
-
-    return parse
 
 
 def _percentage(text: str) -> float:
@@ -51,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
             f"takes it, with the truth as voxel maps, and {REFERENCE_FILE} with scores, percentages and all that was drawn."
         ),
     )
-    parser.add_argument("--cases", type=_whole(1), required=True, metavar="N", help="number of cases")
-    parser.add_argument("--seed", type=_whole(0), required=True, metavar="S", help="same seed, same bytes")
+    parser.add_argument("--cases", type=whole_number(1), required=True, metavar="N", help="number of cases")
+    parser.add_argument("--seed", type=whole_number(0), required=True, metavar="S", help="same seed, same bytes")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
         "--grid",
@@ -68,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MASK",
         help=("lung masks to build the cases on, in turn; without them, lungs are parametric"),
     )
-    parser.add_argument("--workers", type=_whole(1), default=1, metavar="K", help="processes; the result is the same")
+    parser.add_argument("--workers", type=whole_number(1), default=1, metavar="K", help="processes; the result is the same")
     parser.add_argument("--cle-score", type=int, choices=_scores(CENTRILOBULAR), help="one CLE score for all cases")
     parser.add_argument("--pse-score", type=int, choices=_scores(PARASEPTAL), help="one PSE score for all cases")
     parser.add_argument(

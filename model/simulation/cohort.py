@@ -20,8 +20,7 @@ import SimpleITK as sitk
 
 from ..cohort.layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_path
 from ..cohort.tables import GRID_COLUMN, Extent, reference_row
-from ..errors import InputError
-from ..whole_files import is_free, whole_file, whole_folder
+from ..whole_files import check_free, make_folder, whole_file, whole_folder
 from .case import Look, SimulatedCase, draw_parameters, simulate
 from .scanner import GridName
 from .shapes import LungShape
@@ -152,12 +151,8 @@ def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int
     """
     for path in cohort.lungs:
         read_lungs(path)
-    if not is_free(output):
-        raise InputError(output, "already holds something", "a new or empty folder to write the cohort into")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(output, f"cannot be created ({error.strerror})", "a folder that can be written") from error
+    check_free(output)
+    make_folder(output)
     return _rows(cohort, cases, output, workers)
 
 

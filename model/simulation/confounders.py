@@ -39,9 +39,6 @@ class ConfounderParameters:
     streaks: float
 
 
-NO_CONFOUNDERS = ConfounderParameters(0.0, -900.0, 30.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-
-
 def draw_confounders(rng: np.random.Generator) -> ConfounderParameters:
     """Draw confounders; each but the airways is absent from about half of all cases."""
     present = rng.random(5) < (0.5, 0.6, 0.4, 0.6, 0.5)

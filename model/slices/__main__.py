@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, get_args
 from tqdm import tqdm
 
 from .. import SHIPPED_WEIGHTS
-from ..command_line import DeviceName, OneLineParser, module_command
+from ..command_line import LARGEST_SEED, DeviceName, OneLineParser, module_command, whole_number
 from ..errors import InputError, encodable
+from ..whole_files import make_folder, write_files
 from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, PART_NAMES, LungArchitecture
 from .settings import Settings
 
@@ -27,25 +28,18 @@ if TYPE_CHECKING:
 SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
 
 
-def _whole(lowest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {lowest}")
-        return int(text)
-
-    return parse
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog=module_command("slices"), description="Classify single CT slices as CLE, PLE, PSE or NT.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     simulate = commands.add_parser("simulate", help="make labelled slices of simulated patients")
-    simulate.add_argument("--images", type=_whole(len(CLASSES)), required=True, metavar="N", help="447 as the paper has")
-    simulate.add_argument("--seed", type=_whole(0), required=True, metavar="S", help="same seed, same slices")
+    simulate.add_argument("--images", type=whole_number(len(CLASSES)), required=True, metavar="N", help="447 as the paper has")
+    simulate.add_argument("--seed", type=whole_number(0), required=True, metavar="S", help="same seed, same slices")
     simulate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    simulate.add_argument("--slices-per-patient", type=_whole(1), default=8, metavar="K", help="at most; default: %(default)s")
-    simulate.add_argument("--workers", type=_whole(1), default=1, metavar="K", help="processes; the result is the same")
+    simulate.add_argument(
+        "--slices-per-patient", type=whole_number(1), default=8, metavar="K", help="at most; default: %(default)s"
+    )
+    simulate.add_argument("--workers", type=whole_number(1), default=1, metavar="K", help="processes; the result is the same")
 
     train = commands.add_parser("train", help="train one architecture, and write it as a bundle")
     train.add_argument("--architecture", choices=ARCHITECTURES, default="texture", help="default: %(default)s")
@@ -61,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="train all architectures, and print a table like the paper's Table I")
     compare.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=[*PAPER_ARCHITECTURES, "texture"])
     compare.add_argument(
-        "--folds", type=_whole(1), default=5, help="of the split by patient, at most five; default: %(default)s"
+        "--folds", type=whole_number(1), default=5, help="of the split by patient, at most five; default: %(default)s"
     )
     compare.add_argument(
         "--output",
@@ -90,17 +84,21 @@ def build_parser() -> argparse.ArgumentParser:
             "--fine-tune", action="store_true", help="of texture: its blocks learn too, as in the included one; hours on a CPU"
         )
         command.add_argument(
-            "--epochs", type=_whole(1), help="at most; default: 20 for the paper's, 40 for residual, 24 with --fine-tune"
+            "--epochs", type=whole_number(1), help="at most; default: 20 for the paper's, 40 for residual, 24 with --fine-tune"
         )
-        command.add_argument("--patience", type=_whole(1), help="of the paper's: stop after so many epochs without improvement")
-        command.add_argument("--batch-size", type=_whole(1), default=32, help="of the paper's; default: %(default)s")
-        command.add_argument("--seed", type=_whole(0), default=0, help="of initial weights and augmentation")
+        command.add_argument(
+            "--patience", type=whole_number(1), help="of the paper's: stop after so many epochs without improvement"
+        )
+        command.add_argument("--batch-size", type=whole_number(1), default=32, help="of the paper's; default: %(default)s")
+        command.add_argument(
+            "--seed", type=whole_number(0, LARGEST_SEED), default=0, help="of initial weights and augmentation"
+        )
         command.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: a GPU if there is one")
 
     predict = commands.add_parser("predict", help="classify slices")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, one DICOM file, or a volume")
     predict.add_argument("--bundle", type=Path, default=SHIPPED_BUNDLE, help="default: the included one")
-    predict.add_argument("--slice", type=_whole(1), metavar="N", help="of volumes, the axial slice, from 1 at the base")
+    predict.add_argument("--slice", type=whole_number(1), metavar="N", help="of volumes, the axial slice, from 1 at the base")
     predict.add_argument("--json", action="store_true", help="print a list of objects")
 
     evaluate = commands.add_parser("evaluate", help="report how a bundle does on a folder of labelled slices")
@@ -195,7 +193,7 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
     from .report import report, summed_up, write_report
 
     if options.report:
-        _make_report_folder(options.report)
+        make_folder(options.report)  # before hours of training, not behind them
     architecture: LungArchitecture = options.architecture
     splits = splits_of(slices, folds=5, kinds=["patient"])
     if "patient" not in splits:
@@ -235,7 +233,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     settings = _settings(options)
     if options.output:
-        _make_report_folder(options.output)
+        make_folder(options.output)  # before hours of training, not behind them
     slices = _read(options.data)
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
     if options.fine_tune:
@@ -255,17 +253,18 @@ def _write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: 
     from .report import curves_figure, png, reliability_figure
 
     rows = []
+    files: dict[str, bytes] = {}
     for trial in trials:
         row = {"architecture": trial.architecture, "split": trial.split, "epochs": trial.epochs, **trial.performance.as_json()}
         curves = [{"curve": [asdict(point) for point in curve]} for curve in trial.curves]
         name = f"{trial.architecture}-{trial.split}"
-        (folder / f"reliability-{name}.png").write_bytes(png(reliability_figure(trial.reliability)))
+        files[f"reliability-{name}.png"] = png(reliability_figure(trial.reliability))
         if any(trial.curves):
-            (folder / f"learning-curves-{name}.png").write_bytes(png(curves_figure(curves)))
+            files[f"learning-curves-{name}.png"] = png(curves_figure(curves))
         rows.append({**row, "reliability": [asdict(bar) for bar in trial.reliability], "curves": curves})
-    document = {**origin, "trials": rows}
-    (folder / "comparison.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    files["comparison.json"] = f"{json.dumps({**origin, 'trials': rows}, indent=2)}\n".encode()
+    files["comparison.md"] = encodable(text).encode()
+    write_files(folder, files)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -274,7 +273,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     classifier = SliceClassifier.from_bundle(options.bundle)
     if options.output:
-        _make_report_folder(options.output)
+        make_folder(options.output)
     slices = _read(options.data)
     indices = tqdm(range(len(slices.labels)), unit="slice", desc="answering", disable=None)
     evaluation = evaluate(classifier, slices, options.data if options.windows else None, indices)
@@ -282,14 +281,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(text)
     if options.output:
         write_report(options.output, text, evaluation, classifier.metadata)
-
-
-def _make_report_folder(folder: Path) -> None:
-    """Make it before hours of training, not behind them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(folder, f"cannot be created ({error.strerror})", "a folder that can be written") from error
 
 
 def _say_what_is_missing(base_weights: str | None, patients_known: bool) -> list[str]:

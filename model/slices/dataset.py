@@ -15,7 +15,7 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..imaging.dicom import read_tags
 from . import CLASSES
 from .images import PICTURE_SUFFIXES, as_hounsfield, is_dicom, read_slice
@@ -146,7 +146,7 @@ def _listed_patients(path: Path) -> dict[str, str]:
                 raise InputError(path, f"its columns are {', '.join(reader.fieldnames or ())}", "file and patient")
             return {row["file"]: row["patient"] for row in reader if row["patient"]}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(path, f"cannot be read ({type(error).__name__})", "a CSV file in UTF-8") from error
+        raise InputError(path, f"cannot be read ({reason(error)})", "a CSV file in UTF-8") from error
 
 
 def _dicom_patient(path: Path) -> str:
@@ -193,15 +193,15 @@ def folds_by_patient(slices: Slices, folds: int = 5, state: int = SPLIT_STATE) -
     return [Split(train, test) for train, test in splitter.split(slices.labels, slices.labels, slices.patients)]
 
 
-def part_of(slices: Slices, indices: npt.NDArray[np.int64], state: int = SPLIT_STATE) -> Split:
+def part_of(slices: Slices, indices: npt.NDArray[np.int64]) -> Split:
     """Set a fifth of some slices aside for validation, by patient where patients are known and many enough, else by image."""
     labels = slices.labels[indices]
     few = slices.patients is not None and min(
         len(set(slices.patients[indices][labels == index])) for index in range(len(CLASSES))
     )
     if slices.patients is not None and few >= round(1 / TEST_SHARE):
-        splitter = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=state)
+        splitter = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=SPLIT_STATE)
         train, test = next(splitter.split(labels, labels, slices.patients[indices]))
     else:
-        train, test = train_test_split(np.arange(len(indices)), test_size=TEST_SHARE, stratify=labels, random_state=state)
+        train, test = train_test_split(np.arange(len(indices)), test_size=TEST_SHARE, stratify=labels, random_state=SPLIT_STATE)
     return Split(indices[train], indices[test])

@@ -15,6 +15,7 @@ from .texture import LungView, TextureNetwork
 RESIDUAL_STEM = 16
 RESIDUAL_WIDTHS = (32, 64, 128)
 """Of the small residual network: a convolution with stride 2, then two blocks of each width; 0.7 million parameters."""
+DROPOUT = 0.2
 
 
 class _ResidualBlock(nn.Module):
@@ -51,10 +52,10 @@ class ResidualNetwork(nn.Module):
 
     architecture = "residual"
 
-    def __init__(self, dropout: float = 0.2) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.base = _ResidualBase()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(DROPOUT)
         self.answer = nn.Linear(RESIDUAL_WIDTHS[-1], len(CLASSES))
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ WARM_UP = 0.2
 MEASURED_EVERY = 3
 """Epochs between two points of the learning curve."""
 
+ANSWERED_AT_ONCE = 16
+"""Slices in a batch of `both_ways`, which changes no answer."""
+
 
 @dataclass(frozen=True)
 class LungSettings:
@@ -169,13 +172,13 @@ def _measured(network: LungNetwork, slices: Slices, split: Split, epoch: int, lo
 
 
 @torch.no_grad()
-def both_ways(network: LungNetwork, slices: Slices, indices: npt.NDArray[np.int64], batch_size: int = 16) -> Tensor:
+def both_ways(network: LungNetwork, slices: Slices, indices: npt.NDArray[np.int64]) -> Tensor:
     """Logits of slices as they are and mirrored, averaged: N x 4."""
     network.eval()
     device = next(network.parameters()).device.type
     results = []
-    for start in range(0, len(indices), batch_size):
-        pixels = slices.pixels(indices[start : start + batch_size], device)
+    for start in range(0, len(indices), ANSWERED_AT_ONCE):
+        pixels = slices.pixels(indices[start : start + ANSWERED_AT_ONCE], device)
         both = [answers_of(network, view).mean(dim=0) for view in (pixels, pixels.flip(3))]
         results.append((both[0] + both[1]) / 2)
     return torch.cat(results).cpu()

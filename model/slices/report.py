@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from ..errors import InputError, encodable
-from ..whole_files import whole_file
+from ..whole_files import write_files
 from . import CLASS_NAMES, CLASSES
 from .bundle import SliceClassifier, SliceMetadata
 from .comparison import TITLES
@@ -27,6 +27,9 @@ from .metrics import Performance, Rate, measure, wilson
 
 if TYPE_CHECKING:  # only diagrams need it
     from matplotlib.figure import Figure
+
+RESAMPLES = 1000
+"""Draws of patients, or of slices, that give the interval of the balanced accuracy."""
 
 NEAR_PLEURA_MM = 15.0
 LUNGS_WIDTH_MM = 270.0
@@ -136,7 +139,7 @@ def summed_up(probabilities: npt.NDArray[np.float64], slices: Slices, uncertain_
 
 
 def balanced_accuracy(
-    truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], patients: npt.NDArray[np.str_] | None, resamples: int = 1000
+    truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], patients: npt.NDArray[np.str_] | None
 ) -> Rate:
     """Mean recall of the classes in percent; the interval comes from drawing patients, or slices, with replacement."""
     owners = np.arange(len(truth)) if patients is None else np.unique(patients, return_inverse=True)[1]
@@ -145,7 +148,7 @@ def balanced_accuracy(
     total = np.zeros((count, len(CLASSES)))
     np.add.at(total, (owners, truth), 1)
     np.add.at(right, (owners, truth), truth == answers)
-    drawn = np.random.default_rng(0).integers(count, size=(resamples, count))
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     with np.errstate(invalid="ignore"):
         shares = 100 * np.nanmean(right[drawn].sum(axis=1) / total[drawn].sum(axis=1), axis=1)
         mean = 100 * float(np.nanmean(right.sum(axis=0) / total.sum(axis=0)))
@@ -177,10 +180,10 @@ def near_pleura(attention: npt.NDArray[np.float32], lungs: npt.NDArray[np.bool_]
     return 100 * float(zoomed[near].sum()) / total if total > 0 else 0.0, 100 * float((near & lungs).sum() / lungs.sum())
 
 
-def keeps_class(classifier: SliceClassifier, hounsfield: npt.NDArray[np.float32], windows: Sequence[Window] = WINDOWS) -> bool:
+def keeps_class(classifier: SliceClassifier, hounsfield: npt.NDArray[np.float32]) -> bool:
     """Whether a slice gets the same likeliest class in every window, as a grey picture; a refusal is another answer."""
     answers = set()
-    for window in windows:
+    for window in WINDOWS:
         try:
             crop = LungCrop.find(as_hounsfield(window.grey(hounsfield)))
         except InputError:
@@ -206,9 +209,7 @@ def write_report(folder: Path, text: str, evaluation: Evaluation, metadata: Slic
     folds = [fold for fold in metadata.training.get("folds", []) if fold["curve"]]
     if folds:
         files["learning-curves.png"] = png(curves_figure(folds))
-    for name, content in files.items():
-        with whole_file(folder / name) as partial:
-            partial.write_bytes(content)
+    write_files(folder, files)
 
 
 def _lines(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> Iterator[str]:

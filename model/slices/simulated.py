@@ -17,9 +17,8 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
-from ..errors import InputError
 from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
-from ..whole_files import is_free
+from ..whole_files import check_free, make_folder
 from . import CLASSES
 from .calibration import AIR_HU
 from .dataset import PATIENTS_FILE
@@ -71,13 +70,9 @@ def make_slices(images: int, seed: int, output: Path, slices_per_patient: int = 
     Raises:
         InputError: `output` cannot be made or already holds something.
     """
-    if not is_free(output):
-        raise InputError(output, "already holds something", "a new or empty folder to write the slices into")
-    try:
-        for label in CLASSES:
-            (output / label).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(output, f"cannot be created ({error.strerror})", "a folder that can be written") from error
+    check_free(output)
+    for folder in (output, *(output / label for label in CLASSES)):
+        make_folder(folder)
     return _written(images, seed, output, slices_per_patient, workers)
 
 

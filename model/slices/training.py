@@ -27,6 +27,9 @@ SHEAR = 0.1
 ZOOM = 0.1
 """Largest values of the augmentation, the last three in shares of the picture; the paper names the kinds and no numbers."""
 
+ANSWERED_AT_ONCE = 32
+"""Slices in a batch of `predict`, which changes no answer."""
+
 
 def draw_transforms(count: int, rng: np.random.Generator) -> Tensor:
     """Draw rotation, shear, zoom, horizontal flip and shift for each of `count` pictures.
@@ -147,11 +150,9 @@ def train(
     return network, [CurvePoint(epoch, *measured) for epoch, measured in enumerate(curve, start=1)]
 
 
-def predict(
-    network: SliceNetwork, slices: Slices, indices: npt.NDArray[np.int64], batch_size: int = 32
-) -> npt.NDArray[np.float64]:
+def predict(network: SliceNetwork, slices: Slices, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Probabilities of slices, N x 4."""
-    batches = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    batches = (indices[start : start + ANSWERED_AT_ONCE] for start in range(0, len(indices), ANSWERED_AT_ONCE))
     device = network.whole.variables[0].value.device.type
     with _on(device):
         shares = [network.probabilities(slices.pixels(batch, device)).numpy() for batch in batches]

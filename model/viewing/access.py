@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, reason
 
 FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """What proxies and tunnels add to requests."""
@@ -70,7 +70,7 @@ def password_in(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(file, f"cannot be read ({error})", "a text file with a password") from error
+        raise InputError(file, f"cannot be read ({reason(error)})", "a text file with a password") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from ..command_line import DeviceName, InferencePrecisionName
 from ..container.grand_challenge import RESULTS_FILE
 from ..container.results import CaseResult
 from ..errors import InputError
@@ -35,6 +36,9 @@ from .upload_addresses import keep_upload_addresses
 from .uploads import Upload
 from .waiting import WaitingLine
 from .widgets import uploads
+
+if TYPE_CHECKING:  # it brings torch
+    from ..subtyping import EmphysemaSubtyper
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +94,7 @@ class PageOptions:
         input, output: a folder that was scored and what was written for it, to be opened from the page; or None.
         lungmask_weights: of the lungmask network, to find lungs with; or None.
         device, precision: as `EmphysemaSubtyper.from_bundle` takes them.
+        access: who is let in.
     """
 
     bundle: tuple[Path, ...]
@@ -98,8 +103,8 @@ class PageOptions:
     input: Path | None
     output: Path | None
     lungmask_weights: Path | None
-    device: Any
-    precision: Any
+    device: DeviceName
+    precision: InferencePrecisionName
     access: Access
 
 
@@ -331,7 +336,7 @@ class _Progress:
 
 
 @st.cache_resource(show_spinner=False)
-def _subtyper(places: tuple[Path, ...], device: Any, precision: Any) -> Any:
+def _subtyper(places: tuple[Path, ...], device: DeviceName, precision: InferencePrecisionName) -> EmphysemaSubtyper:
     """The network, once for all sessions."""
     from ..subtyping import EmphysemaSubtyper
     from ..weights import locate_bundle

@@ -34,6 +34,7 @@ SIDES: dict[Plane, tuple[str, str, str, str]] = {
 
 OUTLINED_ACTIVATION = 0.5
 """Maps are outlined where their activation reaches this: solid for centrilobular, dashed for paraseptal emphysema."""
+HEAT_OPACITY = 0.5
 DASH_VOXELS = 3
 
 SCALE_BARS_MM = (100, 50, 20, 10, 5)
@@ -196,9 +197,9 @@ def _square_pixels(pixels: Picture, spacing: list[float]) -> Picture:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
 
 
-def heat_over(picture: Picture, attention: npt.NDArray[np.float32], opacity: float = 0.5) -> Picture:
+def heat_over(picture: Picture, attention: npt.NDArray[np.float32]) -> Picture:
     """Lay what a network looked at (rows x columns, 0 to 1) over a picture, in the colour of centrilobular maps."""
-    return overlay(picture, attention, COLOURS["centrilobular"], opacity)
+    return overlay(picture, attention, COLOURS["centrilobular"], HEAT_OPACITY)
 
 
 def png(picture: Picture) -> bytes:

@@ -168,6 +168,21 @@ def test_a_part_that_is_none_is_refused(shard: str) -> None:
         parsed_options(["--input=a", "--output=b", f"--shard={shard}"])
 
 
+@pytest.mark.parametrize("option", [["--input=a"], ["--shard=1/4"], ["--dry-run"]])
+def test_tables_are_merged_without_an_input_a_part_or_a_dry_run(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--output=b", *option, "--merge"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(": --merge goes without --input, --shard and --dry-run; see --help\n")
+
+
+@pytest.mark.parametrize("option", ["--networks", "--networks-per-gpu", "--readers"])
+def test_less_than_one_network_or_reader_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed_options(["--input=a", "--output=b", f"{option}=0"])
+    assert f"{option}: '0': expected a whole number of at least 1" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_its_case_alone(tree: Path, bundle: Path, tmp_path: Path) -> None:
     """The process with the network goes on: a worker that ends would count as what the case did."""
     (tmp_path / "cases").mkdir()

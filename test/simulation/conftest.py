@@ -9,10 +9,12 @@ import pytest
 
 from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
 from model.simulation.case import Look
-from model.simulation.confounders import NO_CONFOUNDERS
+from model.simulation.confounders import ConfounderParameters
 from model.simulation.scanner import GridName
 
 CaseMaker = Callable[..., SimulatedCase]
+
+NO_CONFOUNDERS = ConfounderParameters(0.0, -900.0, 30.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 
 def draw(

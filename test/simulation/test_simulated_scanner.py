@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from model.preprocessing import PAPER_INPUT_SHAPE
 from model.simulation.grid import Grid
-from model.simulation.scanner import Sampling, ScannerParameters, Slab, StreakParameters, kernel, plan, scan
+from model.simulation.scanner import NETWORK_BOX, Sampling, ScannerParameters, Slab, StreakParameters, kernel, plan, scan
 
 LOW, HIGH = np.array([0.0, -90.0, -130.0]), np.array([256.0, 89.2, 129.2])
 PROTOCOL = ScannerParameters(
@@ -34,6 +35,10 @@ def noise(protocol: ScannerParameters, seed: int = 0) -> npt.NDArray[np.float64]
     sampling = square(128, 24)
     flat = np.full(sampling.rendered.shape, -850, np.float32)
     return scan(flat, protocol, sampling, np.random.default_rng(seed)).astype(float) + 850
+
+
+def test_the_grid_of_a_network_is_the_input_of_the_paper() -> None:
+    assert NETWORK_BOX == PAPER_INPUT_SHAPE
 
 
 @pytest.mark.parametrize(("sharpness", "mtf50"), [(0.0, 0.28), (1.0, 0.55)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from PIL import Image
 
 from model.errors import InputError
 from model.slices import CLASSES, cross_validation, dataset, texture
-from model.slices.__main__ import main
+from model.slices.__main__ import _write_comparison, main
 from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
 from model.slices.calibration import find_lungs
 from model.slices.dataset import PATIENTS_FILE, Slices, read_slices
@@ -188,6 +189,19 @@ def test_compare_prints_a_row_for_each_split_beside_the_papers_figures(
         assert Image.open(tmp_path / "report" / f"{name}.png").size[0] > 300
 
 
+def test_a_comparison_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's file system may report a full disk only when files are flushed."""
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "comparison.json").write_text("earlier")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        _write_comparison(tmp_path, "no trials\n", [], {"seed": 0})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
 def test_compare_goes_on_where_it_stopped_and_several_share_the_work(
     slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +288,7 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         (["predict", image, "--bundle", full], "no bundle of a slice network"),
         (["predict", photograph, "--bundle", str(trained)], f"{photograph}: no "),
         (["evaluate", "--data", full, "--bundle", str(trained)], "no slices of class CLE"),
-        (["compare", "--data", data, "--output", image], f"{image}: cannot be created"),
+        (["compare", "--data", data, "--output", image], f"{image}: it cannot be created"),
     ):
         assert main(arguments) == 2, arguments
         captured = capsys.readouterr()

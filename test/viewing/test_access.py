@@ -102,6 +102,23 @@ def test_options_that_the_viewer_cannot_start_with_are_refused_in_one_line(
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "99999999", "-1"])
+def test_a_port_that_does_not_exist_is_refused_in_one_line(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(viewer, "serve", lambda *_: pytest.fail("it started"))
+    with pytest.raises(SystemExit) as caught:
+        viewer.main(["--port", port])
+    assert caught.value.code == 2
+    error = f"viewer.py: argument --port: '{port}': expected a whole number from 1 to 65535; see --help\n"
+    assert capsys.readouterr().err == error
+
+
+@pytest.mark.parametrize("option", ["--weights", "--bundle"])
+def test_the_weights_have_the_name_that_process_py_gives_them_and_their_earlier_one(option: str, tmp_path: Path) -> None:
+    assert viewer.build_parser().parse_args([option, str(tmp_path)]).weights == tmp_path
+
+
 @pytest.mark.usefixtures("clean_environment")
 def test_the_password_file_is_read_once_and_without_the_mark_that_editors_put_first(tmp_path: Path) -> None:
     file = tmp_path / "password"

@@ -140,7 +140,16 @@ def server(bundle: Path, slices_bundle: Path, lesioned: Phantom, tmp_path_factor
     folder = tmp_path_factory.mktemp("server")
     write_case(folder / "input", *sound(lesioned).images("RAS"), stem="other-case")
     write_finished_case(folder, lesioned, bundle, "finished-case", "--report", "--preview", "--save-lung-mask")
-    options = ("--bundle", bundle, "--slices-bundle", slices_bundle, "--input", folder / "input", "--output", folder / "output")
+    options = (
+        "--weights",
+        bundle,
+        "--slices-bundle",
+        slices_bundle,
+        "--input",
+        folder / "input",
+        "--output",
+        folder / "output",
+    )
     with serving(folder, *options) as running:
         yield running
 
@@ -715,7 +724,7 @@ def test_the_page_is_closed_to_what_comes_through_a_tunnel(browser: Browser, ser
 
 def test_with_a_password_nothing_is_shown_before_it(browser: Browser, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
-    with serving(tmp_path / "server", "--bundle", bundle, "--password-file", tmp_path / "password") as server:
+    with serving(tmp_path / "server", "--weights", bundle, "--password-file", tmp_path / "password") as server:
         page = opened(browser, server.url)
         field = page.get_by_label("Password", exact=True)
         expect(field).to_be_visible()
@@ -733,7 +742,7 @@ def test_with_a_password_nothing_is_shown_before_it(browser: Browser, bundle: Pa
 
 def test_missing_weights_are_said_on_the_page(browser: Browser, files: Path, tmp_path: Path) -> None:
     missing = tmp_path / "none"
-    with serving(tmp_path / "server", "--bundle", missing, "--slices-bundle", missing) as server:
+    with serving(tmp_path / "server", "--weights", missing, "--slices-bundle", missing) as server:
         page = opened(browser, server.url)
         upload(page, CT, files / f"{PATIENT}.mha")
         score(page)
