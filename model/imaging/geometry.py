@@ -16,6 +16,22 @@ Spacing = tuple[float, float, float]
 """Distance between voxel centres along z, y, x, in mm."""
 
 
+def box_of(mask: npt.NDArray[np.bool_], spacing: Spacing, margin_mm: float = 0.0) -> Box:
+    """The bounding box of a mask that is not empty, grown on each side by ceil(margin / spacing) voxels, within the image.
+
+    Args:
+        mask: z, y, x.
+        spacing: mm.
+    """
+    bounds = []
+    for axis, (size, distance) in enumerate(zip(mask.shape, spacing, strict=True)):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(margin_mm / distance))
+        bounds.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, size)))
+    z, y, x = bounds
+    return z, y, x
+
+
 @dataclass(frozen=True)
 class ImageGeometry:
     """The grid of an image file: size, spacing (mm), origin (mm, LPS) and direction (row-major), each in x, y, z order."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from ..errors import InputError
-from .geometry import Box, ImageGeometry, Orientation, Spacing
+from .geometry import Box, ImageGeometry, Orientation, Spacing, box_of
 from .readers import Volume, check_ct, read_volume
 
 AIR_HU = -1024
@@ -125,13 +125,7 @@ class Scan:
 
     def lung_box(self, margin_mm: float = 0.0) -> Box:
         """The lung's bounding box, grown on each side by ceil(margin / spacing) voxels and clipped to the image."""
-        bounds = []
-        for axis, (size, spacing) in enumerate(zip(self.shape, self.spacing, strict=True)):
-            filled = np.flatnonzero(self.lung.any(axis=tuple(other for other in range(3) if other != axis)))
-            margin = int(np.ceil(margin_mm / spacing))
-            bounds.append(slice(max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, size)))
-        z, y, x = bounds
-        return z, y, x
+        return box_of(self.lung, self.spacing, margin_mm)
 
     def to_file_grid(self, array: np.ndarray) -> sitk.Image:
         """Make an image of an array in the patient's frame, with the CT file's size, spacing, origin and direction."""

@@ -12,6 +12,7 @@ import numpy as np
 from ..container.results import CaseResult, Metrics, RegionMetrics
 from ..container.table import cell
 from ..fleischner import SUBTYPES
+from ..imaging.geometry import box_of
 from ..rendering import AXES, Plane
 from ..slices.images import Picture, Window
 from .case import ViewedCase
@@ -109,8 +110,8 @@ def level_at(case: ViewedCase, plane: Plane, share: float) -> int:
     axis = AXES[plane]
     low, high = 0, case.shape[axis] - 1
     if case.lung is not None:
-        filled = np.flatnonzero(case.lung.any(axis=tuple(other for other in range(3) if other != axis)))
-        low, high = int(filled[0]), int(filled[-1])
+        along = box_of(case.lung, case.spacing)[axis]
+        low, high = along.start, along.stop - 1
     return round(low + share * (high - low))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
+from ..imaging.geometry import Box, box_of
 from ..rendering import contour
 
 if TYPE_CHECKING:
@@ -70,17 +71,11 @@ def levels(case: ViewedCase) -> Iterator[dict[str, bytes]]:
             return
 
 
-def _box(case: ViewedCase) -> tuple[slice, slice, slice]:
+def _box(case: ViewedCase) -> Box:
     """The lungs with a margin; everything without a mask."""
-    bounds = []
-    for axis, (size, distance) in enumerate(zip(case.shape, case.spacing, strict=True)):
-        low, high = 0, size
-        if case.lung is not None:
-            filled = np.flatnonzero(case.lung.any(axis=tuple(other for other in range(3) if other != axis)))
-            margin = int(np.ceil(MARGIN_MM / distance))
-            low, high = max(int(filled[0]) - margin, 0), min(int(filled[-1]) + 1 + margin, size)
-        bounds.append(slice(low, high))
-    z, y, x = bounds
+    if case.lung is not None:
+        return box_of(case.lung, case.spacing, MARGIN_MM)
+    z, y, x = (slice(0, size) for size in case.shape)
     return z, y, x
 
 
