@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from model.cohort.manifest import read_manifest
-from model.errors import InputError
+from model.errors import InputError, printable
 from model.training.options import Command, parse
 
 
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except FloatingPointError as error:
         print(f"{error}; expected a finite loss: try a smaller --learning-rate, from the start", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk
+        print(printable(str(error)), file=sys.stderr)
         return 1
     if bundle is not None:
         print(f"bundle: {bundle}")

@@ -5,8 +5,9 @@
     OUTPUT/left-out.csv                           what is not scored, and why
     OUTPUT/cases/ENTITY/                          as process.py writes it
 
-Lines are appended, so that a case costs the same however many came before it. Of an entity's lines, the last counts. What is
-missing from the journal after a kill is found again in the cases' own folders.
+Lines are appended, so that a case costs the same however many came before it. Of an entity's lines in a file, the last counts,
+whatever the clock said; of several files, the one with the later time. What is missing from the journal after a kill is found
+again in the cases' own folders.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
@@ -99,21 +100,23 @@ class Index:
 
     def __init__(self, outputs: Iterable[Path]) -> None:
         self.places: dict[str, Place] = {}
-        self._finished: dict[str, str] = {}
+        self.finished: dict[str, str] = {}
         for output in outputs:
             for path in sorted((output / JOURNAL_FOLDER).glob("*.jsonl")):
                 self._read(path)
 
     def _read(self, path: Path) -> None:
         offset = 0
+        last: dict[str, tuple[str, Place]] = {}
         with path.open("rb") as stream:
             for line in stream:
                 document = _parsed(line)
-                if document is not None and document["finished"] >= self._finished.get(document["result"]["entity"], ""):
-                    entity = document["result"]["entity"]
-                    self._finished[entity] = document["finished"]
-                    self.places[entity] = Place(path, offset, len(line))
+                if document is not None:
+                    last[document["result"]["entity"]] = document["finished"], Place(path, offset, len(line))
                 offset += len(line)
+        for entity, (finished, place) in last.items():
+            if finished >= self.finished.get(entity, ""):
+                self.finished[entity], self.places[entity] = finished, place
 
     def documents(self) -> Iterator[tuple[Place, dict[str, Any]]]:
         """The entries, sorted by entity, one in memory at a time."""
@@ -168,9 +171,10 @@ class Journal:
         self._append({"stopped": entity})
 
     def add(self, entry: Entry) -> None:
-        """Append the entry of a case."""
-        place = Place(self._own, self._size, self._append({"format": FORMAT, **to_json(entry)}))
-        self._index.places[entry.entity] = place
+        """Append the entry of a case; its time is later than that of the entry that it replaces, whatever the clock says."""
+        finished = _later(entry.finished, self._index.finished.get(entry.entity, ""))
+        place = Place(self._own, self._size, self._append({"format": FORMAT, **to_json(replace(entry, finished=finished))}))
+        self._index.finished[entry.entity], self._index.places[entry.entity] = finished, place
         self._begun.pop(entry.entity, None)
 
     def _append(self, document: dict[str, Any]) -> int:
@@ -231,6 +235,15 @@ class Journal:
         with contextlib.suppress(OSError):
             os.fsync(self._stream.fileno())
         self._stream.close()
+
+
+def _later(finished: str, replaced: str) -> str:
+    """When an entry was finished, or a second after the one that it replaces, if that is later."""
+    if finished > replaced:
+        return finished
+    with contextlib.suppress(ValueError, OverflowError):
+        return (datetime.fromisoformat(replaced) + timedelta(seconds=1)).isoformat(timespec="seconds")
+    return replaced  # no time that we wrote
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

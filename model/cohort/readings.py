@@ -89,6 +89,8 @@ def read_reference(path: Path) -> Readings:
 def read_pairs(path: Path) -> tuple[Readings, Readings]:
     """Read a table with both sides; return the reference and the predictions.
 
+    Cells may be empty; a row without any score on one side counts as a scan that this side does not have.
+
     Raises:
         InputError: as `read_reference` does.
     """
@@ -100,7 +102,8 @@ def read_pairs(path: Path) -> tuple[Readings, Readings]:
         for row in table.cells:
             extents, found = _extents(row, [(f"{subtype.abbreviation}_{side}", "") for subtype in SUBTYPES])
             problems += [f"{row[ENTITY]}: {side} {problem}" for problem in found]
-            cases[row[ENTITY]] = Reading(extents)
+            if any(extent.score is not None for extent in extents):
+                cases[row[ENTITY]] = Reading(extents)
         sides.append(Readings(path, VISUAL if side == "reference" else path.stem, cases))
     _raise_for(path, problems)
     return sides[0], sides[1]

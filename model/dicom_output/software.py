@@ -44,10 +44,10 @@ class Software:
         }
 
     def equipment(self) -> dict[str, Any]:
-        """Manufacturer's attributes (DICOM PS3.3, C.7.5)."""
+        """Manufacturer's attributes (DICOM PS3.3, C.7.5); each has one value, of which a backslash would make two."""
         return {
             "manufacturer": NAME,
-            "manufacturer_model_name": self.bundle[:_LONGEST],
+            "manufacturer_model_name": self.bundle.replace("\\", "/")[:_LONGEST].strip() or NAME,
             "software_versions": __version__,
             "device_serial_number": self.bundle_sha256[:_LONGEST],
         }

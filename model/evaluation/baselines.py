@@ -22,7 +22,7 @@ import numpy.typing as npt
 from .. import __version__
 from ..cohort.summary import CASES_TABLE, is_summary, read_summary
 from ..cohort.tables import ENTITY
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, module_command, whole_number
 from ..container.grand_challenge import Case, OutputFolder, find_cases, lung_mask_path
 from ..container.results import CaseResult, Provenance, case_metrics, failed_result
 from ..errors import InputError, printable
@@ -30,6 +30,7 @@ from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
 from ..lungs.densitometry import LOW_ATTENUATION_HU, measure
 from ..lungs.regions import Regions
+from ..whole_files import make_folder
 from .calibrated_rule import CalibratedRule, Line, pleural_depth
 from .workers import map_isolated
 
@@ -204,19 +205,18 @@ def build_parser() -> OneLineParser:
         metavar="RULE",
         help="also score by this rule (python -m model.evaluation.calibrated_rule)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
+    parser.add_argument("--workers", type=whole_number(1), default=1, help="processes, default: %(default)s")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0; 2 if a case cannot be used (the others are scored); 1 for anything else."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.workers < 1:
-        parser.error("--workers is 1 or more")
+    options = build_parser().parse_args(arguments)
     try:
         cases = list_cases(options.cases)
         rules = RULES if options.calibrated is None else (*RULES, calibrated(options.calibrated))
+        for rule in rules:
+            make_folder(options.output / rule.name)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

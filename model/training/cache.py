@@ -1,8 +1,9 @@
 """Scans that are prepared once for training and kept on disk, one file a case.
 
-A file's name holds the entity and a digest of everything that its content depends on. After a change of the profile or of an
-input file, the digest differs and the case is prepared again. Files appear whole: several processes may prepare the same
-cohort.
+A file's name holds the entity and two digests: of what is asked for (profile, input size, files, percentages), and of the
+state of the files. After a change of either the case is prepared again. Only what was prepared for the same request from files
+that have changed since is removed: runs with other options or manifests may share a cache. Files appear whole: several
+processes may prepare the same cohort.
 """
 
 from __future__ import annotations
@@ -100,14 +101,18 @@ def cache_path(case: TrainingCase, profile: Profile, folder: Path) -> Path:
 
     A file counts as changed when its size or time of modification did.
     """
-    state = {
+    request = {
         "format": FORMAT,
         "profile": _profile_state(profile),
-        "files": [[str(path.resolve()), *_file_state(path)] for path in case.files],
+        "files": [str(path.resolve()) for path in case.files],
         "percentages": case.percentages,
     }
-    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-    return folder / profile.name / f"{case.entity}.{digest[:DIGEST_LENGTH]}.safetensors"
+    state = [_file_state(path) for path in case.files]
+    return folder / profile.name / f"{case.entity}.{_digest(request)}.{_digest(state)}.safetensors"
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _profile_state(profile: Profile) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def write_case(prepared: PreparedCase, path: Path) -> None:
         unfinished.write_bytes(save(tensors, {"numbers": json.dumps(numbers)}))  # save_file would shut other users out
     for other in path.parent.glob(f"{_escaped(path.name.rsplit('.', 2)[0])}.{'?' * DIGEST_LENGTH}.safetensors"):
         if other != path:
-            other.unlink(missing_ok=True)  # prepared from files or a profile that have changed since
+            other.unlink(missing_ok=True)  # prepared from files that have changed since
 
 
 def _escaped(name: str) -> str:

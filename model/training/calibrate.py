@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..cohort.manifest import TrainingCase, read_manifest
-from ..command_line import DeviceName, OneLineParser, module_command
-from ..errors import InputError
+from ..command_line import DeviceName, OneLineParser, module_command, whole_number
+from ..errors import InputError, printable
 from ..fleischner import SUBTYPES, Subtype
 from ..network import EmphysemaNetwork
 from ..preprocessing import Profile
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="slopes below 1 make maps less sharp: 1 forbids them; default: %(default)s",
     )
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=2, help="processes that prepare scans, default: %(default)s")
+    parser.add_argument("--workers", type=whole_number(0), default=2, help="processes that prepare scans, default: %(default)s")
     options = parser.parse_args(arguments)
     cache = options.cache or options.manifest.parent / "cache"
     if not SLOPES[0] <= options.least_slope <= SLOPES[1]:
@@ -254,6 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk
+        print(printable(f"{options.output}: {error}"), file=sys.stderr)
+        return 1
     for name, part in calibrations.items():
         print(
             f"{name}: slope {part.slope:.3f}, offset {part.offset:+.3f}; {part.cases} scans, "

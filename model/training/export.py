@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..network import EmphysemaNetwork, build_network
 from ..weights import BundleMetadata, write_bundle
 from .options import BEST, CHECKPOINT_FOLDER, RunOptions
@@ -18,6 +18,7 @@ from .recipes import MONITORS
 
 BUNDLE_FOLDER = "bundle"
 NETWORK_PREFIX = "network."
+EXPECTED_CHECKPOINT = "a whole checkpoint, as train.py writes it"
 
 
 def export_run(folder: Path, name: str | None = None) -> Path:
@@ -31,24 +32,51 @@ def export_run(folder: Path, name: str | None = None) -> Path:
         The bundle's folder, inside the run's.
 
     Raises:
-        InputError: the folder holds no run, or one that has not finished an epoch.
+        InputError: the folder holds no run, or one that has not finished an epoch, or its checkpoint is damaged.
     """
     options = RunOptions.read(folder)
     path = folder / CHECKPOINT_FOLDER / f"{BEST}.ckpt"
     if not path.is_file():
         raise InputError(folder, "no epoch of the run is finished: there is no best checkpoint", "a run with a checkpoint")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(path)
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     bundle = folder / BUNDLE_FOLDER
-    metadata = bundle_metadata(options, checkpoint, name or folder.resolve().name, sha256)
-    write_bundle(bundle, network_of(options, checkpoint["state_dict"]), metadata)
+    try:
+        metadata = bundle_metadata(options, checkpoint, name or folder.resolve().name, sha256)
+        network = network_of(options, checkpoint["state_dict"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(path, f"not a checkpoint of this run ({type(error).__name__})", EXPECTED_CHECKPOINT) from error
+    write_bundle(bundle, network, metadata)
     return bundle
 
 
+def read_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint of a run that has finished an epoch.
+
+    Args:
+        path: the file.
+        mapped: whether tensors are read only when they are used.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged file may look like anything to the unpickler
+        raise InputError(path, f"it cannot be read ({reason(error).splitlines()[0]})", EXPECTED_CHECKPOINT) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("finished_epochs"), int):
+        raise InputError(path, "not a checkpoint of a run", EXPECTED_CHECKPOINT)
+    return checkpoint
+
+
 def finished_epochs(checkpoint: Path) -> int:
-    """How many epochs a run had finished when it wrote a checkpoint."""
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["finished_epochs"])
+    """How many epochs a run had finished when it wrote a checkpoint.
+
+    Raises:
+        InputError: the checkpoint cannot be read.
+    """
+    return int(read_checkpoint(checkpoint, mapped=True)["finished_epochs"])
 
 
 def network_of(options: RunOptions, state: Mapping[str, Tensor]) -> EmphysemaNetwork:

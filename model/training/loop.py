@@ -11,11 +11,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ..fleischner import SUBTYPES
 from ..network import DenseLogits, EmphysemaNetwork
+from ..whole_files import whole_file
 from .dataset import UNKNOWN, Batch
 from .distributed import gathered, summed
 from .options import BEST, CHECKPOINT_FOLDER, LAST, RunOptions
@@ -42,10 +44,15 @@ class Reference(NamedTuple):
 
 # Both are named as Lightning names them: a checkpoint stores what they know under the names of their classes.
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, but a resumed run has the patience that it is given, not the one that it was started with."""
+    """Lightning's, but a resumed run has the patience that it is given, not the one that it was started with; if that is used
+    up, it trains no further epoch."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
@@ -58,6 +65,20 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's, but a checkpoint is written beside its place and renamed: Lightning moves it from the folder for temporary
+    files, and from another file system it would be copied over the old one."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any = None,  # noqa: ARG002 (Lightning names it)
+    ) -> None:
+        with whole_file(Path(path)) as partial, partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 def freeze_statistics(network: nn.Module) -> None:
@@ -259,6 +280,7 @@ def build_trainer(options: RunOptions, folder: Path, steps: int, callbacks: Sequ
         num_sanity_val_steps=0,
         log_every_n_steps=min(10, steps),
         enable_model_summary=False,
+        plugins=[WholeCheckpoints()],
         logger=[CSVLogger(folder, name="log"), TensorBoardLogger(folder, name="tensorboard", version="")],
         callbacks=[
             *callbacks,

@@ -14,8 +14,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import torch
 
 from ..cohort.manifest import Manifest
-from ..command_line import DeviceName, OneLineParser, PrecisionName
-from ..errors import InputError
+from ..command_line import LARGEST_SEED, DeviceName, OneLineParser, PrecisionName
+from ..errors import InputError, reason
 from ..network import BackboneName, NetworkConfig
 from ..preprocessing import PAPER_INPUT_SHAPE, PROFILES, Profile, Shape, check_input_shape
 from ..subtyping import choose_device, choose_precision
@@ -225,9 +225,11 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)} is {value}, expected 1 or more")
-        for name in ("workers", "seed", "simulate"):
+        for name in ("workers", "simulate"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{_flag(name)} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"--seed is {self.seed}, expected 0 to {LARGEST_SEED}")
         if not 0 <= self.simulate_panlobular <= 1:
             raise ValueError(f"--simulate-panlobular is {self.simulate_panlobular:g}, expected 0 to 1")
         if not 0 <= self.average < 1:
@@ -347,7 +349,7 @@ class RunOptions:
             self,
             manifest=manifest.path.resolve(),
             init=None if self.init is None else self.init.resolve(),
-            cache=self.cache_folder.resolve(),
+            cache=None if self.cache is None else self.cache.resolve(),
             device=cast(DeviceName, device.type),
             precision=cast(PrecisionName, precision),
             trained_on=self.trained_on or f"{manifest.path.name} ({cases})",
@@ -385,7 +387,7 @@ class RunOptions:
             types_of = get_type_hints(cls)
             return cls(**{name: _from_json(types_of[name], value) for name, value in document.items()})
         except OSError as error:
-            raise InputError(folder, f"{RUN_FILE} cannot be read ({error})", _EXPECTED) from error
+            raise InputError(folder, f"{RUN_FILE} cannot be read ({reason(error)})", _EXPECTED) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(folder / RUN_FILE, f"not the options of a run ({error})", _EXPECTED) from error
 

@@ -31,12 +31,12 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN
-from ..command_line import OneLineParser, module_command
-from ..errors import InputError
+from ..command_line import OneLineParser, module_command, whole_number
+from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..imaging.readers import read_volume
-from ..whole_files import whole_file
-from .slices_cohort import SLICES, check_empty, repeated, volume_files, write_volume
+from ..whole_files import check_free, make_folder, whole_file
+from .slices_cohort import SLICES, repeated, volume_files, write_volume
 
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -107,7 +107,7 @@ def read_class_patches(path: Path, half: str) -> dict[str, npt.NDArray[np.int16]
         with zipfile.ZipFile(path) as archive:
             patches = {name: _array(archive, name) for name in CLASSES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(path, f"it cannot be read ({error})", _EXPECTED) from error
+        raise InputError(path, f"it cannot be read ({reason(error)})", _EXPECTED) from error
     for name, values in patches.items():
         if values.ndim != 3 or values.shape[1:] != (SIZE, SIZE) or len(values) < _FEWEST or values.dtype.kind not in "iu":
             raise InputError(path, f"{name} is {' x '.join(map(str, values.shape))} of {values.dtype}", _EXPECTED)
@@ -311,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--half", choices=("first", "second"), default="first", help="of each class; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=20, help=f"volumes of each of {len(KINDS)} kinds; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
@@ -324,9 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name, parts in used:
             if not parts:
                 raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
-        check_empty(options.output)
+        check_free(options.output)
         lungs = LungMask.read(options.lungs)
-        options.output.mkdir(parents=True, exist_ok=True)
+        make_folder(options.output)
         path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices)
     except InputError as error:
         print(error, file=sys.stderr)

@@ -29,9 +29,9 @@ from scipy.special import expit
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, module_command, whole_number
 from ..container.grand_challenge import Case, find_cases
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
 from ..lungs.regions import Regions
@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--calibration", type=int, default=8, metavar="N", help="simulated scans, default: %(default)s")
     parser.add_argument("--check", type=int, default=100, metavar="N", help="further simulated scans, default: %(default)s")
     parser.add_argument("--scans", type=Path, nargs="*", default=[], metavar="FOLDER", help="scans to check on as well")
-    parser.add_argument("--seed", type=int, default=20, help="of the simulated scans, default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=20, help="of the simulated scans, default: %(default)s")
     options = parser.parse_args(arguments)
     if options.calibration < 1 or options.check < 1:
         parser.error("--calibration and --check: expected at least one scan each")
@@ -244,6 +244,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk
+        print(printable(f"{options.output}: {error}"), file=sys.stderr)
+        return 1
     print(f"bundle: {options.output}")
     return 0
 

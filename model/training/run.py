@@ -60,7 +60,7 @@ def train(
         The bundle's folder; None in all but the first of several processes.
 
     Raises:
-        InputError: the output folder, a scan or the bundle cannot be used; nothing was written to `output` then.
+        InputError: the output folder, the checkpoint, a scan or the bundle cannot be used; nothing was written to `output`.
     """
     _check_depth(options)
     _check_scores(options, manifest.of("train"))
@@ -70,6 +70,7 @@ def train(
     if place.is_first:
         _check_output(options, output, resume)
     resumed = resumable_checkpoint(output) if resume else None
+    first_epoch = 0 if resumed is None else finished_epochs(resumed)
     network = _initial_network(options, with_init=resumed is None)
     profile, cache, workers = options.preprocessing, options.cache_folder, options.workers
     training, validation = manifest.of("train"), manifest.of("validation")
@@ -112,7 +113,6 @@ def train(
         simulated=pool,
     )
     judged = CohortDataset(validation, profile, cache, with_truth=options.strategy == "voxels")
-    first_epoch = 0 if resumed is None else finished_epochs(resumed)
     steps = len(_training_batches(options, learnt, training, 0))
     callbacks = (
         [] if fresh is None else [LambdaCallback(on_train_epoch_start=lambda trainer, _: fresh.ready(trainer.current_epoch))]

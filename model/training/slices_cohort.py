@@ -36,13 +36,13 @@ from tqdm import tqdm
 
 from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
 from ..command_line import OneLineParser, module_command
-from ..errors import InputError
+from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..lungs.anatomy import largest_part
 from ..slices.calibration import find_lungs
 from ..slices.dataset import PATIENTS_FILE
 from ..slices.images import PICTURE_SUFFIXES, as_hounsfield, read_slice
-from ..whole_files import is_free, whole_file
+from ..whole_files import check_free, make_folder, whole_file
 
 BODY_WIDTH_MM = 350.0
 """How wide a patient is taken to be where the picture does not say how large its pixels are."""
@@ -98,10 +98,13 @@ def listed_slices(folder: Path, labels: Sequence[str]) -> list[LabelledSlice]:
             missing = {"file", "class", "patient"}.difference(reader.fieldnames or ())
             if missing:
                 raise InputError(listed, f"missing columns: {', '.join(sorted(missing))}", _EXPECTED)
-            rows = [row for row in reader if row["class"] in labels]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(listed, f"it cannot be read ({error})", _EXPECTED) from error
-    slices = [LabelledSlice(folder / row["file"], row["class"], row["patient"]) for row in rows]
+        raise InputError(listed, f"it cannot be read ({reason(error)})", _EXPECTED) from error
+    short = [number for number, row in enumerate(rows, start=2) if None in (row["file"], row["class"], row["patient"])]
+    if short:
+        raise InputError(listed, f"row {short[0]} is too short", _EXPECTED)
+    slices = [LabelledSlice(folder / row["file"], row["class"], row["patient"]) for row in rows if row["class"] in labels]
     lost = [
         entry.path.name for entry in slices if not entry.path.is_file() or entry.path.suffix.lower() not in PICTURE_SUFFIXES
     ]
@@ -171,16 +174,6 @@ def write_volume(images: tuple[sitk.Image, sitk.Image], output: Path, entity: st
             sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
 
 
-def check_empty(output: Path) -> None:
-    """Check that a cohort can be written there.
-
-    Raises:
-        InputError: it is no folder, or holds something.
-    """
-    if not is_free(output):
-        raise InputError(output, "it already holds something", "a new or empty folder")
-
-
 def _write(entry: LabelledSlice, output: Path, slices: int) -> str | None:
     """Write the volume of a picture; what is wrong with it comes back as text."""
     try:
@@ -229,7 +222,7 @@ def patients_in(path: Path) -> set[str]:
     try:
         return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"it cannot be read ({error})", "a text file with a patient in each line") from error
+        raise InputError(path, f"it cannot be read ({reason(error)})", "a text file with a patient in each line") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -268,12 +261,12 @@ def main(arguments: list[str] | None = None) -> int:
     bounds = class_bounds(options.absent, options.present, panlobular=options.panlobular_is_centrilobular)
     try:
         slices = listed_slices(options.folder, list(bounds))
-        check_empty(options.output)
+        check_free(options.output)
         if options.train_patients is None:
             train = split_by_patient(slices, options.share, options.seed)
         else:
             train = patients_in(options.train_patients)
-        options.output.mkdir(parents=True, exist_ok=True)
+        make_folder(options.output)
         results = _written(slices, options.output, options.slices, options.workers)
         found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))
         usable = [entry for entry, problem in zip(slices, found, strict=True) if problem is None]

@@ -96,6 +96,36 @@ def test_of_several_entries_of_a_case_the_last_counts_also_after_a_restart(tmp_p
     assert row["cle_percentage"] == 7.0
 
 
+def test_of_several_lines_of_a_file_the_last_counts_also_if_the_clock_went_back(tmp_path: Path) -> None:
+    times = ("2030-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+    for percentage, finished in zip((2.0, 7.0), times, strict=True):
+        with opened(tmp_path / finished) as journal:
+            journal.add(dataclasses.replace(entry("a", cle=percentage), finished=finished))
+    lines = [(tmp_path / finished / "journal/driver.jsonl").read_text() for finished in times]
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal/driver.jsonl").write_text("".join(lines))
+    with opened(tmp_path) as journal:
+        found = journal.entry("a")
+        journal.write_tables()
+    assert found is not None
+    assert found.finished == times[1]
+    (row,) = read_summary(tmp_path / "cohort.parquet")
+    assert row["cle_percentage"] == 7.0
+
+
+def test_an_entry_is_later_than_the_one_of_another_file_that_it_replaces_whatever_the_clock_says(tmp_path: Path) -> None:
+    with opened(tmp_path) as journal:
+        journal.add(dataclasses.replace(entry("a", cle=2.0), finished="2030-01-01T00:00:00+00:00"))
+    with opened(tmp_path, "1-of-2") as journal:
+        journal.add(dataclasses.replace(entry("a", cle=7.0), finished="2026-01-01T00:00:00+00:00"))
+    with opened(tmp_path) as journal:
+        found = journal.entry("a")
+    assert found is not None
+    assert found.finished == "2030-01-01T00:00:01+00:00"
+    assert found.result.metrics is not None
+    assert found.result.metrics.cle_percentage == 7.0
+
+
 def test_a_line_that_a_killed_run_has_not_finished_is_cut_off(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         journal.add(entry("a"))

@@ -99,6 +99,12 @@ def test_a_table_of_both_sides_may_have_empty_cells(tmp_path: Path) -> None:
     assert scores(predictions) == {"a": (2, 1), "b": (None, 0), "c": (5, 1)}
 
 
+def test_a_row_without_any_score_of_one_side_is_no_case_of_that_side(tmp_path: Path) -> None:
+    text = "entity,cle_reference,cle_predicted,pse_reference,pse_predicted\na,3,2,1,1\nb,4,,1,\nc,,4,,1\n"
+    reference, predictions = read_pairs(write(tmp_path / "scores.csv", text))
+    assert (list(reference.cases), list(predictions.cases)) == (["a", "b"], ["a", "c"])
+
+
 def test_a_table_of_both_sides_says_which_side_is_wrong(tmp_path: Path) -> None:
     text = "entity,cle_reference,cle_predicted,pse_reference,pse_predicted\na,3,7,4,1\n"
     with pytest.raises(InputError, match=r"reference paraseptal score '4'.*predicted centrilobular score '7'"):

@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.dicom_output.derived import DerivedObjects
+from model.dicom_output.software import Software
 from model.dicom_output.source import SourceSeries, quiet
 from model.errors import InputError
 from model.imaging.geometry import ImageGeometry
@@ -175,6 +176,43 @@ def test_maps_without_any_activation_can_be_written(case: DerivedCase) -> None:
     density = densitometry.measure(case.scan, subtyping.regions)
     derived = DerivedObjects.of(source, case.scan, subtyping, density, SOFTWARE)
     assert not derived.activation_maps.pixel_array.any()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "model"),
+    [(r"runs\first", "runs/first"), ("", "emphysema-subtyping"), (" ", "emphysema-subtyping"), ("a" * 70, "a" * 64)],
+)
+def test_a_bundle_s_name_is_one_value_of_the_equipment(bundle: str, model: str, case: DerivedCase, tmp_path: Path) -> None:
+    source = SourceSeries.read(case.series, case.scan.geometry)
+    density = densitometry.measure(case.scan, case.subtyping.regions)
+    software = Software(bundle, "ab" * 32, "paper", "nothing")
+    derived = DerivedObjects.of(source, case.scan, case.subtyping, density, software)
+    for kind in KINDS:
+        derived.write(kind, tmp_path / kind)
+        assert pydicom.dcmread(tmp_path / kind).ManufacturerModelName == model
+
+
+def test_activation_in_floating_point_is_rounded_to_the_nearest_level(case: DerivedCase) -> None:
+    near = [
+        dataclasses.replace(finding, activation_map=((finding.activation_map - 0.4).clip(0) / 255).astype(np.float32))
+        for finding in case.subtyping.findings
+    ]
+    subtyping = dataclasses.replace(case.subtyping, centrilobular=near[0], paraseptal=near[1])
+    source = SourceSeries.read(case.series, case.scan.geometry)
+    density = densitometry.measure(case.scan, subtyping.regions)
+    derived = DerivedObjects.of(source, case.scan, subtyping, density, SOFTWARE)
+    written = pydicom.dcmread(case.files["activation_maps"])
+    assert np.array_equal(derived.activation_maps.pixel_array, written.pixel_array)
+
+
+def test_slices_may_lie_off_by_a_tenth_of_their_distance(case: DerivedCase) -> None:
+    geometry = case.scan.geometry
+    x, y, z = geometry.origin
+    for share in (-0.09, 0.09):
+        SourceSeries.read(case.series, dataclasses.replace(geometry, origin=(x, y, z + share * geometry.spacing[2])))
+    for share in (-0.11, 0.11):
+        with pytest.raises(InputError, match="slices that lie elsewhere than in the volume"):
+            SourceSeries.read(case.series, dataclasses.replace(geometry, origin=(x, y, z + share * geometry.spacing[2])))
 
 
 def test_a_series_that_cannot_be_referred_to_is_refused_without_naming_the_patient(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_the_large_sample_interval_lies_within_the_range_of_kappa_and_is_none_wi
     assert figures.linear_weighted_kappa + 1.96 * error > 1
     low = figures.linear_weighted_kappa - 1.96 * error
     assert figures.linear_weighted_kappa_ci95 == pytest.approx((low, 1), abs=1e-4)
+    perfect = measure_agreement(pairs_of(CENTRILOBULAR, [0, 1, 2], [0, 1, 2]), FEW)
+    assert (perfect.linear_weighted_kappa, perfect.linear_weighted_kappa_ci95) == (1, (1, 1))
     apart = measure_agreement(pairs_of(CENTRILOBULAR, [3, 3, 3], [2, 2, 2]), FEW)
     assert (apart.linear_weighted_kappa, apart.linear_weighted_kappa_ci95) == (0, None)
 

@@ -149,6 +149,18 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_go_on(
     assert metrics(tmp_path / "rules/laa950/good")["cle_percentage"] > 40
 
 
+@pytest.mark.parametrize("name", ["rules", "rules/laa950-rim"])
+def test_an_output_that_is_a_file_is_refused_in_one_line(
+    name: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert main([str(cohort), "--output", str(tmp_path / "rules")]) == 2
+    error = capsys.readouterr().err
+    assert "it cannot be created" in error
+    assert error.count("\n") == 1
+
+
 def test_a_folder_without_cases_or_with_two_of_one_name_is_refused(
     tmp_path: Path, rimmed: Phantom, capsys: pytest.CaptureFixture[str]
 ) -> None:

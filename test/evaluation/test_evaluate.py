@@ -192,8 +192,9 @@ def test_a_table_to_compare_with_must_have_the_same_reference(tmp_path: Path, ca
         (["--reference", "r.csv"], "--predictions and --reference go together"),
         (["--scores", "s.csv", "--reference", "r.csv"], "--scores goes without"),
         (["--truth", "t"], "--truth goes with --predictions"),
-        (["--scores", "s.csv", "--seed", "-1"], "--seed is 0 or more"),
-        (["--scores", "s.csv", "--resamples", "0"], "--resamples and --workers are 1 or more"),
+        (["--scores", "s.csv", "--seed", "-1"], "--seed: '-1': expected a whole number of at least 0"),
+        (["--scores", "s.csv", "--resamples", "0"], "--resamples: '0': expected a whole number of at least 1"),
+        (["--scores", "s.csv", "--workers", "0"], "--workers: '0': expected a whole number of at least 1"),
     ],
 )
 def test_bad_usage_is_one_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

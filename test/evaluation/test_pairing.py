@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.cohort.readings import Reading, Readings
+from model.cohort.readings import Reading, Readings, read_pairs
 from model.cohort.tables import Extent
 from model.errors import InputError
 from model.evaluation.pairing import match
@@ -29,6 +29,15 @@ def test_allow_missing_goes_on_with_the_cases_on_both_sides_and_counts_the_other
     coverage = match(readings("reference", "a", "b", "c"), readings("predictions", "c", "d", "a"), allow_missing=True)
     document = coverage.as_document()
     assert json.loads(json.dumps(document)) == {"paired": 2, "not_predicted": ["b"], "not_in_reference": ["d"]}
+
+
+def test_a_row_of_a_table_of_both_sides_without_a_prediction_is_missing(tmp_path: Path) -> None:
+    table = tmp_path / "scores.csv"
+    table.write_text("entity,cle_reference,cle_predicted,pse_reference,pse_predicted\na,3,2,1,1\nb,4,,1,\n")
+    with pytest.raises(InputError, match="no result for 1 scan: b"):
+        match(*read_pairs(table))
+    coverage = match(*read_pairs(table), allow_missing=True)
+    assert coverage.as_document() == {"paired": 1, "not_predicted": ["b"], "not_in_reference": []}
 
 
 def test_without_any_case_on_both_sides_there_is_nothing_to_allow() -> None:

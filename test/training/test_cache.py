@@ -125,6 +125,28 @@ def test_only_what_changed_is_prepared_again_and_the_old_file_goes(case: Trainin
     assert read_figures(cache_path(changed, PAPER_PROFILE, cache)).low_attenuation_percentage < 3
 
 
+def test_what_other_runs_prepared_in_the_same_cache_is_left_to_them(case: TrainingCase, tmp_path: Path) -> None:
+    coarse = replace(PAPER_PROFILE, input_shape=COARSE_INPUT)
+    requests = [
+        (case, coarse),
+        (case, replace(coarse, input_shape=(32, 32, 32))),
+        (replace(case, truth=None), coarse),
+        (replace(case, percentages=(7.5, 2.5)), coarse),
+        (replace(case, lung_mask=Path(shutil.copy(case.lung_mask, tmp_path / "other_lung.mha"))), coarse),
+    ]
+    for asked, profile in requests:
+        assert list(prepare_cohort([asked], profile, tmp_path / "cache")) == [0, 1]
+    assert all(cache_path(asked, profile, tmp_path / "cache").is_file() for asked, profile in requests)
+
+
+def test_the_extent_of_a_scan_is_that_of_the_middles_of_its_voxels(lesioned: TrainingCase) -> None:
+    profile = replace(PAPER_PROFILE, input_shape=COARSE_INPUT)
+    scan = Scan.read(lesioned.ct, lesioned.lung_mask)
+    box = prepare(scan, Regions.of(scan), profile).box
+    expected = [(part.stop - 1 - part.start) * spacing for part, spacing in zip(box, scan.spacing, strict=True)]
+    assert prepare_case(lesioned, profile).extent_mm == pytest.approx(expected)
+
+
 def test_every_scan_that_cannot_be_used_is_listed_and_the_others_are_kept(case: TrainingCase, tmp_path: Path) -> None:
     empty = replace(case, entity="empty", lung_mask=case.truth[1] if case.truth else case.lung_mask)
     cut = tmp_path / "cut.mha"

@@ -43,6 +43,14 @@ def test_intervals_are_met_and_a_network_that_meets_them_is_left_alone() -> None
     assert fit_calibration(counts, [(0, 100)] * len(counts)) == LogitCalibration(1.0, 0.0, len(counts), 0.0, 0.0)
 
 
+def test_a_network_that_is_already_best_is_left_alone() -> None:
+    """Whatever may be chosen is worse."""
+    counts, percentages = hazy_cases(1, 0)
+    found = fit_calibration(counts, [(value, value) for value in percentages], least_slope=2)
+    assert (found.slope, found.offset) == (1, 0)
+    assert found.error_after == found.error_before < 0.02
+
+
 def test_maps_can_be_kept_as_sharp_as_they_are() -> None:
     counts, percentages = hazy_cases(0.5, -0.7)
     intervals = [(value, value) for value in percentages]
@@ -129,3 +137,14 @@ def test_what_cannot_be_calibrated_is_refused(
     with pytest.raises(SystemExit):
         main([str(bundle), "--manifest", str(manifest), "--output", str(tmp_path / "new"), "--least-slope", "0"])
     assert "--least-slope is 0, expected 0.2 to 5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(bundle), "--manifest", str(manifest), "--output", str(tmp_path / "new"), "--workers", "-1"])
+    assert "--workers: '-1': expected a whole number of at least 0" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    assert main([str(bundle), "--output", "/proc/bundle", *common]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("/proc/bundle: ")

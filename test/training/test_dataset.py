@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from model.training.dataset import Batch, Draw, EpochBatches, EpochSampler, stacked, turns_for
+from model.cohort.manifest import TrainingCase
+from model.preprocessing import PAPER_PROFILE
+from model.training.dataset import Batch, CohortDataset, Draw, EpochBatches, EpochSampler, stacked, turns_for
 
 
 def order(sampler: EpochSampler) -> list[int]:
@@ -88,6 +92,14 @@ def test_batches_hold_one_kind_each_and_the_other_kinds_take_turns() -> None:
     assert kinds == ["m", "m", "s", "m", "m", "w"]
     assert len(batches) == len(kinds)
     assert sorted(draw.place for batch in batches for draw in batch if draw.place < 8) == list(range(8))
+
+
+def test_tiles_whole_scans_and_slabs_are_groups_of_their_own(lesioned: TrainingCase, tmp_path: Path) -> None:
+    whole = replace(lesioned, truth=None)
+    slab = replace(whole, uniform_slices=True)
+    cases = [slab, lesioned, whole, slab, replace(lesioned, uniform_slices=True)]
+    dataset = CohortDataset(cases, PAPER_PROFILE, tmp_path, with_truth=True, tile=(32, 48, 64), slab=16)
+    assert dataset.groups() == [[1, 4], [2], [0, 3]]
 
 
 def test_the_epoch_decides_the_batches() -> None:

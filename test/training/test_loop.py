@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from model.network import NetworkConfig, build_network
-from model.training.loop import EarlyStopping, EmphysemaTraining, ModelCheckpoint, Reference, freeze_statistics
+from model.training.loop import (
+    EarlyStopping,
+    EmphysemaTraining,
+    ModelCheckpoint,
+    Reference,
+    WholeCheckpoints,
+    build_trainer,
+    freeze_statistics,
+)
+from model.training.options import RunOptions
 from model.training.recipes import PAPER_RECIPE, RELEASED_RECIPE, Recipe
 from model.training.strategies import RegressionStrategy
 
@@ -68,6 +81,70 @@ def test_a_resumed_run_has_the_patience_that_it_is_given() -> None:
     resumed = EarlyStopping("validation/loss", patience=6)
     resumed.load_state_dict(started.state_dict())
     assert (resumed.patience, resumed.wait_count) == (6, 2)
+
+
+class Stagnant(LightningModule):
+    """Its validation loss is the same after every epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        loss: Tensor = self.layer(batch[0]).square().mean()
+        return loss
+
+    def validation_step(self, _batch: list[Tensor], _: int) -> None:
+        self.log("validation/loss", 1.0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def epochs_after(folder: Path, patience: int, *, resumed: bool) -> int:
+    """How many epochs a run has had when it has ended."""
+    loader = DataLoader(TensorDataset(torch.ones(2, 1)))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=20,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[
+            EarlyStopping("validation/loss", patience=patience, check_on_train_epoch_end=True),
+            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ],
+    )
+    trainer.fit(Stagnant(), loader, loader, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+    return int(torch.load(folder / "last.ckpt", weights_only=True)["epoch"]) + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_early_stopping_has_ended_is_not_trained_further_unless_it_gets_more_patience(tmp_path: Path) -> None:
+    assert epochs_after(tmp_path, 2, resumed=False) == 3
+    assert [epochs_after(tmp_path, patience, resumed=True) for patience in (2, 2, 1, 4, 4)] == [3, 3, 3, 5, 5]
+
+
+def test_a_checkpoint_is_written_beside_its_place_and_an_old_one_stays_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = build_trainer(RunOptions(device="cpu", precision="float32"), tmp_path, 1).strategy.checkpoint_io
+    assert isinstance(plugin, WholeCheckpoints)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no folder for temporary files"))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    plugin.save_checkpoint({"epoch": 1}, path)
+    written = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        assert path.read_bytes() == written
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        plugin.save_checkpoint({"epoch": 2}, path)
+    assert plugin.load_checkpoint(path, weights_only=True) == {"epoch": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_checkpoints_store_callbacks_under_the_names_of_lightning() -> None:

@@ -219,6 +219,12 @@ def test_class_weights_never_vanish_and_survive_classes_without_a_case() -> None
     assert updated.tolist() == pytest.approx([0.1 / 1.05, 2 / 1.05, 0.0])
 
 
+def test_a_class_without_a_case_in_an_epoch_counts_as_one_that_is_not_learnt() -> None:
+    updated = losses.updated_class_weights(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([0.5, 0.0, math.nan]))
+    # 0.5, 1 and 2, scaled to 4
+    assert updated.tolist() == pytest.approx([2 / 3.5, 4 / 3.5, 8 / 3.5])
+
+
 def test_balanced_weights_of_the_interval_loss_are_normalised_and_clipped() -> None:
     weights = losses.clipped_balanced_weights(torch.tensor([90, 9, 1]))
     # inverse frequencies 1/90 : 1/9 : 1 = 0.0099, 0.0990, 0.8911 of their sum; clipped

@@ -152,6 +152,16 @@ def test_each_kind_of_volume_has_its_bounds_and_is_a_scan(patches: Path, lungs: 
     assert not np.any(chest_wall(np.where(scan.lung[0], scan.hounsfield[0], -1000).astype(float))), "no chest wall in the mask"
 
 
+def test_a_seed_below_0_is_refused_before_anything_is_written(
+    patches: Path, lungs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(patches), str(lungs), str(tmp_path / "out"), "--seed", "-1"])
+    assert caught.value.code == 2
+    assert "--seed: '-1': expected a whole number of at least 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_rounds_differ_and_the_same_seed_gives_the_same(patches: Path, lungs: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert main([str(patches), str(lungs), str(tmp_path / name), "--rounds", "2", "--slices", "2"]) == 0
@@ -176,6 +186,7 @@ def test_two_rounds_differ_and_the_same_seed_gives_the_same(patches: Path, lungs
         ("no pleura", "no patch of class paraseptal can be used"),
         ("empty mask", "every voxel is 0"),
         ("full folder", "it already holds something"),
+        ("below a file", "it cannot be created (Not a directory)"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(
@@ -202,6 +213,8 @@ def test_what_cannot_be_used_is_said_in_one_line(
         save(patches, {**values, "paraseptal": values["normal"][[0, 0]]})
     elif wrong == "empty mask":
         sitk.WriteImage(sitk.Image([8, 8, 8], sitk.sitkUInt8), str(lungs))
+    elif wrong == "below a file":
+        out = patches / "out"
     else:
         out.mkdir()
         (out / "something").touch()

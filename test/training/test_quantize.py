@@ -45,6 +45,20 @@ def test_the_worst_of_the_broken_promises_is_named() -> None:
         check(Path("bundle"), [right, wrong, worst])
 
 
+def test_a_seed_below_0_and_an_output_that_cannot_be_written_are_one_line(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        quantize.main([str(bundle), "--output", "/proc/bundle", "--seed", "-1"])
+    assert caught.value.code == 2
+    assert "--seed: '-1': expected a whole number of at least 0" in capsys.readouterr().err
+    monkeypatch.setattr(quantize, "_made_and_checked", lambda *_: None)
+    assert quantize.main([str(bundle), "--output", "/proc/bundle"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("/proc/bundle: ")
+    assert error.count("\n") == 1
+
+
 def test_the_record_counts_scans_and_scores() -> None:
     scans = [
         Comparison("one", CENTRILOBULAR, 4.95, 5.05),

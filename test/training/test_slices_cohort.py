@@ -100,6 +100,11 @@ def test_no_patient_is_on_both_sides_and_every_class_is_shared_out() -> None:
     assert train == split_by_patient(slices, 0.5, seed=0) != split_by_patient(slices, 0.5, seed=1)
 
 
+def test_the_number_of_patients_to_train_on_is_rounded_to_the_nearest() -> None:
+    slices = [LabelledSlice(Path(f"{k}.png"), "NT", f"p{k}") for k in range(3)]
+    assert [len(split_by_patient(slices, share, seed=0)) for share in (0.4, 0.6)] == [1, 2]
+
+
 def test_pixels_are_as_large_as_a_patient_of_350_mm_makes_them() -> None:
     hounsfield = np.full((100, 120), -1000.0, np.float32)
     hounsfield[20:90, 10:110] = 40
@@ -114,6 +119,27 @@ def test_a_picture_that_is_no_slice_is_left_out_and_named(
     assert main([str(folder), str(tmp_path / "out"), "--slices", "2"]) == 0
     assert "left out: CLE-2: " in capsys.readouterr().out
     assert len(read_manifest(tmp_path / "out" / "manifest.csv").cases) == 5
+
+
+@pytest.mark.parametrize("columns", [("class", "patient", "file"), ("file", "class", "patient"), ("file", "patient", "class")])
+def test_a_row_of_the_list_that_is_too_short_is_refused(
+    columns: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "patients.csv").open(newline="") as stream:
+        rows = [[row[name] for name in columns] for row in csv.DictReader(stream)]
+    with (folder / "patients.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([columns, *rows[:2], rows[2][:2], *rows[3:]])
+    assert main([str(folder), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "patients.csv: row 4 is too short; expected a folder with patients.csv" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_below_a_file_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([str(folder), str(tmp_path / "file" / "out")]) == 2
+    assert "out: it cannot be created (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_list_of_patients_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,14 @@ def test_class_weighted_intervals_use_the_weight_of_the_case_s_own_score() -> No
     assert [b / a for a, b in zip(plain, weighted, strict=True)] == pytest.approx([0.2, 0.8])
 
 
+def test_class_weighted_intervals_use_the_mean_weight_for_scans_with_bounds_only() -> None:
+    counts = (torch.tensor([1, 1, 1, 1, 1, 1]), torch.tensor([90, 9, 1]))
+    recipe = replace(PAPER_RECIPE, class_weighted_intervals=True)
+    batch = batch_of((0, -1), bounds=torch.tensor([[[NAN, NAN], [0.0, 0.01]]]))
+    plain, weighted = (term(which, "interval_paraseptal", (0.5, 0.2), batch, counts) for which in (PAPER_RECIPE, recipe))
+    assert weighted / plain == pytest.approx((0.2 + 0.2 + 0.8) / 3)
+
+
 def test_overlap_in_lung_ignores_what_lies_outside() -> None:
     centrilobular = torch.full((1, 1, *SHAPE), -30.0)
     centrilobular[:, :, 1] = 30.0  # active outside the lung only

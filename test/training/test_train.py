@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
 import signal
@@ -224,6 +225,8 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--base-width", "3"), "base width is 3"),
         (("--decay", "0"), "decay is 0.0"),
         (("--devices", "0"), "--devices is 0"),
+        (("--seed", "5000000000"), "--seed is 5000000000, expected 0 to 4294967295"),
+        (("--seed", "-1"), "--seed is -1, expected 0 to 4294967295"),
         (("--devices", "2"), "training on several CPUs is not supported"),
         (("--tile", "64", "64", "64"), "--tile goes with --strategy voxels"),
         (("--tile-scores",), "--tile-scores goes with --strategy regression and --tile"),
@@ -347,6 +350,17 @@ def test_training_that_diverges_ends_in_one_line(manifest: Path, tmp_path: Path,
     assert "smaller --learning-rate" in error
 
 
+def test_a_full_disk_is_one_line_and_exit_code_1(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(_: RunOptions, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "run.json"))
+
+    monkeypatch.setattr(RunOptions, "write", write)
+    assert train.main(command(short(manifest), tmp_path / "run")) == 1
+    assert capsys.readouterr().err == f"[Errno 28] No space left on device: '{tmp_path / 'run' / 'run.json'}'\n"
+
+
 def test_weights_to_start_from_must_fit_the_network_and_the_profile(
     manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,6 +399,43 @@ def test_a_manifest_that_has_changed_is_not_gone_on_with(
     path.write_text(path.read_text() + "\n")
     assert train.main(["--output", str(tmp_path), "--resume"]) == 2
     assert "it cannot be resumed: manifest_sha256 was" in capsys.readouterr().err
+
+
+def test_a_cohort_that_has_moved_takes_its_cache_along_unless_the_run_was_given_one(manifest: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved" / "cohort.csv"
+    moved.parent.mkdir()
+    shutil.copy(manifest, moved)
+    for given, expected in (((), moved.parent / "cache"), (("--cache", str(tmp_path / "fast")), tmp_path / "fast")):
+        started = parse(["--manifest", str(manifest), "--output", str(tmp_path), *TINY, *given]).options
+        settled = started.settled(read_manifest(manifest))
+        assert settled.cache_folder == (manifest.parent / "cache" if not given else expected)
+        settled.write(tmp_path)
+        resumed = parse(["--output", str(tmp_path), "--resume", "--manifest", str(moved)]).options
+        assert resumed.cache_folder == expected
+
+
+@pytest.mark.parametrize("kind", ["cut off", "empty", "nonsense", "something else", "another network"])
+def test_a_damaged_checkpoint_is_one_line_and_nothing_is_changed(
+    kind: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    (output / "checkpoints").mkdir(parents=True)
+    options_of(manifest, output).write(output)
+    best, last = (output / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    content: object = {"finished_epochs": 1, "global_step": 4, "state_dict": {"network.weight": torch.ones(1000)}}
+    torch.save([content] if kind == "something else" else content, best)
+    if kind in ("cut off", "empty", "nonsense"):
+        best.write_bytes({"cut off": best.read_bytes()[:2000], "empty": b"", "nonsense": b"nonsense"}[kind])
+    shutil.copy(best, last)
+    before = (output / "run.json").read_bytes()
+    commands = [["--export-only"], ["--resume", "--licence", "mine"]]
+    for arguments in commands[:1] if kind == "another network" else commands:
+        assert train.main(["--output", str(output), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "expected a whole checkpoint, as train.py writes it" in error
+    assert (output / "run.json").read_bytes() == before
+    assert not (output / "bundle").exists()
 
 
 def test_every_option_says_what_it_does_and_is_told_by_the_bundle_unless_it_concerns_the_machine(manifest: Path) -> None:
