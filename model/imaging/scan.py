@@ -20,9 +20,12 @@ from .readers import Volume, check_ct, read_volume
 AIR_HU = -1024
 """Replaces values that are not a number; padding below it counts as this."""
 
-PADDING_HU = 31744
+UNSIGNED_PADDING_HU = 31744
 """Nothing in a CT is as dense: stored values of 12 bits end at 3071 HU, of 16 bits with their sign at 31743 HU (intercept
 -1024). Unsigned values from here on, such as -2000 stored as 63536, fill what lies outside the scanned circle."""
+
+PADDING_HU = -2000
+"""What takes their place, as scanners write it with a sign: below all noise in air."""
 
 LUNG_VOLUME_ML = (100.0, 15000.0)
 LUNG_MEAN_HU = (-1000.0, -200.0)
@@ -188,13 +191,13 @@ def _hounsfield(
 ) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], tuple[str, ...]]:
     """A file's voxels as int16 or float32, with warnings.
 
-    Values below the range of int16 are clipped to it; from `PADDING_HU` on, they are replaced by air.
+    Values below the range of int16 are clipped to it; from `UNSIGNED_PADDING_HU` on, they become `PADDING_HU`.
     """
     limits = np.iinfo(np.int16)
     if voxels.dtype.kind != "f":
         if voxels.dtype != np.int16:
             voxels = np.clip(voxels, limits.min, limits.max).astype(np.int16)
-        return _without_padding(voxels), ()
+        return _with_signed_padding(voxels), ()
     finite = np.isfinite(voxels)
     if not finite.any():
         raise InputError(name, "no voxel is a finite number", "a CT in HU")
@@ -212,14 +215,14 @@ def _hounsfield(
         replaced = _replace_not_finite(voxels, finite, lung)
         warnings = (f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung",)
     clipped: npt.NDArray[np.float32] = np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False)
-    return _without_padding(clipped), warnings
+    return _with_signed_padding(clipped), warnings
 
 
-def _without_padding(hounsfield: np.ndarray) -> np.ndarray:
-    """The same array where it holds no padding, else a copy."""
-    if hounsfield.max() < PADDING_HU:
+def _with_signed_padding(hounsfield: np.ndarray) -> np.ndarray:
+    """The same array where it holds no unsigned padding, else a copy."""
+    if hounsfield.max() < UNSIGNED_PADDING_HU:
         return hounsfield
-    return np.where(hounsfield >= PADDING_HU, hounsfield.dtype.type(AIR_HU), hounsfield)
+    return np.where(hounsfield >= UNSIGNED_PADDING_HU, hounsfield.dtype.type(PADDING_HU), hounsfield)
 
 
 def _replace_not_finite(voxels: np.ndarray, finite: npt.NDArray[np.bool_], lung: npt.NDArray[np.bool_]) -> int:

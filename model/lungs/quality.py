@@ -20,7 +20,7 @@ from .anatomy import coarse_steps
 Range = tuple[float | None, float | None]
 """The least and the largest value; None leaves a side open."""
 
-PADDING_HU = -1500
+PADDED_HU = -1500
 """Below this lies what a scanner writes outside of its field of view; noise in air stays above."""
 
 _SLICES = 40
@@ -245,7 +245,7 @@ def _cut_off(scan: Scan) -> float:
     """Percent of the lungs' faces that lie on the border of the image or beside padding, on voxels about 2.5 mm apart."""
     steps = coarse_steps(scan.spacing, scan.lung)
     every = tuple(slice(None, None, step) for step in steps)
-    lung, padding = scan.lung[every], scan.hounsfield[every] < PADDING_HU
+    lung, padding = scan.lung[every], scan.hounsfield[every] < PADDED_HU
     lung = lung & ~padding
     faces = cut = 0.0
     for axis in range(3):

@@ -78,7 +78,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         storage_options: Any = None,  # noqa: ARG002 (Lightning names it)
     ) -> None:
         with whole_file(Path(path)) as partial, partial.open("wb") as stream:
-            torch.save(checkpoint, stream)
+            try:
+                torch.save(checkpoint, stream)
+            except (OSError, RuntimeError) as error:  # torch covers that of a full disk with its own
+                cause = error if isinstance(error, OSError) else error.__context__
+                if not isinstance(cause, OSError):
+                    raise
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..cohort.manifest import MANIFEST_FILE, Split, read_manifest, write_simulated_manifest
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, module_command, whole_number
 from ..errors import InputError
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("manifest", type=Path, nargs="?", help=f"default: {MANIFEST_FILE} in the cohort's folder")
     parser.add_argument("--validation", type=float, default=0.1, help="share to validate on, default: %(default)s")
     parser.add_argument("--test", type=float, default=0.0, help="share to test on, default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     options = parser.parse_args(arguments)
     try:
         path = write_simulated_manifest(

@@ -35,7 +35,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, module_command, whole_number
 from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..lungs.anatomy import largest_part
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help=_EXPECTED)
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--share", type=float, default=0.5, help="of the patients to train on, default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the split by patient")
     parser.add_argument(
         "--train-patients", type=Path, metavar="FILE", help="the patients to train on, one a line, in place of a draw"
     )
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
             metavar="PERCENT",
             help=f"a subtype that a class says is {name} has at {what} so many percent of the lung; default: %(default)s",
         )
-    parser.add_argument("--workers", type=int, default=1, help="processes, default: %(default)s")
+    parser.add_argument("--workers", type=whole_number(1), default=1, help="processes, default: %(default)s")
     options = parser.parse_args(arguments)
     if not 0 < options.share < 1:
         parser.error(f"--share is {options.share:g}, expected a number between 0 and 1")

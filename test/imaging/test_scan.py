@@ -134,7 +134,7 @@ def test_numbers_far_from_any_hounsfield_unit_are_clipped_or_count_as_air(phanto
     image.CopyInformation(ct)
     scan = Scan.from_images(image, mask)
     assert (scan.hounsfield.min(), scan.hounsfield.max()) == (-32768, BODY_HU)
-    assert (scan.hounsfield[:, 4:8, :4] == -1024).all()
+    assert (scan.hounsfield[:, 4:8, :4] == -2000).all()
     noise = ImageQuality.of(scan).noise_hu
     assert noise == pytest.approx(ImageQuality.of(Scan.from_images(ct, mask)).noise_hu)
 
@@ -153,7 +153,7 @@ def test_padding_above_every_ct_scale_counts_as_air_and_metal_stays(phantom: Pha
     image.CopyInformation(ct)
     scan = Scan.from_images(image, mask)
     assert scan.hounsfield[10, 30, 30:32].tolist() == [3071, 31743]
-    assert (scan.hounsfield[:, :4, :4] == -1024).all()
+    assert (scan.hounsfield[:, :4, :4] == -2000).all()
     assert image[0, 0, 0] == padding, "the caller's image stays as it was"
 
 
@@ -170,7 +170,7 @@ def test_unsigned_padding_of_a_dicom_series_counts_as_air(phantom: Phantom, tmp_
         pydicom.dcmwrite(path, data_set)
     sitk.WriteImage(mask, str(tmp_path / "mask.mha"))
     expected = phantom.hounsfield.copy()
-    expected[:, :4, :4] = -1024
+    expected[:, :4, :4] = -2000
     assert np.array_equal(Scan.read(folder, tmp_path / "mask.mha").hounsfield, expected)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from model.container.results import Quality
@@ -99,6 +100,11 @@ def test_padding_around_a_round_field_of_view_counts_as_its_border(phantom: Phan
     quality = measured(phantom, padded)
     assert quality.cut_off_percentage > 5
     assert quality.noise_hu == pytest.approx(0, abs=0.5)
+
+    image, mask = phantom.images()
+    unsigned = sitk.GetImageFromArray(np.where(padded == -2048, 62512, padded.astype(np.int32)))  # -2000 without its sign
+    unsigned.CopyInformation(image)
+    assert ImageQuality.of(Scan.from_images(unsigned, mask)).cut_off_percentage == quality.cut_off_percentage
 
 
 def test_coarse_or_small_lungs_have_no_noise_or_edges_but_a_quality(phantom: Phantom) -> None:

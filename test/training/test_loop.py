@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import tempfile
 from pathlib import Path
 
@@ -136,13 +137,15 @@ def test_a_checkpoint_is_written_beside_its_place_and_an_old_one_stays_until_it_
     plugin.save_checkpoint({"epoch": 1}, path)
     written = path.read_bytes()
 
-    def fail(*_: object) -> None:
-        assert path.read_bytes() == written
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space left"):
-        plugin.save_checkpoint({"epoch": 2}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as on a disk that becomes full
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            plugin.save_checkpoint({"epoch": 2, "weights": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(path)
+    assert path.read_bytes() == written
     assert plugin.load_checkpoint(path, weights_only=True) == {"epoch": 1}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
