@@ -101,6 +101,7 @@ class PackedCase:
 
     ct: PackedVolume | None = None
     lung_mask: PackedVolume | None = None
+    stat: str = ""
     problem: str = ""
     is_input: bool = True
 
@@ -108,7 +109,7 @@ class PackedCase:
         """The volumes, or the problem."""
         if self.ct is None:
             return self.problem
-        return CaseVolumes(self.ct.unpacked(), self.lung_mask.unpacked() if self.lung_mask else None)
+        return CaseVolumes(self.ct.unpacked(), self.lung_mask.unpacked() if self.lung_mask else None, self.stat)
 
 
 def read_packed(case: CohortCase, settings: Settings) -> PackedCase:
@@ -128,7 +129,8 @@ def read_packed(case: CohortCase, settings: Settings) -> PackedCase:
         raise
     except Exception as error:
         return PackedCase(problem=printable(f"{case.entity}: {unexpected(error)}"), is_input=False)
-    return PackedCase(PackedVolume.of(volumes.ct), PackedVolume.of(volumes.lung_mask) if volumes.lung_mask else None)
+    lung_mask = PackedVolume.of(volumes.lung_mask) if volumes.lung_mask else None
+    return PackedCase(PackedVolume.of(volumes.ct), lung_mask, volumes.stat)
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from ..subtyping import EmphysemaSubtyper, Subtyping
 from . import grand_challenge
 from .grand_challenge import Case, OutputFolder
 from .logs import Progress, fields
-from .reading import Scans
+from .reading import Scans, stat_of
 from .report import report_page
 from .results import CaseResult, case_result, failed_result, provenance
-from .resume import FinishedCase, Record, content_fingerprint, options_of_case, reason_to_repeat, stat_fingerprint
+from .resume import FinishedCase, Record, content_fingerprint, options_of_case, reason_to_repeat
 from .startup import scikit_learn_when_used
 
 with scikit_learn_when_used():
@@ -162,14 +162,14 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
 
         What an earlier run wrote is removed, but for the cases that it finished if this run continues it.
         """
-        stats = [_stat_fingerprint(case) for case in self._listed]
+        stats = [stat_of(case) for case in self._listed]
         if self._resume:
             self._find_finished(stats)
             self._scans.begin(self._finished)
         self._remove_earlier()
         rows = []
-        for index, (case, stat) in enumerate(zip(self._listed, stats, strict=True)):
-            row: dict[str, Any] = {"case": case, "problem": "", "stat": stat}
+        for index, case in enumerate(self._listed):
+            row: dict[str, Any] = {"case": case, "problem": ""}
             try:
                 known = "" if index in self._finished else self._scans.known_problem(index)
                 row["problem"] = known or ""
@@ -190,7 +190,7 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
                 continue
             found = earlier[case.entity]
             current = provenance(self._subtyper, case.lung_mask_source)
-            content = functools.partial(self._content, case) if self._verify else None
+            content = functools.partial(self._content, case, stat) if self._verify else None
             reason = reason_to_repeat(found, current, options_of_case(self._options, case.lobes), stat, content)
             if reason:
                 logger.info("%s: scored again: %s", printable(case.entity), reason)
@@ -198,14 +198,19 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             self._finished[index] = found.result
             self._records[case.entity] = dataclasses.replace(found.record, stat=stat)
 
-    def _content(self, case: Case) -> str | None:
-        """The fingerprint of what a case's files hold, where it is asked for and can be had."""
+    def _content(self, case: Case, stat: str) -> str | None:
+        """The fingerprint of what a case's files hold, where it is asked for and can be had.
+
+        Args:
+            stat: of the files that are meant; others have no fingerprint here.
+        """
         if not self._verify:
             return None
         try:
-            return content_fingerprint(case.files)
+            content = content_fingerprint(case.files)
         except (InputError, OSError):
             return None
+        return content if stat_of(case) == stat else None
 
     def _remove_earlier(self) -> None:
         """Remove an earlier run's files of cases that this one does not keep, and its results of them."""
@@ -228,16 +233,16 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         if idx in self._finished:
             return self._finished[idx]
         self._progress.begin(idx + 1, case["case"].entity)
-        result = self._result(case["case"], case["problem"], case["stat"], idx)
+        result = self._result(case["case"], case["problem"], idx)
         self._progress.end()
         return result
 
-    def _result(self, files: Case, problem: str, stat: str, index: int) -> CaseResult:
+    def _result(self, files: Case, problem: str, index: int) -> CaseResult:
         try:
             self._outputs.discard(files.entity)
             if problem:
                 raise FileLoaderError(problem)
-            return self._scored(files, stat, index)
+            return self._scored(files, index)
         except (InputError, FileLoaderError) as error:
             self.exit_code = self.exit_code or 2
             message = str(error)
@@ -295,10 +300,10 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
     def save(self) -> None:
         """Nothing is left to write: `process_case` and `process` write `results.json`."""
 
-    def _scored(self, case: Case, stat: str, index: int) -> CaseResult:
+    def _scored(self, case: Case, index: int) -> CaseResult:
         start = time.perf_counter()
-        content = self._content(case)
-        scan = self._scan(case, index)
+        scan, stat = self._scan(case, index)
+        content = self._content(case, stat)
         source = self._dicom_source(case, scan)
         subtyping = self.predict(input_image=scan)
         with timed(Stage.DENSITOMETRY):
@@ -333,13 +338,14 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         logger.info("%s", stage_line("in all", seconds), extra=fields(entity=case.entity, seconds=round(seconds, 3)))
         return result
 
-    def _scan(self, case: Case, index: int) -> Scan:
+    def _scan(self, case: Case, index: int) -> tuple[Scan, str]:
+        """The scan, and the state of the files that it was read from."""
         with timed(Stage.READ):
             volumes = self._scans.take(index)
             if volumes.lung_mask is not None:
-                return Scan.of(volumes.ct, volumes.lung_mask, lobes=case.lobes)
+                return Scan.of(volumes.ct, volumes.lung_mask, lobes=case.lobes), volumes.stat
         with timed(Stage.LUNGS):
-            return Scan.of(volumes.ct, segment_lungs(volumes.ct, self._lungmask_weights))
+            return Scan.of(volumes.ct, segment_lungs(volumes.ct, self._lungmask_weights)), volumes.stat
 
     def _dicom_source(self, case: Case, scan: Scan) -> SourceSeries | None:
         """The headers that DICOM objects are derived from, if they are asked for; read before the case is scored."""
@@ -354,11 +360,3 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         """What DICOM objects name as their maker."""
         metadata = self._subtyper.metadata
         return Software(metadata.name, self._subtyper.bundle_sha256 or "", metadata.profile, metadata.trained_on)
-
-
-def _stat_fingerprint(case: Case) -> str:
-    """Empty where the files cannot be looked at; why not is said when the case is to be scored."""
-    try:
-        return stat_fingerprint(case.files)
-    except (InputError, OSError):
-        return ""

@@ -206,7 +206,10 @@ def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, out
 
 
 def end_on_signals() -> None:
-    """End on SIGTERM and SIGINT as on an error, which removes what is half-written; the exit code is 128 + the number."""
+    """End on SIGTERM, SIGINT and SIGHUP as on an error, which removes what is half-written; the exit code is 128 + the number.
+
+    SIGHUP stays ignored where it is, as under nohup.
+    """
     try:
         stderr = os.dup(2)  # a handler cannot wait until no other thread captures descriptor 2
     except OSError:  # started without stderr
@@ -216,8 +219,9 @@ def end_on_signals() -> None:
         os.write(stderr, f"stopped by {signal.Signals(number).name}\n".encode())
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def run_command() -> NoReturn:
@@ -229,6 +233,7 @@ def run_process(command: Callable[[], int]) -> NoReturn:
     """Run a command as a process of its own, which ends here with the exit code that the command returns."""
     end_on_signals()
     code = command()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+    if sys.stdout is not None:  # started without stdout
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
     os._exit(code)  # everything is on the disk; to take torch and large arrays down in order would take a second more

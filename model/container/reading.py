@@ -11,25 +11,44 @@ from typing import Protocol, Self
 from ..errors import InputError
 from ..imaging.readers import Volume, check_ct, read_volume
 from .grand_challenge import Case
+from .resume import stat_fingerprint
 
 
 @dataclass(frozen=True)
 class CaseVolumes:
-    """What was read of a case; `lung_mask` is None where the lungs are to be segmented."""
+    """What was read of a case.
+
+    Attributes:
+        ct: in HU.
+        lung_mask: None where the lungs are to be segmented.
+        stat: `stat_fingerprint` of the files that were read.
+    """
 
     ct: Volume
     lung_mask: Volume | None
+    stat: str
 
 
 def read_case(case: Case) -> CaseVolumes:
     """Read the files of a case.
 
     Raises:
-        InputError: a file cannot be read, or the CT is of another modality.
+        InputError: a file cannot be read or changed meanwhile, or the CT is of another modality.
     """
+    stat = stat_of(case)
     ct, *lung_mask = (read_volume(path) for path in case.files)
     check_ct(ct)
-    return CaseVolumes(ct, lung_mask[0] if lung_mask else None)
+    if stat_of(case) != stat:
+        raise InputError(case.ct, "the files of the case changed while they were read", "files that are complete")
+    return CaseVolumes(ct, lung_mask[0] if lung_mask else None, stat)
+
+
+def stat_of(case: Case) -> str:
+    """`stat_fingerprint` of a case's files; empty where they cannot be looked at, which reading them tells."""
+    try:
+        return stat_fingerprint(case.files)
+    except (InputError, OSError):
+        return ""
 
 
 class Scans(Protocol):

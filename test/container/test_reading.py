@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 
 from model.container import reading
-from model.container.grand_challenge import Case
-from model.container.reading import CaseVolumes, ReadAhead
+from model.container.algorithm import EmphysemaAlgorithm, Written
+from model.container.grand_challenge import RECORDS_FILE, Case, OutputFolder, find_cases
+from model.container.reading import AlreadyRead, CaseVolumes, ReadAhead
+from model.container.resume import read_records, stat_fingerprint
 from model.errors import InputError
-from model.imaging.readers import Volume
+from model.imaging.readers import Volume, read_volume
+from model.subtyping import EmphysemaSubtyper
+from test.phantom import Phantom, write_case
 
 CASES = [Case.of(Path(f"{name}.mha"), Path("lungs.mha")) for name in "abc"]
 
@@ -35,7 +41,7 @@ class Reader:
         if self.failures.get(case.entity, 0):
             self.failures[case.entity] -= 1
             raise InputError(case.ct, "no room", "room") if self.error is InputError else self.error()
-        return CaseVolumes(Volume(sitk.Image(), case.entity), None)
+        return CaseVolumes(Volume(sitk.Image(), case.entity), None, "")
 
     def wait_for(self, *begun: str) -> None:
         with self.changed:
@@ -104,3 +110,35 @@ def test_the_first_case_which_had_the_memory_to_itself_is_not(monkeypatch: pytes
         with pytest.raises(InputError, match=r"a\.mha: no room"):
             scans.take(0)
     assert reader.begun == ["a"]
+
+
+def test_a_case_that_changes_while_it_is_read_is_refused(
+    phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a DICOM series whose slices are still being copied."""
+    (case,) = find_cases(write_case(tmp_path, *phantom.images()))
+
+    def read_and_change(path: Path) -> Volume:
+        volume = read_volume(path)
+        os.utime(case.ct, ns=(0, 0))
+        return volume
+
+    monkeypatch.setattr(reading, "read_volume", read_and_change)
+    with pytest.raises(
+        InputError, match="the files of the case changed while they were read; expected files that are complete"
+    ):
+        reading.read_case(case)
+
+
+def test_what_is_noted_of_a_case_are_the_files_that_were_read(lesioned: Phantom, bundle: Path, tmp_path: Path) -> None:
+    """They change while the case waits for the network: a later run scores it again."""
+    (case,) = find_cases(write_case(tmp_path / "input", *lesioned.images()))
+    volumes = reading.read_case(case)
+    stat = stat_fingerprint(case.files)
+    os.utime(case.ct, ns=(0, 0))
+    subtyper = EmphysemaSubtyper.from_bundle(bundle, "cpu", "float32")
+    with closing(OutputFolder(tmp_path / "output")) as outputs:
+        EmphysemaAlgorithm([case], AlreadyRead([volumes]), subtyper, outputs, Written(), None, verify=True).process()
+    (record,) = read_records(tmp_path / "output" / RECORDS_FILE).values()
+    assert (record.stat, record.sha256) == (stat, None)
+    assert record.stat != stat_fingerprint(case.files)

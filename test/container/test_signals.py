@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,14 +16,14 @@ from model.imaging.native import captured_stderr
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """This process's handlers, put back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_during_a_capture_is_shown_and_not_collected(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     command.end_on_signals()
     with captured_stderr() as lines, pytest.raises(SystemExit) as ended:
@@ -47,3 +48,19 @@ def test_a_signal_is_shown_though_a_capture_begins_just_before_the_handler_write
     with pytest.raises(SystemExit):
         signal.raise_signal(signal.SIGTERM)
     assert capfd.readouterr().err == "stopped by SIGTERM\n"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    command.end_on_signals()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_process_without_stdout_ends_with_the_code_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        command.run_process(lambda: 2)
+    assert ended.value.code == 2
