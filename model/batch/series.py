@@ -6,9 +6,8 @@ Files are told apart by the series instance UID in their headers, wherever they 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,28 +46,33 @@ class Part:
     Attributes:
         uid: of the series.
         folder: where they lie.
-        names: of the files, sorted, without copies; empty where no other DICOM file lies in the folder.
-        slices: how many there are, or frames of a file that holds several.
+        instances: the instance UID of each file, by its name, sorted; empty where it has none.
+        frames: of the first file.
+        alone: whether the folder holds nothing else of DICOM, so that reading it reads these files.
+        unusable: a file in the folder that cannot be used and may belong to the series; empty if there is none.
         reason: why the series is not scored, by the header of its first file; empty if nothing is against it.
     """
 
     uid: str
     folder: Path
-    names: tuple[str, ...]
-    slices: int
+    instances: Mapping[str, str]
+    frames: int
+    alone: bool
+    unusable: str
     reason: str
 
     @property
     def files(self) -> list[Path]:
-        if self.names:
-            return [self.folder / name for name in self.names]
-        names = sorted(entry.name for entry in os.scandir(self.folder) if may_be_slices(entry.name))
-        files = (self.folder / name for name in names if not name.startswith("."))
-        return [file for file in files if isinstance(_identity(file), dict)]
+        return [self.folder / name for name in self.instances]
+
+    @property
+    def slices(self) -> int:
+        """How many there are, or frames of a file that holds several."""
+        return max(len(self.instances), self.frames)
 
 
 def read_parts(folder: Path, names: Sequence[str], threads: ThreadPoolExecutor) -> tuple[list[Part], list[LeftOut]]:
-    """Read the headers of the files in a folder that may be DICOM, and tell their series apart; leave copies out."""
+    """Read the headers of the files in a folder that may be DICOM, and tell their series apart."""
     by_series: dict[str, list[tuple[str, Tags]]] = defaultdict(list)
     unusable: dict[str, list[str]] = defaultdict(list)
     for name, found in zip(names, threads.map(_identity, (folder / name for name in names)), strict=True):
@@ -77,19 +81,12 @@ def read_parts(folder: Path, names: Sequence[str], threads: ThreadPoolExecutor) 
         elif found is not None:
             by_series[found.get(SERIES, "")].append((name, found))
     left_out = [_unusable(folder, reason, files) for reason, files in unusable.items()]
+    first_unusable = min((name for files in unusable.values() for name in files), default="")
     parts = []
     for uid, files in by_series.items():
-        own = _without_copies(files)
-        if len(own) < len(files):
-            left_out.append(LeftOut(folder, f"copies of other files in it ({len(files) - len(own)} files)"))
-        slices = max(len(own), _frames(files[0][1]))
-        mixed = len(by_series) > 1
-        reason = _reason(files[0][1])
-        if mixed and unusable and not reason:  # of which series is it? Where there is one alone, reading it fails.
-            first = min(name for files in unusable.values() for name in files)
-            reason = f"{first}, which may belong to it, cannot be used; a list of cases (CSV) can name it"
-        named = mixed or len(own) < len(files)
-        parts.append(Part(uid, folder, tuple(name for name, _ in own) if named else (), slices, reason))
+        instances = {name: tags.get(INSTANCE, "") for name, tags in files}
+        first = files[0][1]
+        parts.append(Part(uid, folder, instances, _frames(first), len(by_series) == 1, first_unusable, _reason(first)))
     return parts, left_out
 
 
@@ -98,17 +95,6 @@ def _unusable(folder: Path, reason: str, names: Sequence[str]) -> LeftOut:
     if len(names) == 1:
         return LeftOut(folder / names[0], reason)
     return LeftOut(folder, f"{reason} ({len(names)} files, such as {names[0]})")
-
-
-def _without_copies(files: Sequence[tuple[str, Tags]]) -> list[tuple[str, Tags]]:
-    """The files of a series in one folder without those that have the instance UID of an earlier one.
-
-    A UID that all slices have, as anonymisation may leave it, tells nothing.
-    """
-    own: dict[str, tuple[str, Tags]] = {}
-    for name, tags in files:
-        own.setdefault(tags.get(INSTANCE, "") or name, (name, tags))
-    return list(files) if len(own) == 1 and len(files) >= FEWEST_SLICES else list(own.values())
 
 
 def _identity(path: Path) -> Tags | str | None:
@@ -142,29 +128,32 @@ def _reason(tags: Tags) -> str:
     return ""
 
 
-def _without_copied_parts(group: Sequence[Part]) -> tuple[list[Part], list[LeftOut]]:
-    """The parts of a series without instances that an earlier part has, and a line for each folder with such copies."""
-    if len(group) == 1:
-        return list(group), []
+def _without_copies(group: Sequence[Part]) -> tuple[list[Part], list[LeftOut]]:
+    """The parts of a series without files whose instance UID an earlier one has; a line for each folder with such copies.
+
+    A UID that all slices in a folder have, as anonymisation may leave it, tells nothing.
+    """
+    telling_nothing = {""}
+    for part in group:
+        instances = set(part.instances.values())
+        if len(instances) == 1 and len(part.instances) >= FEWEST_SLICES:
+            telling_nothing |= instances
     folder_of: dict[str, Path] = {}
     kept, left_out = [], []
     for part in group:
-        files = part.files
-        names = []
+        own: dict[str, str] = {}
         copies: Counter[Path] = Counter()
-        for file in files:
-            found = _identity(file)
-            instance = found.get(INSTANCE, "") if isinstance(found, dict) else ""
-            first = folder_of.setdefault(instance, part.folder) if instance else part.folder
-            if first == part.folder:
-                names.append(file.name)
+        for name, instance in part.instances.items():
+            if instance in telling_nothing or instance not in folder_of:
+                folder_of[instance] = part.folder
+                own[name] = instance
             else:
-                copies[first] += 1
-        if not copies:
-            kept.append(part)
-        elif names:
-            kept.append(replace(part, names=tuple(names), slices=len(names)))
-        left_out += [LeftOut(part.folder, f"a copy of {folder} ({count} files)") for folder, count in copies.items()]
+                copies[folder_of[instance]] += 1
+        if own:
+            kept.append(replace(part, instances=own, alone=part.alone and not copies))
+        for folder, count in copies.items():
+            found = "copies of other files in it" if folder == part.folder else f"a copy of {folder}"
+            left_out.append(LeftOut(part.folder, f"{found} ({count} files)"))
     return kept, left_out
 
 
@@ -178,10 +167,13 @@ def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut
         by_series[part.uid].append(part)
     scans = []
     for uid, group in by_series.items():
-        group, copies = _without_copied_parts(sorted(group, key=lambda part: part.folder))
+        group, copies = _without_copies(sorted(group, key=lambda part: part.folder))
         yield from copies
         slices = sum(part.slices for part in group)
         reason = next((part.reason for part in group if part.reason), "")
+        unusable = next((part.unusable for part in group if part.unusable), "")
+        if not reason and unusable and not _is_a_folder(group):  # else reading the folder fails
+            reason = f"{unusable}, which may belong to it, cannot be used; a list of cases (CSV) can name it"
         if not reason and not uid:
             reason = "the files name no series"
         if not reason and slices < FEWEST_SLICES:
@@ -199,6 +191,10 @@ def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut
         entity = entity_of(parts_of_name)
         if several[folder] > 1:
             entity = entity_of([f"{entity}-{hashlib.sha256(group[0].uid.encode()).hexdigest()[:6]}"])
-        alone = len(group) == 1 and not group[0].names
-        series = () if alone else tuple(path for part in group for path in part.files)
+        series = () if _is_a_folder(group) else tuple(path for part in group for path in part.files)
         yield CohortCase(entity, folder, series=series)
+
+
+def _is_a_folder(group: Sequence[Part]) -> bool:
+    """Whether a series is all that a folder holds, so that the folder is read, not a list of files."""
+    return len(group) == 1 and group[0].alone

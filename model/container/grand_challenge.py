@@ -151,7 +151,7 @@ def find_cases(folder: Path, segment_lungs: bool = False) -> list[Case]:
 
     Raises:
         InputError: no such folder, no CT, no mask, several CTs of which none has a mask of its name or two have the same,
-            or an `inputs.json` that is none.
+            two masks of one CT in the folder where it is found, or an `inputs.json` that is none.
     """
     try:
         return _cases_in(folder, segment_lungs)
@@ -170,15 +170,18 @@ def _cases_in(folder: Path, segment_lungs: bool) -> list[Case]:
     mask_folder, masks = next(((name, images) for name, images in masks_by_folder.items() if images), (None, []))
     if mask_folder is None and not segment_lungs:
         raise InputError(folder, "there is no lung mask", f"one in {', '.join(MASK_FOLDERS)}")
-    if any(len({image.key for image in images}) < len(images) for images in (scans, *masks_by_folder.values())):
-        raise InputError(folder, "two CTs or two masks have the same name", "names that differ")
+    _check_names(folder, "CTs", scans)
+    keys = {scan.key for scan in scans}
     by_key: dict[str, tuple[Path, bool]] = {}
     for name, images in masks_by_folder.items():
+        _check_names(folder, "masks", [image for image in images if image.key in keys - by_key.keys()])
         for image in images:
             by_key.setdefault(image.key, (image.path, name == LOBES_FOLDER))
     paired = [scan for scan in scans if scan.key in by_key]
-    if not paired and len(scans) == len(masks) == 1:
-        return [Case(scans[0].stem, scans[0].path, masks[0].path, mask_folder == LOBES_FOLDER)]
+    if not paired and len(scans) == 1 and mask_folder:
+        _check_names(folder, "masks", masks)
+        if len(masks) == 1:
+            return [Case(scans[0].stem, scans[0].path, masks[0].path, mask_folder == LOBES_FOLDER)]
     if by_key and not paired:
         found = f"{len(scans)} CTs and {len(by_key)} masks, no two of one name"
         raise InputError(folder, found, "pairs of equal names, upper and lower case included")
@@ -189,6 +192,20 @@ def _cases_in(folder: Path, segment_lungs: bool) -> list[Case]:
         else Case(scan.stem, scan.path, None, segment_lungs=segment_lungs)
         for scan in scans
     ]
+
+
+def _check_names(folder: Path, kind: str, images: Iterable[_Image]) -> None:
+    """Check that images have names that differ.
+
+    Raises:
+        InputError: two have the same, which it names.
+    """
+    by_key: dict[str, Path] = {}
+    for image in images:
+        if image.key in by_key:
+            first, second = (path.relative_to(folder) for path in (by_key[image.key], image.path))
+            raise InputError(folder, f"two {kind} have the same name, {first} and {second}", "names that differ")
+        by_key[image.key] = image.path
 
 
 def _log_masks_of_no_ct(scans: Iterable[_Image], masks: Mapping[str, Path]) -> None:
@@ -202,7 +219,10 @@ def _log_masks_of_no_ct(scans: Iterable[_Image], masks: Mapping[str, Path]) -> N
     example = printable(str(spare[alike or next(iter(spare))]))
     if alike:
         example += f", whose name differs in case from that of {printable(without[alike.casefold()])}"
-    logger.info("%d lung masks belong to no CT, such as %s", len(spare), example)
+    if len(spare) == 1:
+        logger.info("a lung mask belongs to no CT: %s", example)
+    else:
+        logger.info("%d lung masks belong to no CT, such as %s", len(spare), example)
 
 
 def _listed_folders(inputs: Path) -> tuple[str, ...]:
@@ -271,7 +291,8 @@ def _visible(folder: Path) -> list[Path]:
 def _series_folder(folder: Path, seen: set[Path]) -> Path | None:
     """The folder of a DICOM series: this one, or the only one in it, in any depth; None if there is no file of a series.
 
-    A folder that holds several is returned, and reading it fails, as does one with image files: neither is passed over.
+    A folder that holds several is returned, and reading it fails, as does one with image files, and one that cannot be read or
+    has nothing but files that cannot: none of these is passed over.
 
     Args:
         seen: folders that are not looked into (again); this one is added.
@@ -279,21 +300,34 @@ def _series_folder(folder: Path, seen: set[Path]) -> Path | None:
     if folder.resolve() in seen:
         return None
     seen.add(folder.resolve())
-    entries = _visible(folder)
-    if any(path.name.lower().endswith(FILE_SUFFIXES) or _is_slice(path) for path in entries if not path.is_dir()):
+    try:
+        entries = _visible(folder)
+        folders = [path for path in entries if path.is_dir()]
+    except OSError:
         return folder
-    inner = [series for path in entries if path.is_dir() and (series := _series_folder(path, seen))]
-    return inner[0] if len(inner) == 1 else folder if inner else None
+    files = [path for path in entries if path not in folders]
+    if any(path.name.lower().endswith(FILE_SUFFIXES) or _is_slice(path) for path in files):
+        return folder
+    inner = [series for path in folders if (series := _series_folder(path, seen))]
+    if len(inner) == 1:
+        return inner[0]
+    return folder if inner or any(_is_slice(path, unreadable=True) for path in files) else None
 
 
-def _is_slice(path: Path) -> bool:
-    """Whether a file is DICOM by its suffix or its beginning; the index of an export is none."""
+def _is_slice(path: Path, *, unreadable: bool = False) -> bool:
+    """Whether a file is DICOM by its suffix or its beginning; the index of an export is none.
+
+    Args:
+        unreadable: what is returned for a file that may be DICOM by its name and cannot be read.
+    """
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
         return path.name != "DICOMDIR" and path.is_file() and read_identity(path) is not None
     except InputError:  # a damaged one
         return True
+    except OSError:
+        return unreadable and may_be_dicom(path.name)
 
 
 def map_path(folder: Path, subtype: str, entity: str) -> Path:

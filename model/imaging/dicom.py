@@ -9,11 +9,13 @@ a spacing of 1 where their distances differ; and to ignore a Modality LUT and to
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import struct
+import threading
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -62,6 +64,8 @@ _GROUPS = {
 _MODALITIES = ("CT", "CR", "DX", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "SC", "SEG", "US", "XA")
 _PHOTOMETRIC_INTERPRETATIONS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
+_ONE_AT_A_TIME = threading.Lock()
+
 _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
 _WHOLE = "complete slices of one DICOM series"
@@ -107,16 +111,21 @@ def read_series(folder: Path) -> Series:
             refuses the slices.
     """
     found: dict[Path, Tags] = {}
+    others: list[Path] = []
     for path in sorted(folder.iterdir()):
         if not path.is_file() and not path.is_dir():  # a reader would block on a pipe and never finish a device
             raise InputError(path, "not a file, or a broken link", _WHOLE)
-        if path.is_dir() or path.name.startswith(".") or path.name == "DICOMDIR":
+        if path.name.startswith(".") or path.name in ("DICOMDIR", "__MACOSX"):
             continue
-        tags = read_tags(path)
+        tags = None if path.is_dir() else read_tags(path)
         if tags is not None:
             found[path] = tags
-        elif path.suffix.lower() in SUFFIXES:
+        elif path.suffix.lower() in SUFFIXES and not path.is_dir():
             raise InputError(path, "not a DICOM file, or its beginning is damaged", _WHOLE)
+        else:
+            others.append(path)
+    if others and not found:
+        raise InputError(folder, f"the folder holds no DICOM file but {_listed(others)}", "one DICOM series")
     series = {tags.get(SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
@@ -131,6 +140,16 @@ def read_series(folder: Path) -> Series:
     slices = [found[path] for path in order]
     tilt = check_slices(folder, slices)
     return Series(tuple(order), tuple(tilt), _thickness(slices[0]), modality=_modality(slices[0]))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """How many folders and files there are, with the name of the first file."""
+    files = [path.name for path in paths if not path.is_dir()]
+    folders = len(paths) - len(files)
+    texts = [f"{folders} folder{'s' if folders > 1 else ''}"] if folders else []
+    if files:
+        texts.append(f"{len(files)} files, such as {files[0]}" if len(files) > 1 else files[0])
+    return " and ".join(texts)
 
 
 def read_file(path: Path) -> Series | None:
@@ -225,11 +244,8 @@ def _frames(path: Path, tags: Tags) -> list[Tags]:
     import pydicom  # takes most of a second
 
     sequences = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # what it complains about may quote the patient's name
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _silent_pydicom():
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(sequences))
             shared, own = (list(header.get(keyword) or []) for keyword in sequences)
             common, *frames = [
@@ -240,8 +256,6 @@ def _frames(path: Path, tags: Tags) -> list[Tags]:
         raise
     except Exception:  # of many kinds; their texts quote the file
         raise InputError(path, "its functional groups cannot be read", _FRAMES_WITH_POSITIONS) from None
-    finally:
-        logger.setLevel(level)
     if str(len(frames)) != tags[NUMBER_OF_FRAMES]:
         found = f"several frames, and the positions of {len(frames)}" if frames else "several frames without their positions"
         raise InputError(path, found, _FRAMES_WITH_POSITIONS)
@@ -250,6 +264,22 @@ def _frames(path: Path, tags: Tags) -> list[Tags]:
         raise InputError(path, "frames with another rescale slope or intercept than all frames share", "one for all frames")
     common |= {tag: common[tag] or tags.get(tag, "") for tag in rescale}
     return [{tag: text or common[tag] for tag, text in frame.items()} for frame in frames]
+
+
+@contextlib.contextmanager
+def _silent_pydicom() -> Iterator[None]:
+    """Silence pydicom during the block: what it complains about may quote the patient's name.
+
+    The process has one level of its log, and one list of warnings to ignore: a block in another thread waits.
+    """
+    logger = logging.getLogger("pydicom")
+    with _ONE_AT_A_TIME, warnings.catch_warnings(action="ignore"):
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _group_value(groups: Sequence[Dataset], sequence: str, keyword: str) -> str:
@@ -357,6 +387,8 @@ _BEGINNING = 1 << 13
 _DEEPEST = 16
 _FIRST_ELEMENTS = 0x0018
 """A data set begins with one of the elements up to this, of group 8."""
+_NEXT_GROUPS = (0x10, 0x18, 0x20, 0x28)
+"""Patient, acquisition, relationship, image: what follows group 8 where this has one element."""
 
 
 @dataclass(frozen=True)
@@ -423,7 +455,8 @@ def _has_preamble(stream: BinaryIO, path: Path) -> bool:
     """Whether a file begins as a DICOM file does; the stream is then behind that.
 
     Raises:
-        InputError: it begins as a data set does: with an element of group 2 or 8 and a short value.
+        InputError: it begins as a data set does: with an element of group 2 or 8 and a short value, and, where no types are
+            stated, with a second element that may follow.
     """
     start = stream.read(132)
     if start[128:] == b"DICM":
@@ -431,9 +464,26 @@ def _has_preamble(stream: BinaryIO, path: Path) -> bool:
     if len(start) == 132:
         group, element, length = struct.unpack("<HHI", start[:8])
         is_explicit = start[4:6].isalpha() and start[4:6].isupper()
-        if group in (2, 8) and element <= _FIRST_ELEMENTS and (is_explicit or length <= _LONGEST_VALUE):
+        if group in (2, 8) and element <= _FIRST_ELEMENTS and (is_explicit or _is_implicit(stream, group, element, length)):
             raise InputError(path, "a DICOM data set without the preamble of a file", "DICOM files (PS3.10, section 7.1)")
     return False
+
+
+def _is_implicit(stream: BinaryIO, group: int, element: int, length: int) -> bool:
+    """Whether a file may be a data set of implicit types, by its first element and the two lengths and tag that must fit.
+
+    Integers at the beginning of any file may look like an element: the value 8, as an element (0008,0000), which has 4 bytes.
+    """
+    if length > _LONGEST_VALUE or (element == 0 and length != 4):
+        return False
+    stream.seek(8 + length)
+    second = stream.read(8)
+    if len(second) < 8:
+        return False
+    next_group, next_element, next_length = struct.unpack("<HHI", second)
+    follows = (next_group == group and next_element > element) or next_group in _NEXT_GROUPS
+    size = os.fstat(stream.fileno()).st_size
+    return follows and (next_length == _UNDEFINED or (next_length % 2 == 0 and next_length <= size - stream.tell()))
 
 
 def _walk_meta_information(stream: BinaryIO, end: int) -> _Encoding:

@@ -12,10 +12,12 @@ import pytest
 import SimpleITK as sitk
 from pyarrow import parquet
 
+from model.batch import series
 from model.batch.cases import NO_MASK, CohortCase, Listing, entity_of, shard_of
 from model.batch.discovery import find_cohort, read_list
 from model.cohort.layout import ct_path, lung_mask_path, truth_path
 from model.errors import InputError
+from model.imaging.dicom import Tags, read_identity
 from test.imaging.series import write_dicom_series
 
 
@@ -213,6 +215,24 @@ def test_a_series_that_may_lack_a_damaged_file_is_left_out(pacs: Path, tmp_path:
     assert "1.4.1.0011.dcm, which may belong to it, cannot be used" in str(listing.left_out)
 
 
+@pytest.mark.parametrize("beside", ["a copy", "another folder"])
+def test_a_series_that_is_read_by_a_list_of_its_files_is_left_out_if_one_beside_them_is_damaged(
+    tmp_path: Path, beside: str
+) -> None:
+    image = sitk.GetImageFromArray(np.zeros((24, 4, 4), np.int16))
+    folder = write_dicom_series(image, tmp_path / "in/a", tags=lambda _: {"0008|0008": "ORIGINAL\\PRIMARY\\AXIAL"})
+    (folder / "0023.dcm").write_bytes((folder / "0023.dcm").read_bytes()[:200])
+    assert find_cohort(tmp_path / "in", segment_lungs=True).cases == (CohortCase("a", folder),)  # and reading it fails
+    if beside == "a copy":
+        shutil.copy(folder / "0003.dcm", folder / "copy.dcm")
+    else:
+        (tmp_path / "in/b").mkdir()
+        (folder / "0022.dcm").rename(tmp_path / "in/b/0022.dcm")
+    listing = find_cohort(tmp_path / "in", segment_lungs=True)
+    assert listing.cases == ()
+    assert "0023.dcm, which may belong to it, cannot be used" in str(listing.left_out)
+
+
 def test_a_copy_of_a_series_is_left_out_in_one_line(pacs: Path, tmp_path: Path) -> None:
     root = tmp_path / "in"
     for folder in ("a", "backup/b"):
@@ -250,6 +270,37 @@ def test_an_instance_uid_that_all_slices_have_makes_them_no_copies(tmp_path: Pat
     write_dicom_series(image, tmp_path / "a", tags=lambda _: {"0008|0018": "1.2.3", "0020|000e": "1.2"})
     listing = find_cohort(tmp_path, segment_lungs=True)
     assert listing == Listing((CohortCase("a", tmp_path / "a"),))
+
+
+@pytest.mark.parametrize("in_first", [12, 20])
+def test_an_instance_uid_that_all_slices_have_makes_no_folder_a_copy_of_another(tmp_path: Path, in_first: int) -> None:
+    image = sitk.GetImageFromArray(np.zeros((24, 4, 4), np.int16))
+    first = write_dicom_series(image, tmp_path / "in/a", tags=lambda _: {"0008|0018": "1.2.3", "0020|000e": "1.2"})
+    (tmp_path / "in/b").mkdir()
+    for path in sorted(first.iterdir())[in_first:]:
+        path.rename(tmp_path / "in/b" / path.name)
+    listing = find_cohort(tmp_path / "in", segment_lungs=True)
+    (case,) = listing.cases
+    assert len(case.series) == 24
+    assert listing.left_out == ()
+
+
+def test_each_header_is_read_once_where_a_series_lies_in_many_folders(
+    pacs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (pacs / "alone/study/3").iterdir():
+        (tmp_path / "in" / path.name).mkdir(parents=True)
+        shutil.copy(path, tmp_path / "in" / path.name)
+    read: list[Path] = []
+
+    def counted(path: Path) -> Tags | None:
+        read.append(path)
+        return read_identity(path)
+
+    monkeypatch.setattr(series, "read_identity", counted)
+    (case,) = find_cohort(tmp_path / "in", segment_lungs=True).cases
+    assert len(case.series) == 12
+    assert sorted(read) == sorted(case.series)
 
 
 def test_many_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import SimpleITK as sitk
 from model.container.grand_challenge import Case, OutputFolder, find_cases, stem_of
 from model.container.results import SubtypeScore
 from model.errors import InputError
+from model.imaging.readers import read_header
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -99,7 +102,18 @@ def test_names_pair_however_their_accents_are_encoded(tmp_path: Path, is_ct_deco
     assert (case.entity, case.lung_mask) == (stem_of(Path(ct)), tmp_path / "images/lung-mask" / mask)
     assert other.lung_mask is None
     touch(tmp_path, f"images/ct/{mask}")
-    with pytest.raises(InputError, match="two CTs or two masks have the same name"):
+    with pytest.raises(InputError, match="two CTs have the same name"):
+        find_cases(tmp_path, segment_lungs=True)
+
+
+def test_two_masks_of_one_name_are_refused_where_one_would_be_used(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/ct/b.mha", "images/lung-mask/a.mha", "images/lung-mask/x.mha")
+    touch(tmp_path, "images/pulmonary-lobes/a.mha", "images/pulmonary-lobes/a.nii.gz", "images/lung-mask/x.nii.gz")
+    used, none = find_cases(tmp_path, segment_lungs=True)
+    assert (used.lung_mask, none.lung_mask) == (tmp_path / "images/lung-mask/a.mha", None)
+    touch(tmp_path, "images/pulmonary-lobes/b.mha", "images/pulmonary-lobes/b.nii.gz")
+    pair = "images/pulmonary-lobes/b.mha and images/pulmonary-lobes/b.nii.gz"
+    with pytest.raises(InputError, match=f"two masks have the same name, {pair}; expected names that differ"):
         find_cases(tmp_path, segment_lungs=True)
 
 
@@ -108,9 +122,13 @@ def test_masks_that_belong_to_no_ct_are_logged_in_one_line(tmp_path: Path, caplo
     touch(tmp_path, "images/ct/a.mha", "images/ct/B.mha", "images/lung-mask/a.mha", "images/pulmonary-lobes/a.mha")
     find_cases(tmp_path, segment_lungs=True)
     assert caplog.messages == []
-    touch(tmp_path, "images/lung-mask/x.mha", "images/lung-mask/y.mha")
-    find_cases(tmp_path, segment_lungs=True)
     first = tmp_path / "images/lung-mask/x.mha"
+    touch(tmp_path, "images/lung-mask/x.mha")
+    find_cases(tmp_path, segment_lungs=True)
+    assert caplog.messages == [f"a lung mask belongs to no CT: {first}"]
+    caplog.clear()
+    touch(tmp_path, "images/lung-mask/y.mha")
+    find_cases(tmp_path, segment_lungs=True)
     assert caplog.messages == [f"2 lung masks belong to no CT, such as {first}"]
     caplog.clear()
     touch(tmp_path, "images/pulmonary-lobes/b.mha")
@@ -181,6 +199,69 @@ def test_a_folder_of_several_series_is_not_passed_over(tmp_path: Path) -> None:
         tmp_path / "images/ct/p1",
         tmp_path / "images/ct/p2/SER1",
     ]
+    with pytest.raises(InputError, match=r"p1: the folder holds no DICOM file but 2 folders; expected one DICOM series$"):
+        read_header(tmp_path / "images/ct/p1")
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["scan.mha", ".hidden"], "no DICOM file but scan.mha"),
+        (["SER/1.dcm", "__MACOSX/1.dcm", "scan.mha"], "no DICOM file but 1 folder and scan.mha"),
+        (["a.nii.gz", "b.nii.gz", "c.nii.gz"], "no DICOM file but 3 files, such as a.nii.gz"),
+    ],
+)
+def test_a_folder_with_an_image_file_is_not_passed_over(tmp_path: Path, files: list[str], found: str) -> None:
+    touch(tmp_path / "images/ct/p1", *files)
+    (case,) = find_cases(tmp_path, segment_lungs=True)
+    assert case.entity == "p1"
+    with pytest.raises(InputError, match=f"p1: the folder holds {found}; expected one DICOM series$"):
+        read_header(case.ct)
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is named `lost+found` or `locked` cannot be read, whoever runs the tests."""
+    iterdir, open_file = Path.iterdir, Path.open
+
+    def listed(path: Path) -> Iterator[Path]:
+        if path.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if path.name.endswith("locked") and "r" in mode:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.usefixtures("locked")
+def test_a_folder_that_cannot_be_read_is_a_case_that_fails_beside_the_others(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/ct/b.mha", "images/lung-mask/a.mha", "images/lung-mask/b.mha")
+    (tmp_path / "images/ct/lost+found").mkdir()
+    cases = find_cases(tmp_path, segment_lungs=True)
+    assert [case.entity for case in cases] == ["a", "b", "lost+found"]
+    with pytest.raises(InputError, match=r"ct/lost\+found: .*Permission denied"):
+        read_header(cases[2].ct)
+
+
+@pytest.mark.usefixtures("locked")
+def test_a_file_that_cannot_be_read_fails_its_own_series_alone(tmp_path: Path) -> None:
+    part_10 = bytes(128) + b"DICM"
+    touch(
+        tmp_path, "images/ct/locked", "images/ct/p1/IM1", "images/ct/p1/00locked", "images/ct/p2/SER/IM1", "images/ct/p2/locked"
+    )
+    touch(tmp_path, "images/ct/p3/IM1-locked", "images/ct/p3/IM2-locked")
+    for place in ("p1/IM1", "p2/SER/IM1"):
+        (tmp_path / "images/ct" / place).write_bytes(part_10)
+    cases = find_cases(tmp_path, segment_lungs=True)
+    assert [str(case.ct.relative_to(tmp_path / "images/ct")) for case in cases] == ["p1", "p2/SER", "p3"]
+    for case in cases[::2]:
+        with pytest.raises(InputError, match=rf"{case.ct}.*Permission denied"):
+            read_header(case.ct)
 
 
 def test_links_in_a_circle_end_no_search_for_a_series(tmp_path: Path) -> None:
@@ -261,8 +342,15 @@ def test_a_name_that_leaves_no_room_for_a_suffix_is_refused(tmp_path: Path) -> N
             ["images/ct/A.mha", "images/ct/b.mha", "images/lung-mask/a.mha"],
             "2 CTs and 1 masks, no two of one name; expected pairs of equal names, upper and lower case included",
         ),
-        (["images/ct/a.mha", "images/ct/a.nrrd", "images/lung-mask/a.mha"], "two CTs or two masks have the same name"),
-        (["images/ct/a.mha", "images/lung-mask/a.mha", "images/lung-mask/a.nii"], "two CTs or two masks have the same"),
+        (
+            ["images/ct/a.mha", "images/ct/a.nrrd", "images/lung-mask/a.mha"],
+            "two CTs have the same name, images/ct/a.mha and images/ct/a.nrrd",
+        ),
+        (
+            ["images/ct/a.mha", "images/lung-mask/a.mha", "images/lung-mask/a.nii"],
+            "two masks have the same name, images/lung-mask/a.mha and images/lung-mask/a.nii",
+        ),
+        (["images/ct/a.mha", "images/lung-mask/b.mha", "images/lung-mask/b.nii"], "two masks have the same name"),
     ],
 )
 def test_what_cannot_be_paired_is_refused(tmp_path: Path, files: list[str], message: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import struct
+import time
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -386,6 +392,23 @@ def test_damaged_functional_groups_are_refused_without_a_word_of_them(
     assert "Zweistein" not in f"{refused.value} {capfd.readouterr()} {[str(found.message) for found in recwarn]}"
 
 
+def test_reading_functional_groups_in_several_threads_leaves_logs_and_warnings_as_they_were(
+    phantom: Phantom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_enhanced_ct(phantom.images()[0][:, :, :4], tmp_path / "ct.dcm")
+    before = logging.getLogger("pydicom").level, list(warnings.filters)
+    read, calls = pydicom.dcmread, itertools.count(1)
+
+    def slow(*args: Any, **options: Any) -> pydicom.Dataset:
+        time.sleep(0.1 * next(calls))  # the first ends first, while the others are within
+        return read(*args, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", slow)
+    with ThreadPoolExecutor(3) as threads:
+        assert len(list(threads.map(read_header, [path] * 3))) == 3
+    assert (logging.getLogger("pydicom").level, list(warnings.filters)) == before
+
+
 def test_two_files_with_several_frames_each_are_refused(phantom: Phantom, tmp_path: Path) -> None:
     ct, _ = phantom.images()
     write_enhanced_ct(ct[:, :, :25], tmp_path / "series/a.dcm")
@@ -559,3 +582,21 @@ def test_a_data_set_without_the_preamble_is_refused_with_the_cause(phantom: Phan
     path.rename(folder / "0004")
     with pytest.raises(InputError, match=message):
         read_header(folder)
+    if implicit:  # with the length of group 8, as old files have it
+        (folder / "0004").write_bytes(struct.pack("<HHII", 8, 0, 4, 300) + (folder / "0004").read_bytes())
+        with pytest.raises(InputError, match=message):
+            read_header(folder)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [(8, 512, 512, 100), (2, 512, 512, 1), (8, 4, 4, 4), (8, 4, 9, 0x00050008, 0xFFFF), (0x00050008, 10, 1, 2), (8, 4)],
+    ids=str,
+)
+def test_integers_that_look_like_the_first_element_of_a_data_set_are_no_slice(
+    phantom: Phantom, tmp_path: Path, start: Sequence[int]
+) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    for fill in (0, 1, 1000, 0xFFFF):
+        (folder / "table").write_bytes(np.array(start, "<u4").tobytes() + np.full(2000, fill, "<u2").tobytes())
+        assert len(read_series(folder).files) == phantom.lungs.shape[0]
