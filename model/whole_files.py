@@ -32,6 +32,9 @@ _UNFINISHED = ".unfinished-"
 _ASIDE = ".aside-"
 """Of a folder that holds an old folder while the new one takes its name."""
 
+_LONGEST_SUFFIX = 16
+"""In bytes. What is longer tells no format: the name of a folder may have its dots anywhere."""
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """From Linux' fcntl.h and fs.h."""
 
@@ -198,7 +201,7 @@ class WholeFiles:
 
 def _partial_name(suffix: str, prefix: str = _PREFIX) -> str:
     """Unlike any other run's, also where containers number their processes alike; and shorter than a long name."""
-    return f"{prefix}{secrets.token_hex(8)}{suffix}"
+    return f"{prefix}{secrets.token_hex(8)}{suffix if len(os.fsencode(suffix)) <= _LONGEST_SUFFIX else ''}"
 
 
 @contextlib.contextmanager

@@ -156,6 +156,18 @@ def test_the_longest_name_that_a_file_may_have_can_be_written(tmp_path: Path) ->
     assert files_in(tmp_path) == [f"{'n' * 251}.mha"]
 
 
+def test_a_long_name_with_an_early_dot_can_be_written(tmp_path: Path) -> None:
+    """What follows the dot is no suffix to keep."""
+    names = [f"{kind}.{'x' * 250}" for kind in "abc"]
+    with whole_folder(tmp_path / names[0]) as folder:
+        (folder / "one").write_text("x")
+    with whole_file(tmp_path / names[1]) as file:
+        file.write_text("x")
+    with WholeFiles(tmp_path) as files:
+        files.partial(tmp_path / names[2]).write_text("x")
+    assert files_in(tmp_path) == [f"{names[0]}/one", *names[1:]]
+
+
 def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out\\udcff: the name is not valid UTF-8"):
         WholeFiles(Path(os.fsdecode(os.fsencode(tmp_path) + b"/out\xff")))

@@ -94,7 +94,7 @@ class Listing:
         return cls(tuple(kept.values()), tuple(sorted(others, key=lambda other: str(other.path))))
 
     def shard(self, number: int, count: int) -> Listing:
-        """The part of one of `count` shards, from 1. A case belongs to the same shard whatever other cases there are."""
+        """The part of one of `count` shards, from 1. The name of a case decides where it belongs."""
         kept = tuple(case for case in self.cases if shard_of(case.entity, count) == number)
         return Listing(kept, self.left_out)
 

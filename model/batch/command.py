@@ -21,14 +21,14 @@ from ..container.grand_challenge import MODEL_FOLDER
 from ..container.logs import LogFormat, fields, log_stage, report, set_up_logging, time_left
 from ..container.reading import CaseVolumes, ReadAhead, read_case
 from ..container.results import failed_result
-from ..errors import InputError, printable, unexpected
+from ..errors import InputError, check_name, printable, unexpected
 from ..fleischner import SUBTYPES
 from ..imaging.native import print_error
 from ..stages import observed_by
 from .cases import CohortCase, Listing
 from .cluster import ATTEMPTS, Outcome, Plan, RayRun, Work, connected
 from .discovery import find_cohort
-from .journal import DRIVER, LEFT_OUT_FILE, Entry, Index, Journal, opened, write_left_out, write_tables
+from .journal import DRIVER, LEFT_OUT_FILE, Entry, Index, Journal, opened, tables_locked, write_left_out, write_tables
 from .scoring import CaseScorer, Identity, PackedScorer, ScoredCase, Settings, is_finished, read_packed
 
 logger = logging.getLogger("process")
@@ -170,7 +170,12 @@ def unfinished(
         entry = journal.entry(case.entity) if case.entity in journal.entities else None
         if entry is not None and entry.crashed and not retry_crashed:
             return "crashed"
-        return "finished" if is_finished(case, entry, identity, settings) else ""
+        if entry is None or not is_finished(case, entry, identity, settings):
+            return ""
+        if not journal.is_in_folder(entry):
+            logger.info("%s: scored again: its folder does not hold the result of the journal", printable(case.entity))
+            return ""
+        return "finished"
 
     with ThreadPoolExecutor(CHECKING_THREADS) as threads:
         states = list(threads.map(state, cases))
@@ -288,6 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed_options(sys.argv[1:] if arguments is None else arguments)
     set_up_logging(options.log_format)
     try:
+        if options.output is not None:
+            check_name(options.output.absolute())
         if options.merge is not None:
             folders = options.merge or [options.output]
             return _merge(folders, options.output)
@@ -311,9 +318,9 @@ def _merge(folders: Sequence[Path], output: Path) -> int:
             other, where = known.setdefault(entity, (ct, folder))
             if other != ct:
                 raise InputError(folder, f"{entity} is {ct}, in {where} it is {other}", "one name for each scan")
-    index = Index(folders)
-    output.mkdir(parents=True, exist_ok=True)
-    write_tables(index, output)
+    with tables_locked(output):
+        index = Index(folders)
+        write_tables(index, output)
     report(f"{len(index.places)} cases; written to {output / CASES_TABLE}")
     return 0
 
@@ -345,7 +352,10 @@ def _run(options: argparse.Namespace, start: float) -> int:
     name = "{}-of-{}".format(*options.shard) if options.shard else DRIVER
     with opened(options.output, name) as journal:
         write_left_out(options.output, listing.left_out)
-        cases = [case.with_one_folder(settings.output) for case in listing.cases]
+        cases, unlinked = _with_one_folder(listing.cases, settings.output)
+        for entry in unlinked:
+            print_error(entry.result.error_messages[0])
+            journal.add(entry)
         restored = journal.restore(cases)
         if restored:
             logger.info("%d cases were found finished in their folders", restored)
@@ -357,15 +367,29 @@ def _run(options: argparse.Namespace, start: float) -> int:
             recorder = score(options, cases, settings, journal)
         finally:
             journal.write_tables()
+    for _ in unlinked:
+        recorder.count(2)
     seconds = time.monotonic() - start
-    scored = len(cases) - recorder.failed
+    count = len(listing.cases)
+    scored = count - recorder.failed
     if options.log_format == "json":
-        values = {"cases": len(cases), "scored": scored, "left_out": len(listing.left_out), "seconds": round(seconds, 3)}
+        values = {"cases": count, "scored": scored, "left_out": len(listing.left_out), "seconds": round(seconds, 3)}
         logger.info("finished", extra=fields(**values))
     else:
         left_out = f", {len(listing.left_out)} left out ({LEFT_OUT_FILE})" if listing.left_out else ""
-        report(f"{scored} of {len(cases)} cases scored{left_out}; {seconds:.0f} s; written to {options.output}\n{DISCLAIMER}")
+        report(f"{scored} of {count} cases scored{left_out}; {seconds:.0f} s; written to {options.output}\n{DISCLAIMER}")
     return recorder.exit_code
+
+
+def _with_one_folder(cases: Sequence[CohortCase], output: Path) -> tuple[list[CohortCase], list[Entry]]:
+    """The cases with a folder for each series; and the entries of those for which none can be made."""
+    made, failed = [], []
+    for case in cases:
+        try:
+            made.append(case.with_one_folder(output))
+        except InputError as error:
+            failed.append(Entry.of(case, failed_result(str(error), case.entity)))
+    return made, failed
 
 
 def _need_pyarrow(source: Path) -> None:

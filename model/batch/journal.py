@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import time
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 from ..cohort.summary import CaseEntry, SummaryWriter
-from ..container.grand_challenge import finished_cases
+from ..container.grand_challenge import RECORDS_FILE, RESULTS_FILE, finished_cases
 from ..container.results import CaseResult
-from ..container.resume import Record
+from ..container.resume import FinishedCase, Record
 from ..container.schema import Described, from_json, to_json
-from ..errors import InputError, encodable
+from ..container.table import cell
+from ..errors import InputError
 from ..whole_files import locked, whole_file
 from .cases import CASES_FOLDER, CohortCase, LeftOut
 
@@ -210,18 +212,27 @@ class Journal:
                     restored += 1
         return restored
 
+    def is_in_folder(self, entry: Entry) -> bool:
+        """Whether a scored case's folder holds what its entry says: a killed run may have written another result there.
+
+        The result tells the bundle, the record the options and the input.
+        """
+        if entry.record is None:
+            return False
+        folder = self.output / CASES_FOLDER / entry.entity
+        # The usual case, without the checks of `finished_cases`.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            results = json.loads((folder / RESULTS_FILE).read_bytes())
+            records = json.loads((folder / RECORDS_FILE).read_bytes())["cases"]
+            if results == [to_json(entry.result)] and records == {entry.entity: to_json(entry.record)}:
+                return True
+        return finished_cases(folder).get(entry.entity) == FinishedCase(entry.result, entry.record)
+
     def write_tables(self) -> None:
         """Write the tables of all finished cases, those of other shards too; wait for a shard that is writing them."""
         start = time.monotonic()
-        lock = self.output / JOURNAL_FOLDER / TABLES_LOCK
-        lock.touch()
-        while True:
-            try:
-                with locked(lock):
-                    write_tables(Index([self.output]) if self._has_others else self._index, self.output)
-                break
-            except BlockingIOError:
-                time.sleep(WAITING_SECONDS)
+        with tables_locked(self.output):
+            write_tables(Index([self.output]) if self._has_others else self._index, self.output)
         end = time.monotonic()
         self._tables_due = end + max(TABLES_EVERY_SECONDS, CASES_TO_TABLES * (end - start))
 
@@ -288,15 +299,39 @@ def _without_torn_line(path: Path, descriptor: int) -> int:
     return back
 
 
+@contextlib.contextmanager
+def tables_locked(output: Path) -> Iterator[None]:
+    """Keep others from writing the tables during the block; wait for one that is writing them.
+
+    The journals are read in the block, too: what was read before may be older than the tables.
+    """
+    lock = output / JOURNAL_FOLDER / TABLES_LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(lock))
+                break
+            except BlockingIOError:
+                time.sleep(WAITING_SECONDS)
+        yield
+
+
 def write_tables(index: Index, folder: Path) -> None:
     """Write the tables of all entries, sorted by entity, with a thousand rows in memory at a time."""
+
+    @functools.cache
+    def cases_folder(output: Path) -> str:
+        return os.path.relpath(output.resolve() / CASES_FOLDER, folder.resolve())  # `..` leads up from what a link leads to
+
     with SummaryWriter(folder) as tables:
         for place, document in index.documents():
             result = document["result"]
             entry = CaseEntry(
                 ct=document["ct"],
                 lung_mask=document["lung_mask"],
-                folder=os.path.relpath(place.file.parent.parent / CASES_FOLDER / result["entity"], folder),
+                folder=f"{cases_folder(place.file.parent.parent)}/{result['entity']}",
                 attempts=document["attempts"],
                 seconds=document["seconds"],
                 finished=document["finished"],
@@ -309,7 +344,7 @@ def write_left_out(output: Path, left_out: Iterable[LeftOut]) -> None:
     with whole_file(output / LEFT_OUT_FILE) as path, path.open("w", encoding="utf-8-sig", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "reason"))
-        writer.writerows((encodable(str(other.path)), encodable(other.reason)) for other in left_out)
+        writer.writerows((cell(str(other.path)), cell(other.reason)) for other in left_out)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from ..container.results import Metrics, Provenance, Quality, RegionMetrics
 from ..container.schema import scalar_fields
-from ..container.table import cell
+from ..container.table import FORMULA_STARTS, cell
 from ..errors import InputError, encodable, reason
 from ..whole_files import whole_file
 from .tables import ENTITY
@@ -208,7 +208,11 @@ def read_summary(path: Path) -> Iterator[Row]:
 
 
 def _value(text: str | None, kind: type) -> Any:
-    return None if not text else kind(text)
+    if not text:
+        return None
+    if kind is str and text.startswith("'") and text[1:].startswith(FORMULA_STARTS):
+        return text[1:]  # `cell` has put the apostrophe there
+    return kind(text)
 
 
 def read_columns(path: Path, names: Sequence[str], optional: Iterable[str] = ()) -> dict[str, list[Any]]:

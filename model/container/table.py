@@ -11,7 +11,7 @@ from ..errors import encodable
 from .results import CaseResult
 from .schema import to_json
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def results_table(results: Sequence[CaseResult]) -> bytes:
@@ -56,5 +56,5 @@ def cell(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, str):
-        return encodable(f"'{value}" if value.startswith(_FORMULA_STARTS) else value)
+        return encodable(f"'{value}" if value.startswith(FORMULA_STARTS) else value)
     return "" if value is None else value

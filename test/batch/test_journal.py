@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -24,9 +26,10 @@ from model.cohort.readings import read_predictions
 from model.cohort.summary import CASE_COLUMNS, read_summary
 from model.container.grand_challenge import NOTES_FOLDER
 from model.container.results import CaseResult, failed_result, results_text
-from model.container.resume import FinishedCase, Record, note_text
+from model.container.resume import FinishedCase, Record, note_text, records_text
 from model.container.schema import from_json
 from model.errors import InputError
+from model.whole_files import locked
 from test.conftest import ROOT
 from test.evaluation.results import result, write_simulated_reference
 
@@ -79,6 +82,18 @@ def test_a_cell_that_a_spreadsheet_would_run_is_text(tmp_path: Path) -> None:
         journal.add(entry("=1+1"))
         journal.write_tables()
     assert "'=1+1,scored" in (tmp_path / "cohort.csv").read_text(encoding="utf-8-sig")
+
+
+def test_evaluation_finds_cases_whose_names_a_spreadsheet_would_run_in_both_formats(tmp_path: Path) -> None:
+    names = ["'quoted'", "+p1", "-e2", "=e1", "@a"]
+    with opened(tmp_path) as journal:
+        for name in names:
+            journal.add(entry(name))
+        journal.write_tables()
+    for table in ("cohort.csv", "cohort.parquet"):
+        readings = read_predictions(tmp_path / table)
+        assert list(readings.cases) == names, table
+        assert readings.cases["=e1"].maps[0].name == "=e1.mha"
 
 
 def test_of_several_entries_of_a_case_the_last_counts_also_after_a_restart(tmp_path: Path) -> None:
@@ -168,6 +183,32 @@ def test_what_a_killed_driver_had_not_noted_is_found_in_the_cases_folders(tmp_pa
         assert journal.restore(cases) == 0
 
 
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        (entry("a"), True),
+        (entry("a", cle=7.0), False),
+        (dataclasses.replace(entry("a"), record=Record("stat", {"map_type": "float32"}, ())), False),
+        (None, False),
+    ],
+    ids=["the same", "another result", "other options", "a run that was killed while it wrote"],
+)
+def test_a_case_is_finished_where_its_folder_holds_the_result_of_the_journal(
+    tmp_path: Path, held: Entry | None, expected: bool
+) -> None:
+    folder = tmp_path / "cases/a"
+    folder.mkdir(parents=True)
+    if held is not None:
+        assert held.record is not None
+        (folder / "results.json").write_text(results_text([held.result]))
+        (folder / ".resume.json").write_text(records_text({"a": held.record}))
+    with opened(tmp_path) as journal:
+        journal.add(entry("a"))
+        noted = journal.entry("a")
+        assert noted is not None
+        assert journal.is_in_folder(noted) == expected
+
+
 def test_the_beginnings_that_count_are_those_without_an_end(tmp_path: Path) -> None:
     with opened(tmp_path, "1-of-2") as journal:
         journal.begin("a")
@@ -240,6 +281,46 @@ def test_one_command_merges_outputs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "new").exists()
 
 
+def test_a_merge_waits_for_the_part_that_writes_and_has_what_was_finished_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, "1-of-2") as part, contextlib.ExitStack() as writing:
+        part.add(entry("a"))
+        part.write_tables()
+        writing.enter_context(locked(tmp_path / "journal/tables.lock"))
+
+        def finish(_: float) -> None:
+            part.add(entry("b"))
+            writing.close()
+
+        monkeypatch.setattr(time, "sleep", finish)
+        assert main(["--merge", "--output", str(tmp_path)]) == 0
+    assert entities(tmp_path) == ["a", "b"]
+
+
+def test_the_folders_of_cases_are_found_from_a_table_that_a_link_leads_to(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as journal:
+        journal.add(entry("x"))
+    (tmp_path / "a/cases/x").mkdir(parents=True)
+    (tmp_path / "disk/deep/all").mkdir(parents=True)
+    (tmp_path / "all").symlink_to(tmp_path / "disk/deep/all")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert main(["--merge", str(tmp_path / "b"), "--output", str(tmp_path / "all")]) == 0
+    (row,) = read_summary(tmp_path / "all/cohort.csv")
+    assert row["folder"] == "../../../a/cases/x"
+    assert (tmp_path / "all" / row["folder"]).is_dir()
+
+
+@pytest.mark.parametrize("more", [["--input=scans"], ["--merge"]])
+def test_an_output_whose_name_is_not_utf_8_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    output = tmp_path / os.fsdecode(b"out\xe4")
+    assert main([f"--output={output}", *more]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/out\\udce4: the name is not valid UTF-8; expected a name in UTF-8\n"
+    assert not output.exists()
+
+
 def test_readers_find_whole_tables_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that fails in its midst changes nothing and leaves nothing."""
     with opened(tmp_path) as journal:
@@ -285,6 +366,11 @@ def test_what_is_left_out_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert (tmp_path / "left-out.csv").read_text(encoding="utf-8-sig").splitlines() == [
         "path,reason",
         '"/data/x, y.mha",a localiser',
+    ]
+    write_left_out(tmp_path, [LeftOut(Path("=lonely.mha"), "-1 slices"), LeftOut(Path(os.fsdecode(b"\xe9.mha")), "alone")])
+    assert (tmp_path / "left-out.csv").read_text(encoding="utf-8-sig").splitlines()[1:] == [
+        "'=lonely.mha,'-1 slices",
+        "\\udce9.mha,alone",
     ]
 
 

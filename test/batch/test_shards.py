@@ -112,6 +112,37 @@ def test_a_case_whose_maps_or_options_changed_is_scored_again(
     assert {name for name in after if after[name] != before.get(name)} == {name for name in after if "/a/" in name}
 
 
+def test_a_case_that_a_killed_run_wrote_with_other_options_and_did_not_note_is_scored_again(
+    scored: Path, again: Path, tree: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = CohortCase("a", tree / "a.nii.gz", tree / "a_mask.nii.gz")
+    other = Settings(again, bundle, precision="float32", map_type="float32")
+    assert PackedScorer(other, 1).score_packed(case, read_packed(case, other)).exit_code == 0
+    name = "cases/a/images/paraseptal-emphysema-heatmap/a.mha"
+    assert (again / name).read_bytes() != (scored / name).read_bytes()
+    with caplog.at_level(logging.INFO, "process"):
+        run(tree, again, bundle)
+    assert "a: scored again: its folder does not hold the result of the journal" in caplog.text
+    assert "1 of 3 cases were finished before" in caplog.text
+    assert (again / name).read_bytes() == (scored / name).read_bytes()
+
+
+def test_a_series_whose_links_cannot_be_made_fails_and_the_others_are_scored(
+    tree: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert run(tree, tmp_path / "out", bundle) == 2
+    found = rows(tmp_path / "out")
+    assert {entity: row["state"] for entity, row in found.items()} == {"a": "scored", "b": "failed", "d_study": "failed"}
+    assert "links to the files of a series cannot be made (Operation not permitted)" in found["d_study"]["error"]
+    printed = capsys.readouterr()
+    assert "links to the files of a series cannot be made" in printed.err
+    assert "1 of 3 cases scored, " in printed.out
+
+
 def test_a_case_that_ended_its_process_twice_is_listed_and_not_tried_again(
     again: Path, tree: Path, bundle: Path, tmp_path: Path
 ) -> None:
