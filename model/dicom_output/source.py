@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from ..imaging.dicom import read_series
+from ..imaging.dicom import read_series, silent
 from ..imaging.geometry import ImageGeometry
 
 if TYPE_CHECKING:
@@ -109,13 +108,8 @@ def quiet(folder: Path) -> Iterator[None]:
     """
     from pydicom.config import disable_value_validation
 
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    for library in loggers:
-        library.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings(), disable_value_validation():
-            warnings.simplefilter("ignore")
+        with silent("pydicom", "highdicom"), disable_value_validation():
             yield
     except (InputError, OSError, MemoryError):
         raise
@@ -123,6 +117,3 @@ def quiet(folder: Path) -> Iterator[None]:
         logger.info("%s", "".join(traceback.format_tb(error.__traceback__)))
         found = f"no DICOM objects can be derived from its headers ({type(error).__name__})"
         raise InputError(folder, found, EXPECTED) from None
-    finally:
-        for library, level in zip(loggers, levels, strict=True):
-            library.setLevel(level)

@@ -64,7 +64,7 @@ _GROUPS = {
 _MODALITIES = ("CT", "CR", "DX", "MG", "MR", "NM", "OT", "PT", "RF", "RTDOSE", "SC", "SEG", "US", "XA")
 _PHOTOMETRIC_INTERPRETATIONS = ("PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = threading.RLock()
 
 _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
@@ -245,7 +245,7 @@ def _frames(path: Path, tags: Tags) -> list[Tags]:
 
     sequences = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
     try:
-        with _silent_pydicom():
+        with silent("pydicom"):
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(sequences))
             shared, own = (list(header.get(keyword) or []) for keyword in sequences)
             common, *frames = [
@@ -267,19 +267,20 @@ def _frames(path: Path, tags: Tags) -> list[Tags]:
 
 
 @contextlib.contextmanager
-def _silent_pydicom() -> Iterator[None]:
-    """Silence pydicom during the block: what it complains about may quote the patient's name.
+def silent(*libraries: str) -> Iterator[None]:
+    """Silence Python libraries during the block: what they warn of and complain about may quote the patient's name.
 
-    The process has one level of its log, and one list of warnings to ignore: a block in another thread waits.
+    The process has one level of each log, and one list of warnings to ignore: a block in another thread waits.
     """
-    logger = logging.getLogger("pydicom")
     with _ONE_AT_A_TIME, warnings.catch_warnings(action="ignore"):
-        level = logger.level
-        logger.setLevel(logging.CRITICAL + 1)
+        levels = {logging.getLogger(name): logging.getLogger(name).level for name in libraries}
+        for logger in levels:
+            logger.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 def _group_value(groups: Sequence[Dataset], sequence: str, keyword: str) -> str:

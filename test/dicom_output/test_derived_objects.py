@@ -8,6 +8,9 @@ import json
 import logging
 import shutil
 import subprocess
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +278,17 @@ def test_what_the_libraries_say_of_an_odd_header_is_not_repeated(
         raise ValueError(f"{SECRET} is no date")
     assert SECRET not in str(refused.value)
     assert SECRET not in caplog.text
+
+
+def test_silence_in_several_threads_leaves_logs_and_warnings_as_they_were(tmp_path: Path) -> None:
+    """The first block ends while the others are within."""
+    libraries = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    before = [library.level for library in libraries], list(warnings.filters)
+
+    def hold(seconds: float) -> None:
+        with quiet(tmp_path):
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(hold, (0.1, 0.2, 0.3)))
+    assert ([library.level for library in libraries], list(warnings.filters)) == before
