@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,9 @@ from pathlib import Path
 from ..cohort.layout import TRUTH_FOLDER
 from ..cohort.summary import CASES_TABLE, read_columns
 from ..cohort.tables import read_table
-from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, find_cases, stem_of
+from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, composed, find_cases, stem_of
 from ..errors import InputError
-from ..imaging.readers import FILE_SUFFIXES
+from ..imaging.readers import is_image_file
 from .cases import CohortCase, LeftOut, Listing, entity_of, is_file_name
 from .series import READING_THREADS, Part, cases_of, may_be_slices, read_parts
 
@@ -161,7 +160,7 @@ class _Tree:
             return []
         folders, names = self._entries(folder)
         for name in names:
-            if name.lower().endswith(FILE_SUFFIXES):
+            if is_image_file(name):
                 self._image(folder / name)
         parts, left_out = read_parts(folder, [name for name in names if may_be_slices(name)], threads)
         self._parts += parts
@@ -186,7 +185,7 @@ class _Tree:
         return folders, files
 
     def _image(self, path: Path) -> None:
-        stem = unicodedata.normalize("NFC", stem_of(path))  # macOS writes letters with accents decomposed
+        stem = composed(stem_of(path))
         lobes, mask = LOBES_ENDING.search(stem), MASK_ENDING.search(stem)
         if lobes:
             self._named[path.parent, CT_ENDING.sub("", stem[: lobes.start()])].masks.append((LOBES, path))
@@ -199,7 +198,7 @@ class _Tree:
         """Note what lies beside `images` in a folder of the platform's layout, but for a simulated case's truth."""
         folders, files = self._entries(folder)
         beside = {*folders} - {Path(CT_FOLDER).parts[0], TRUTH_FOLDER}
-        beside |= {name for name in files if name.lower().endswith(FILE_SUFFIXES)}
+        beside |= {name for name in files if is_image_file(name)}
         reason = f"beside {CT_FOLDER}, which is scored alone; a list of cases (CSV) can name it"
         self.left_out += [LeftOut(folder / name, reason) for name in sorted(beside)]
 
@@ -224,7 +223,7 @@ class _Tree:
             if isinstance(found, LeftOut):
                 self.left_out.append(found)
                 continue
-            names = self._named.get((found.ct.parent, unicodedata.normalize("NFC", found.ct.name)), _Names())
+            names = self._named.get((found.ct.parent, composed(found.ct.name)), _Names())
             mask, lobes = self._mask(names)
             names.masks.clear()
             yield CohortCase(found.entity, found.ct, mask, lobes, series=found.series)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
 from ..cohort.summary import CaseEntry, SummaryWriter
-from ..container.grand_challenge import RECORDS_FILE, RESULTS_FILE, finished_cases
+from ..container.grand_challenge import finished_cases
 from ..container.results import CaseResult
 from ..container.resume import FinishedCase, Record
 from ..container.schema import Described, from_json, to_json
@@ -219,14 +219,8 @@ class Journal:
         """
         if entry.record is None:
             return False
-        folder = self.output / CASES_FOLDER / entry.entity
-        # The usual case, without the checks of `finished_cases`.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            results = json.loads((folder / RESULTS_FILE).read_bytes())
-            records = json.loads((folder / RECORDS_FILE).read_bytes())["cases"]
-            if results == [to_json(entry.result)] and records == {entry.entity: to_json(entry.record)}:
-                return True
-        return finished_cases(folder).get(entry.entity) == FinishedCase(entry.result, entry.record)
+        found = finished_cases(self.output / CASES_FOLDER / entry.entity)
+        return found.get(entry.entity) == FinishedCase(entry.result, entry.record)
 
     def write_tables(self) -> None:
         """Write the tables of all finished cases, those of other shards too; wait for a shard that is writing them."""

@@ -162,9 +162,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
 
         What an earlier run wrote is removed, but for the cases that it finished if this run continues it.
         """
-        stats = [stat_of(case) for case in self._listed]
         if self._resume:
-            self._find_finished(stats)
+            self._find_finished()
             self._scans.begin(self._finished)
         self._remove_earlier()
         rows = []
@@ -182,13 +181,13 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
         self._cases[self._index_key] = DataFrame(rows)
         self._progress = Progress(len(rows), len(rows) - len(self._finished))
 
-    def _find_finished(self, stats: list[str]) -> None:
+    def _find_finished(self) -> None:
         """Note which cases need not be scored again, and say why those that were scored before must be."""
         earlier = self._outputs.earlier_results()
-        for index, (case, stat) in enumerate(zip(self._listed, stats, strict=True)):
+        for index, case in enumerate(self._listed):
             if case.entity not in earlier:
                 continue
-            found = earlier[case.entity]
+            found, stat = earlier[case.entity], stat_of(case)
             current = provenance(self._subtyper, case.lung_mask_source)
             content = functools.partial(self._content, case, stat) if self._verify else None
             reason = reason_to_repeat(found, current, options_of_case(self._options, case.lobes), stat, content)

@@ -24,7 +24,7 @@ from .. import SHIPPED_WEIGHTS
 from ..errors import InputError, printable
 from ..imaging.dicom import SUFFIXES, may_be_dicom, read_identity
 from ..imaging.native import captured_stderr
-from ..imaging.readers import FILE_SUFFIXES, FORMATS
+from ..imaging.readers import FILE_SUFFIXES, FORMATS, is_image_file
 from ..whole_files import WholeFiles
 from .results import CaseResult, LungMaskSource, SubtypeScore, read_results, results_text, score_text
 from .resume import FinishedCase, Record, note_text, read_note, read_records, records_text
@@ -105,7 +105,7 @@ class Case:
     @property
     def is_dicom(self) -> bool:
         """Whether the CT is a DICOM series, or one DICOM object that holds it all."""
-        return self.ct.is_dir() or not self.ct.name.lower().endswith(FILE_SUFFIXES)
+        return self.ct.is_dir() or not is_image_file(self.ct.name)
 
     @property
     def lung_mask_source(self) -> LungMaskSource:
@@ -138,6 +138,11 @@ def stem_of(path: Path) -> str:
     name = path.name if path.name not in ("", "..") else path.resolve().name
     suffix = next((suffix for suffix in FILE_SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)] or name
+
+
+def composed(name: str) -> str:
+    """A file name in composed letters (NFC): macOS writes those with accents decomposed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def find_cases(folder: Path, segment_lungs: bool = False) -> list[Case]:
@@ -186,12 +191,11 @@ def _cases_in(folder: Path, segment_lungs: bool) -> list[Case]:
         found = f"{len(scans)} CTs and {len(by_key)} masks, no two of one name"
         raise InputError(folder, found, "pairs of equal names, upper and lower case included")
     _log_masks_of_no_ct(scans, {key: path for key, (path, _) in by_key.items()})
-    return [
-        Case(scan.stem, scan.path, *by_key[scan.key], segment_lungs)
-        if scan.key in by_key
-        else Case(scan.stem, scan.path, None, segment_lungs=segment_lungs)
-        for scan in scans
-    ]
+    cases = []
+    for scan in scans:
+        mask, lobes = by_key.get(scan.key, (None, False))
+        cases.append(Case(scan.stem, scan.path, mask, lobes, segment_lungs))
+    return cases
 
 
 def _check_names(folder: Path, kind: str, images: Iterable[_Image]) -> None:
@@ -256,8 +260,8 @@ class _Image:
 
     @property
     def key(self) -> str:
-        """The stem in composed letters (NFC): macOS writes those with accents decomposed."""
-        return unicodedata.normalize("NFC", self.stem)
+        """What CT and mask are paired by."""
+        return composed(self.stem)
 
 
 def _images_in(folder: Path) -> list[_Image]:
@@ -273,10 +277,10 @@ def _images_in(folder: Path) -> list[_Image]:
                 images.append(_Image(series, stem_of(path)))
             else:
                 logger.info("%s: passed over: it holds no DICOM file", printable(str(path)))
-        elif path.name.lower().endswith(FILE_SUFFIXES):
+        elif is_image_file(path.name):
             images.append(_Image(path, stem_of(path)))
     files = [path for path in visible if not path.is_dir()]
-    if any(path.name.lower().endswith(FILE_SUFFIXES) for path in files):
+    if any(is_image_file(path.name) for path in files):
         return images
     if any(_is_slice(path) for path in files) or (not images and any(may_be_dicom(path.name) for path in files)):
         images.insert(0, _Image(folder, stem_of(folder)))
@@ -306,7 +310,7 @@ def _series_folder(folder: Path, seen: set[Path]) -> Path | None:
     except OSError:
         return folder
     files = [path for path in entries if path not in folders]
-    if any(path.name.lower().endswith(FILE_SUFFIXES) or _is_slice(path) for path in files):
+    if any(is_image_file(path.name) or _is_slice(path) for path in files):
         return folder
     inner = [series for path in folders if (series := _series_folder(path, seen))]
     if len(inner) == 1:

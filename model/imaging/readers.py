@@ -42,6 +42,11 @@ SPACING_MM = (0.01, 100.0)
 """The smallest and the largest voxel spacing that is accepted."""
 
 
+def is_image_file(name: str) -> bool:
+    """Whether a file holds a whole volume, by its name; DICOM files do not count."""
+    return name.lower().endswith(FILE_SUFFIXES)
+
+
 @dataclass(frozen=True)
 class Volume:
     """A 3D image as it was read, on its file's grid.
@@ -284,7 +289,7 @@ def _series_of(path: Path) -> dicom.Series:
     if path.is_dir():
         series: dicom.Series | None = dicom.read_series(path)
     else:
-        if not path.name.lower().endswith(FILE_SUFFIXES) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
+        if not is_image_file(path.name) and path.suffix.lower() not in ("", *dicom.SUFFIXES):
             raise InputError(path, f"files of type {path.suffix} are not read", FORMATS)
         if not path.is_file():
             raise InputError(path, "not a file" if path.exists() else "no such file", FORMATS)

@@ -17,7 +17,7 @@ from ..imaging import dicom
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.native import captured_stderr
-from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, read_volume
+from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, is_image_file, read_volume
 from .calibration import LOWEST_HU, Hounsfield, calibrate
 
 Picture = npt.NDArray[np.uint8]
@@ -116,7 +116,7 @@ def read_levels(path: Path | str) -> np.ndarray:
         image = _read_dicom(path)
         if image.GetDepth() == 1:
             return sitk.GetArrayFromImage(image)  # as a radiologist sees it, whatever its plane
-    elif path.is_dir() or path.name.lower().endswith(FILE_SUFFIXES):
+    elif path.is_dir() or is_image_file(path.name):
         image = read_volume(path).image
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
