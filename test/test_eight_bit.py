@@ -6,6 +6,7 @@ import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 
 from model.eight_bit import EightBitRuntime
@@ -25,6 +26,7 @@ def runtime_of(bundle: Path, folder: Path) -> EightBitRuntime:
     return EightBitRuntime(EightBitBundle(whole.metadata, whole.sha256, layers, numbers, (0.0, 0.0), {}), threads=1)
 
 
+@pytest.mark.slow
 def test_each_thread_gets_the_logits_of_its_own_image(bundle: Path, tmp_path: Path) -> None:
     """Without a lock, some calls return the logits of another thread's image."""
     need(importlib.util.find_spec("openvino") is not None, "the package openvino (requirements/int8.lock)")

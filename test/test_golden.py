@@ -52,7 +52,8 @@ def test_crop_and_network_input_are_the_released_ones(golden: dict[str, np.ndarr
     np.testing.assert_allclose(prepared.image[0, 0, ::8, ::8, ::8], golden["input_half"], atol=1e-4)
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_maps_and_percentages_are_the_released_ones(
     golden: dict[str, np.ndarray],
     smooth: Scan,
@@ -100,6 +101,7 @@ def test_the_real_scan_is_scored_in_either_profile(shared: Path, tmp_path: Path,
     assert result["metrics"]["laa950_percentage"] == pytest.approx({"smooth": 0.3, "sharp": 13.9}[kernel], abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_real_scan_scores_the_same_as_nifti_and_as_a_dicom_series(shared: Path, tmp_path: Path) -> None:
     bundle = write_dark_detector(tmp_path / "bundle")
     images = shared / "data" / "a0001-sharp" / "images"

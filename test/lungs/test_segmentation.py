@@ -180,7 +180,8 @@ def check_simulated(case: SimulatedCase) -> None:
         assert dice(found == side, case.lungs == side) >= 0.95
 
 
-@pytest.mark.parametrize("seed", [pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [3, 4])
 def test_simulated_lungs_with_heavy_paraseptal_emphysema_keep_their_bullae(seed: int) -> None:
     parameters = draw_parameters(np.random.SeedSequence(seed), paraseptal_score=2)
     case = simulate(parameters, "example")

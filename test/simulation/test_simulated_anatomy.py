@@ -132,6 +132,7 @@ def test_lungs_that_touch_are_parted(tmp_path: Path) -> None:
     assert 0.8 < volumes[1] / volumes[0] < 1.1
 
 
+@pytest.mark.slow
 def test_a_case_built_on_given_lungs_has_their_shape(tmp_path: Path) -> None:
     lungs = LungShape.read(write_mask(tmp_path / "mask.mha"))
     case = simulate(draw(70, 1, 1), "example", lungs)
@@ -173,6 +174,7 @@ def test_a_mask_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, nam
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_lungs_of_a_copd_patient_can_be_built_on(shared: Path) -> None:
     path = shared / "data" / "copd-lungs-10002k" / "lungs.mha"
     need(path.is_file(), "../shared/data/copd-lungs-10002k, which does not come with the repository")

@@ -93,6 +93,7 @@ def test_what_is_written_is_a_scan_that_can_be_read(cohort: Path) -> None:
     np.testing.assert_array_equal(scan.hounsfield, read(cohort / entity / f"images/ct/{entity}.mha"))
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_by_two_workers_and_in_a_longer_cohort(cohort: Path, tmp_path: Path) -> None:
     assert main(command(tmp_path / "again", "--panlobular", "4", "--workers", "2", cases=3)) == 0
     first, second = contents(cohort), contents(tmp_path / "again")
@@ -104,6 +105,7 @@ def test_same_seed_gives_the_same_bytes_by_two_workers_and_in_a_longer_cohort(co
     assert lines[0] == lines[1][:3]
 
 
+@pytest.mark.slow
 def test_a_case_with_a_repeated_slice_and_a_mask_of_another_kind_shares_the_table_of_one_without(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--seed", "321")) == 0
     first, second = rows(tmp_path)
@@ -112,6 +114,7 @@ def test_a_case_with_a_repeated_slice_and_a_mask_of_another_kind_shares_the_tabl
     assert second["mask.airways"] != ""
 
 
+@pytest.mark.slow
 def test_example_case_has_the_scores_asked_for_and_is_small_enough_to_ship(tmp_path: Path) -> None:
     assert main(command(tmp_path, "--cle-score", "3", "--pse-score", "1", cases=1)) == 0
     assert [(row["cle_score"], row["pse_score"]) for row in rows(tmp_path)] == [("3", "1")]
@@ -154,6 +157,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: sitk.Image, path: str, **__: bool) -> None:
         Path(path).write_bytes(b"half")
@@ -165,6 +169,7 @@ def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypa
     assert list((tmp_path / "output").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_first_look_still_makes_the_example_case_voxel_by_voxel(tmp_path: Path) -> None:
     # test/input was written by test/make_example.py before there was another look.
     arguments = ["--cases", "1", "--seed", "4", "--output", str(tmp_path / "made"), "--grid", "example", "--look", "first"]

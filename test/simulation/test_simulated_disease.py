@@ -15,7 +15,7 @@ from model.simulation.anatomy import MaskParameters, build_anatomy
 from model.simulation.grid import Grid, Resampler
 from test.simulation.conftest import CaseMaker, draw, ideal
 
-SCORES = [(0, 1), (1, 0), (2, 2), (3, 1), (4, 0), (5, 2)]
+SCORES = [(2, 2), *(pytest.param(*scores, marks=pytest.mark.slow) for scores in ((0, 1), (1, 0), (3, 1), (4, 0), (5, 2)))]
 
 
 def depth(case: SimulatedCase) -> npt.NDArray[np.float32]:
@@ -64,6 +64,7 @@ def test_destroyed_lung_lies_between_950_and_1000_below_zero(ideal_case: CaseMak
     assert np.mean(values <= -950) > 0.85
 
 
+@pytest.mark.slow
 def test_paraseptal_cells_are_dark_with_walls_between_them(ideal_case: CaseMaker) -> None:
     case = ideal_case(42, 2, 2, grid="network")
     values = case.hounsfield[case.paraseptal]
@@ -87,6 +88,7 @@ def test_paraseptal_lies_on_pleura_and_fissures_and_centrilobular_away_from_them
     assert np.mean(paraseptal < 6) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("predominance", "upper"), [(3.0, True), (-3.0, False)])
 def test_predominance_decides_which_zones_centrilobular_disease_takes(predominance: float, upper: bool) -> None:
     parameters = ideal(draw(50, 1, 0))
@@ -99,6 +101,7 @@ def test_predominance_decides_which_zones_centrilobular_disease_takes(predominan
     assert share > 0.7 if upper else share < 0.35
 
 
+@pytest.mark.slow
 def test_lesions_are_small_when_few_and_coalesce_when_disease_is_extensive() -> None:
     parameters = ideal(draw(41, 1, 0))
 
@@ -119,6 +122,7 @@ def test_lesions_are_small_when_few_and_coalesce_when_disease_is_extensive() -> 
     assert np.sum(np.sort(trace)[-3:] ** 3) < 0.15 * np.sum(trace**3)
 
 
+@pytest.mark.slow
 def test_septa_show_between_destroyed_lobules_and_nowhere_else(ideal_case: CaseMaker) -> None:
     with_septa = ideal_case(44, 4, 0, grid="network")
     parameters = with_septa.parameters
@@ -133,6 +137,7 @@ def test_septa_show_between_destroyed_lobules_and_nowhere_else(ideal_case: CaseM
     assert 0.1 < np.mean(higher[with_septa.centrilobular] > 10) < 0.6
 
 
+@pytest.mark.slow
 def test_paraseptal_disease_that_prefers_recesses_has_less_lung_around_it() -> None:
     parameters = ideal(draw(43, 0, 1))
     around = []
@@ -144,6 +149,7 @@ def test_paraseptal_disease_that_prefers_recesses_has_less_lung_around_it() -> N
     assert around[1] < around[0] - 0.04
 
 
+@pytest.mark.slow
 def test_panlobular_emphysema_prefers_the_bases_and_displaces_no_other(ideal_case: CaseMaker) -> None:
     case = ideal_case(46, 1, 1, 15.0)
     assert case.panlobular_percentage == pytest.approx(15, abs=0.05)
@@ -175,6 +181,7 @@ def test_healthy_lung_has_the_density_and_the_gradient_of_its_parameters() -> No
     assert np.mean(case.hounsfield[inner] < -950) < 0.005
 
 
+@pytest.mark.slow
 def test_sharp_noisy_scan_of_a_healthy_lung_has_low_attenuation_that_is_not_emphysema() -> None:
     parameters = draw(61, 0, 0)
     scanner = replace(parameters.scanner, sharpness=1.0, mtf50=0.55, noise=18.0, slice_thickness=1.0)
@@ -188,6 +195,7 @@ def test_sharp_noisy_scan_of_a_healthy_lung_has_low_attenuation_that_is_not_emph
     assert not (case.centrilobular | case.paraseptal).any()
 
 
+@pytest.mark.slow
 def test_trapped_gas_is_dark_but_lighter_than_emphysema() -> None:
     parameters = ideal(draw(62, 0, 0))
     disease = replace(
@@ -207,6 +215,7 @@ def test_trapped_gas_is_dark_but_lighter_than_emphysema() -> None:
     assert trapped.centrilobular_percentage == 0
 
 
+@pytest.mark.slow
 def test_same_person_with_and_without_disease_differs_only_where_the_disease_is() -> None:
     parameters = draw(63, 1, 1)
     # Thick slices and motion would carry what a lesion changes to slices that do not show it.
@@ -233,6 +242,7 @@ def test_same_person_with_and_without_disease_differs_only_where_the_disease_is(
     assert np.mean(difference[sick.centrilobular] > 30) > 0.7
 
 
+@pytest.mark.slow
 def test_a_mask_made_by_a_threshold_has_airways_but_no_vessels_and_the_same_percentages(ideal_case: CaseMaker) -> None:
     case = ideal_case(42, 2, 2)
     parameters = case.parameters
@@ -248,6 +258,7 @@ def test_a_mask_made_by_a_threshold_has_airways_but_no_vessels_and_the_same_perc
     assert made.paraseptal_percentage == pytest.approx(disease.paraseptal.percentage, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_repeated_slice_fills_the_scan_with_its_truth(ideal_case: CaseMaker) -> None:
     once = ideal_case(42, 2, 2)
     case = simulate(replace(once.parameters, repeated_level=0.6), "example")
@@ -259,6 +270,7 @@ def test_a_repeated_slice_fills_the_scan_with_its_truth(ideal_case: CaseMaker) -
     assert case.centrilobular_percentage == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_same_parameters_give_the_same_voxels() -> None:
     first, second = (simulate(draw(64, 1, 1), "example") for _ in range(2))
     np.testing.assert_array_equal(first.hounsfield, second.hounsfield)

@@ -32,6 +32,7 @@ def test_it_says_what_it_was_trained_on_and_how_often_it_is_right(classifier: Sl
     assert sum(path.stat().st_size for path in SHIPPED_BUNDLE.iterdir()) < 60e6
 
 
+@pytest.mark.slow
 def test_a_chest_keeps_its_class_over_ten_windows_and_the_network_looked_at_something(classifier: SliceClassifier) -> None:
     assert len(WINDOWS) == 10
     assert keeps_class(classifier, chest().astype(np.float32))

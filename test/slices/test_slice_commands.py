@@ -43,16 +43,22 @@ def _read_once(slices_folder: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def trained(slices_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = tmp_path_factory.mktemp("trained") / "bundle"
+def train_simple(slices_folder: Path, bundle: Path, epochs: int) -> Path:
     arguments = ["train", "--data", str(slices_folder), "--architecture", "simple_cnn", "--output", str(bundle)]
-    assert main([*arguments, "--epochs", "10", "--batch-size", "4", "--name", "stripes"]) == 0
+    assert main([*arguments, "--epochs", str(epochs), "--batch-size", "4", "--name", "stripes"]) == 0
     return bundle
 
 
-def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(trained: Path) -> None:
-    document = json.loads((trained / METADATA_FILE).read_text())
+@pytest.fixture(scope="module")
+def trained(slices_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For one epoch: it answers, but not well."""
+    return train_simple(slices_folder, tmp_path_factory.mktemp("trained") / "bundle", epochs=1)
+
+
+@pytest.mark.slow
+def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(slices_folder: Path, tmp_path: Path) -> None:
+    bundle = train_simple(slices_folder, tmp_path / "bundle", epochs=10)
+    document = json.loads((bundle / METADATA_FILE).read_text())
     assert document["performance"]["accuracy"]["percent"] >= 75
     assert (document["architecture"], document["trained_on"], document["base_weights"]) == ("simple_cnn", "stripes", None)
     assert document["training"]["split"] == "patient"
@@ -60,7 +66,7 @@ def test_a_trained_network_tells_the_classes_of_patients_that_it_has_not_seen(tr
     assert [point["epoch"] for point in document["training"]["curve"]] == list(range(1, 11))
     assert np.array(document["performance"]["confusion"]).sum() == 8
     parameters = build_network("simple_cnn").whole.count_params()
-    assert (trained / KERAS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
+    assert (bundle / KERAS_FILE).stat().st_size == pytest.approx(4 * parameters, rel=0.05), "the weights and nothing else"
 
 
 def test_predict_prints_class_and_probabilities(trained: Path, slices_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +112,7 @@ def test_evaluate_prints_and_writes_the_whole_report(
     assert Image.open(tmp_path / "report" / "reliability.png").size[0] > 300
 
 
+@pytest.mark.slow
 def test_the_texture_network_is_trained_in_folds_and_answers_from_its_bundle(
     slices_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +130,7 @@ def test_the_texture_network_is_trained_in_folds_and_answers_from_its_bundle(
     assert answer.attention.any()
 
 
+@pytest.mark.slow
 def test_fine_tuning_ships_the_networks_of_all_folds(
     slices_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +210,7 @@ def test_a_comparison_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pa
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
 
+@pytest.mark.slow
 def test_compare_goes_on_where_it_stopped_and_several_share_the_work(
     slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +257,7 @@ def test_what_was_trained_otherwise_is_not_taken_for_this_comparison(
     assert "residual-image.json: cannot be read (JSONDecodeError" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_patients_that_split_is_left_out_and_said_so(
     slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,6 +307,7 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["PLE", "NT"])
 def test_a_simulated_patient_shows_one_subtype_in_every_slice(label: str) -> None:
     found = slices_of_patient(seed=5, label=label, number=0, count=3)
@@ -325,6 +336,7 @@ def test_simulate_makes_the_same_slices_with_one_worker_or_two(tmp_path: Path) -
     assert slices.patients.tolist() == [row["patient"] for row in sorted(rows, key=lambda row: CLASSES.index(row["class"]))]
 
 
+@pytest.mark.slow
 def test_simulated_slices_can_be_calibrated_and_show_their_lungs() -> None:
     for label in ("CLE", "NT"):
         for one in slices_of_patient(seed=5, label=label, number=0, count=3):

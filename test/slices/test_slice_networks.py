@@ -190,6 +190,7 @@ def test_transforms_stay_within_their_ranges_and_flip_half_of_the_pictures() -> 
     np.testing.assert_array_equal(drawn[:5], draw_transforms(2000, np.random.default_rng(0)).numpy()[:5])
 
 
+@pytest.mark.slow
 def test_training_stops_when_validation_no_longer_improves_and_the_curve_says_so(slices_folder: Path) -> None:
     slices = read_slices(slices_folder)
     settings = Settings(epochs=6, patience=1, batch_size=8, scratch_learning_rate=0.1)  # so large that it gets worse at once
@@ -201,6 +202,7 @@ def test_training_stops_when_validation_no_longer_improves_and_the_curve_says_so
     assert predict(network, slices, np.arange(3)).shape == (3, 4)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_sure_and_wrong_goes_on_learning(slices_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sure(*arguments: Any) -> SliceNetwork:
         network = build_network(*arguments)

@@ -91,6 +91,7 @@ def test_pooling_gives_mean_and_deviation_of_each_region() -> None:
     torch.testing.assert_close(deviation[0], spread, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_heads_learn_the_classes_and_the_network_answers_as_they_do(slices: Slices, network: TextureNetwork) -> None:
     views = [features_of(network, slices, view) for view in (0, 1, 2)]
     assert views[0].shape == (8, network.features)
@@ -106,6 +107,7 @@ def test_the_heads_learn_the_classes_and_the_network_answers_as_they_do(slices: 
     np.testing.assert_array_equal(logits_of(again, views, everything), logits_of(trained, views, everything))
 
 
+@pytest.mark.slow
 def test_fine_tuning_trains_a_copy_of_the_blocks_and_leaves_their_statistics(
     slices: Slices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +135,7 @@ def test_fine_tuning_trains_a_copy_of_the_blocks_and_leaves_their_statistics(
     assert all(torch.equal(tuned[name], again[name]) for name in tuned), "the same seed gives the same network"
 
 
+@pytest.mark.slow
 def test_a_training_of_five_steps_has_a_warm_up(slices: Slices) -> None:
     """A fifth of it is one step, by which torch's schedule divides by zero."""
     fitted = fit(slices, Split(np.arange(8), np.array([0, 1])), LungSettings(epochs=5, batch_size=8))
