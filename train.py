@@ -26,7 +26,6 @@ from model.training.options import Command, parse
 
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")  # every process knows
@@ -59,6 +58,7 @@ def _run(command: Command) -> Path | None:
     settled = options.settled(manifest, find_init=command.checkpoint is None)
     from model.training.run import train
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing it sets INFO, at which it advertises
     return train(settled, manifest, command.output, resume=command.resume)
 
 

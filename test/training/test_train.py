@@ -111,6 +111,15 @@ def test_a_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, manifest
 
 
 @pytest.mark.slow
+def test_the_command_prints_no_advertisement_of_its_libraries(manifest: Path, tmp_path: Path) -> None:
+    arguments = command(short(manifest), tmp_path / "run", "--epochs", "1", "--batch", "1")
+    done = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert "bundle: " in done.stdout
+    assert "http" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_what_is_judged_and_kept_and_is_resumed(manifest: Path, tmp_path: Path) -> None:
     path = short(manifest)
     options = ("--batch", "1", "--average", "0.9", "--workers", "1")
