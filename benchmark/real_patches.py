@@ -27,6 +27,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import exit_code, script_parser
 from benchmark.real_slices import Measured, measure, write_sheet
 from model import SHIPPED_WEIGHTS
 from model.errors import InputError
@@ -38,14 +39,14 @@ from model.training.patches_cohort import (
     Chest,
     Kit,
     LungMask,
-    Mask,
-    Plane,
+    Sewn,
     outline,
     read_class_patches,
     sew,
 )
 from model.training.slices_cohort import LabelledSlice, repeated
 from model.weights import locate_bundle
+from model.whole_files import try_folder
 
 RIMS = ("normal", "paraseptal")
 """Classes that are laid along the pleura of lungs filled with normal patches."""
@@ -53,17 +54,17 @@ GRADES = FILLINGS[:4]
 BLOCKS = 6
 
 
-def volumes(patches: Mapping[str, npt.NDArray[np.int16]], chest: Chest) -> Iterator[tuple[str, int, Plane, Mask]]:
-    """Class, block, HU and lungs (Y x X) of each volume; a block of one class without patches for it has none."""
+def volumes(patches: Mapping[str, npt.NDArray[np.int16]], chest: Chest) -> Iterator[tuple[str, int, Sewn]]:
+    """Class, block and slice of each volume; a block of one class without patches for it has none."""
     blocks = {name: [Kit.of(block) for block in np.array_split(values, BLOCKS)] for name, values in patches.items()}
     for number in range(BLOCKS):
         rng = np.random.default_rng(number)
         for name in FILLINGS:
             if blocks[name][number].inner:
-                yield name, number, *sew(chest, blocks[name][number], None, rng)
+                yield name, number, sew(chest, blocks[name][number], None, rng)
         for name in RIMS:
             if blocks[name][number].pleural:
-                yield f"{name}, laid along the pleura", number, *sew(chest, blocks["normal"][number], blocks[name][number], rng)
+                yield f"{name}, laid along the pleura", number, sew(chest, blocks["normal"][number], blocks[name][number], rng)
 
 
 def table(rows: Sequence[Measured]) -> Iterator[str]:
@@ -82,32 +83,41 @@ def table(rows: Sequence[Measured]) -> Iterator[str]:
     yield f"\nrank correlation with the grade, normal to severe: CLE {cle:.2f}, LAA-950 {laa:.2f}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def run(options: argparse.Namespace) -> None:
+    """Sew and score the volumes; print the report, then write the picture.
+
+    Raises:
+        InputError: a bundle, mask or file that cannot be used, or patches that fill no volume.
+    """
+    if options.picture:
+        try_folder(options.picture)
+    patches = read_class_patches(options.patches, options.half)
+    chest = outline(LungMask.read(options.lungs))
+    subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
+    rows, tiles = [], []
+    for name, number, slice_ in tqdm(volumes(patches, chest), unit="volume", disable=None):
+        entry = LabelledSlice(Path(str(number)), name, str(number))
+        volume = repeated(slice_.hounsfield, slice_.lungs, SPACING_MM)
+        measured, tile = measure(subtyper, Scan.from_images(*volume), entry)
+        rows.append(measured)
+        tiles += [tile] if number == 0 else []
+    if not rows:
+        raise InputError(options.patches, "no class has patches that fill a lung", "patches of lung")
+    print(f"weights: {subtyper.metadata.name}; {options.half} half of the patches")
+    print("\n".join(table(rows)))
+    if options.picture and tiles:
+        write_sheet(tiles, options.picture / "patches.png", columns=2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--patches", type=Path, required=True, help="patches.npz, N x 31 x 31 HU for each class")
     parser.add_argument("--lungs", type=Path, required=True, help="a lung mask, for its outline")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--half", choices=("first", "second"), default="second", help="of each class; default: %(default)s")
     parser.add_argument("--picture", type=Path, help="folder for a picture of the first volume of each class, with its maps")
-    options = parser.parse_args()
-    try:
-        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
-        chest = outline(LungMask.read(options.lungs))
-        rows, tiles = [], []
-        patches = read_class_patches(options.patches, options.half)
-        for name, number, plane, lungs in tqdm(volumes(patches, chest), unit="volume", disable=None):
-            entry = LabelledSlice(Path(str(number)), name, str(number))
-            measured, tile = measure(subtyper, Scan.from_images(*repeated(plane, lungs, SPACING_MM)), entry)
-            rows.append(measured)
-            tiles += [tile] if number == 0 else []
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"weights: {subtyper.metadata.name}; {options.half} half of the patches")
-    print("\n".join(table(rows)))
-    if options.picture:
-        write_sheet(tiles, options.picture / "patches.png", columns=2)
-    return 0
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command `python -m model.training.patches_cohort`: volumes to train on, of labelled patches of real CT.
 
-    python -m model.training.patches_cohort PATCHES LUNGS OUTPUT [--half first] [--rounds 20] [--seed 0] [--slices 2]
+    python -m model.training.patches_cohort PATCHES LUNGS OUTPUT [--half first] [--rounds 20] [--seed 0] [--slices 2] [--truth]
 
 PATCHES is a NumPy archive of 31 x 31 pixels of HU a patch, one array for each of six classes that a reader gave (from COPDGene:
 acil-bwh/ChestImagingPlatform, Mendoza et al., ISBI 2012). LUNGS is a lung mask, for its outline. A patch is too small to be
@@ -11,6 +11,10 @@ scored, so patches are sewn into lungs:
 
 Each such slice becomes a CT of the same slice many times, a lung mask, and a row of OUTPUT/manifest.csv, all to train on. A
 class becomes bounds of the percentages (`BOUNDS`). They are wide: the reader said which grade a patch has, not which share.
+
+With --truth, it becomes voxel maps as well. What is emphysema follows from attenuation, as in the paper's segmentation loss
+(below -950 HU); which subtype it is follows from the class of the patch: panlobular counts as centrilobular, and in normal
+patches there is none.
 """
 
 from __future__ import annotations
@@ -30,13 +34,14 @@ from numpy.lib import format as npy
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN
+from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, TRUTH_COLUMNS, UNIFORM_COLUMN
 from ..command_line import OneLineParser, module_command, whole_number
 from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..imaging.readers import read_volume
+from ..lungs.densitometry import LOW_ATTENUATION_HU
 from ..whole_files import check_free, make_folder, whole_file
-from .slices_cohort import SLICES, repeated, volume_files, write_volume
+from .slices_cohort import SLICES, repeated, repeated_mask, volume_files, write_image, write_volume
 
 Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -88,6 +93,8 @@ WALL_PIXELS = 30
 """How thick the chest wall is."""
 LEAST_WALL_PIXELS = 40
 """Smaller bright parts are vessels."""
+SMOOTHING_MM = 0.65
+"""Standard deviation of the Gaussian filter inside the lungs, before pixels are compared with -950 HU: against noise."""
 _TISSUE_HU = -550.0
 _FEWEST = 2
 _EXPECTED = f"a .npz with arrays {', '.join(CLASSES)}, each N x {SIZE} x {SIZE} HU (integers)"
@@ -234,8 +241,17 @@ def costal_pleura(chest: Chest, rng: np.random.Generator) -> list[Point]:
     return points
 
 
-def lay(plane: Plane, lungs: Mask, patch: Plane, point: Point) -> None:
-    """Put the disc in a patch's middle onto the pleura, its chest wall outwards: `plane` and `lungs` are changed there."""
+@dataclass(frozen=True)
+class Sewn:
+    """One slice of patches, Y x X: HU, lungs, and the patches that were laid along the pleura."""
+
+    hounsfield: Plane
+    lungs: Mask
+    rim: Mask
+
+
+def lay(slice_: Sewn, patch: Plane, point: Point) -> None:
+    """Put the disc in a patch's middle onto the pleura, its chest wall outwards: the slice is changed there."""
     place, outwards = point
     wall = chest_wall(patch)
     grid = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
@@ -249,19 +265,31 @@ def lay(plane: Plane, lungs: Mask, patch: Plane, point: Point) -> None:
     turned = offsets @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     source = np.rint(turned).astype(int).clip(-RADIUS, RADIUS) + RADIUS
     target = offsets + np.rint(place - depth * outwards).astype(int)
-    plane[target[:, 0], target[:, 1]] = patch[source[:, 0], source[:, 1]]
-    lungs[target[:, 0], target[:, 1]] = ~wall[source[:, 0], source[:, 1]]
+    there, taken = (target[:, 0], target[:, 1]), (source[:, 0], source[:, 1])
+    slice_.hounsfield[there] = patch[taken]
+    slice_.lungs[there] = ~wall[taken]
+    slice_.rim[there] = True
 
 
-def sew(chest: Chest, filling: Kit, rim: Kit | None, rng: np.random.Generator) -> tuple[Plane, Mask]:
-    """HU and lungs, Y x X, of a slice whose lungs are filled with one kit, and whose pleura is covered with another."""
+def sew(chest: Chest, filling: Kit, rim: Kit | None, rng: np.random.Generator) -> Sewn:
+    """A slice whose lungs are filled with one kit, and whose pleura is covered with another."""
     around = np.where(chest.body, WALL_HU, AIR_HU).astype(np.float32)
     plane = np.where(chest.lungs, sewn(filling.inner, chest.lungs.shape, rng), around)
-    lungs = chest.lungs.copy()
+    slice_ = Sewn(plane, chest.lungs.copy(), np.zeros(plane.shape, bool))
     if rim is not None:
         for point, patch in zip(costal_pleura(chest, rng), _shuffled(rim.pleural, rng), strict=False):
-            lay(plane, lungs, patch, point)
-    return plane, lungs
+            lay(slice_, patch, point)
+    return slice_
+
+
+def truth_of(slice_: Sewn, filling: str, rim: str | None) -> tuple[Mask, Mask]:
+    """Where a slice shows centrilobular and paraseptal emphysema, Y x X: low attenuation in patches of its class."""
+    lungs, width = slice_.lungs.astype(np.float32), SMOOTHING_MM / SPACING_MM
+    summed, weights = (ndimage.gaussian_filter(values, width) for values in (slice_.hounsfield * lungs, lungs))
+    low = slice_.lungs & (summed < LOW_ATTENUATION_HU * weights)
+    nowhere = np.zeros_like(low)
+    inside = nowhere if filling == "normal" else low & ~slice_.rim
+    return inside, low & slice_.rim if rim == PARASEPTAL.name else nowhere
 
 
 def bounds_of(filling: str, rim: str | None) -> tuple[str, str, str, str]:
@@ -278,29 +306,41 @@ def _leading(filling: str, rim: str | None) -> str:
     return "" if filling in ("normal", "panlobular") else CENTRILOBULAR.name
 
 
+def truth_files(entity: str) -> tuple[str, str]:
+    """Names of the voxel maps of a volume."""
+    return f"{entity}_{CENTRILOBULAR.name}.mha", f"{entity}_{PARASEPTAL.name}.mha"
+
+
 def _sewn_slices(
     kits: Mapping[str, Kit], lungs: LungMask, rounds: int, seed: int
-) -> Iterator[tuple[str, str, str | None, Plane, Mask]]:
-    """Entity, filling, rim, HU and lungs; each round has lungs of another height and width."""
+) -> Iterator[tuple[str, str, str | None, Sewn]]:
+    """Entity, filling, rim and the slice; each round has lungs of another height and width."""
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))
         chest = outline(lungs, float(rng.uniform(0.3, 0.85)), float(rng.uniform(0.85, 1.15)))
         for filling, rim in KINDS:
-            plane, mask = sew(chest, kits[filling], kits[rim] if rim else None, rng)
-            yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, plane, mask
+            slice_ = sew(chest, kits[filling], kits[rim] if rim else None, rng)
+            yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, slice_
 
 
-def write_cohort(kits: Mapping[str, Kit], lungs: LungMask, output: Path, rounds: int, seed: int, slices: int) -> Path:
+def write_cohort(
+    kits: Mapping[str, Kit], lungs: LungMask, output: Path, rounds: int, seed: int, slices: int, *, with_truth: bool = False
+) -> Path:
     """Write the volumes of some rounds and their manifest into a folder that is there; the manifest comes last, and whole."""
     path = output / MANIFEST_FILE
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split"))
+        truth_columns = TRUTH_COLUMNS if with_truth else ()
+        writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", *truth_columns))
         cases = _sewn_slices(kits, lungs, rounds, seed)
-        for entity, filling, rim, plane, mask in tqdm(cases, total=rounds * len(KINDS), desc="writing", disable=None):
-            write_volume(repeated(plane, mask, SPACING_MM, slices), output, entity)
-            writer.writerow((entity, *volume_files(entity), *bounds_of(filling, rim), _leading(filling, rim), "yes", "train"))
+        for entity, filling, rim, slice_ in tqdm(cases, total=rounds * len(KINDS), desc="writing", disable=None):
+            write_volume(repeated(slice_.hounsfield, slice_.lungs, SPACING_MM, slices), output, entity)
+            maps = dict(zip(truth_files(entity), truth_of(slice_, filling, rim), strict=True)) if with_truth else {}
+            for name, mask in maps.items():
+                write_image(repeated_mask(mask, SPACING_MM, slices), output / name)
+            known = (*bounds_of(filling, rim), _leading(filling, rim), "yes", "train")
+            writer.writerow((entity, *volume_files(entity), *known, *maps))
     return path
 
 
@@ -313,6 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20, help=f"volumes of each of {len(KINDS)} kinds; default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
+    parser.add_argument("--truth", action="store_true", help="write voxel maps, too: low attenuation in patches of a class")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}, expected 1 or more")
@@ -327,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_free(options.output)
         lungs = LungMask.read(options.lungs)
         make_folder(options.output)
-        path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices)
+        path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices, with_truth=options.truth)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -154,12 +154,18 @@ def repeated(
     hounsfield: npt.NDArray[np.float32], lungs: npt.NDArray[np.bool_], size: float, slices: int = SLICES
 ) -> tuple[sitk.Image, sitk.Image]:
     """CT (int16, HU) and lung mask (uint8) of one slice (Y x X, pixels of `size` mm) that is taken `slices` times."""
-    images = []
-    for plane in (np.rint(hounsfield.clip(-1024, 3071)).astype(np.int16), lungs.astype(np.uint8)):
-        image = sitk.GetImageFromArray(np.repeat(plane[None], slices, axis=0))
-        image.SetSpacing((size, size, SPAN_MM / (slices - 1)))
-        images.append(image)
-    return images[0], images[1]
+    return _repeated(np.rint(hounsfield.clip(-1024, 3071)).astype(np.int16), size, slices), repeated_mask(lungs, size, slices)
+
+
+def repeated_mask(mask: npt.NDArray[np.bool_], size: float, slices: int = SLICES) -> sitk.Image:
+    """The same of a mask alone (uint8)."""
+    return _repeated(mask.astype(np.uint8), size, slices)
+
+
+def _repeated(plane: npt.NDArray[np.integer], size: float, slices: int) -> sitk.Image:
+    image = sitk.GetImageFromArray(np.repeat(plane[None], slices, axis=0))
+    image.SetSpacing((size, size, SPAN_MM / (slices - 1)))
+    return image
 
 
 def volume_files(entity: str) -> tuple[str, str]:
@@ -170,8 +176,13 @@ def volume_files(entity: str) -> tuple[str, str]:
 def write_volume(images: tuple[sitk.Image, sitk.Image], output: Path, entity: str) -> None:
     """Write the CT and the lung mask of a volume."""
     for name, image in zip(volume_files(entity), images, strict=True):
-        with whole_file(output / name) as partial_path:
-            sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
+        write_image(image, output / name)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write one image of a volume, compressed."""
+    with whole_file(path) as partial_path:
+        sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
 
 
 def _write(entry: LabelledSlice, output: Path, slices: int) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from model.cohort.manifest import read_manifest
 from model.imaging.scan import Scan
 from model.training.patches_cohort import (
     BOUNDS,
@@ -18,6 +19,7 @@ from model.training.patches_cohort import (
     SPACING_MM,
     Kit,
     LungMask,
+    Sewn,
     bounds_of,
     chest_wall,
     costal_pleura,
@@ -27,6 +29,7 @@ from model.training.patches_cohort import (
     read_class_patches,
     sew,
     sewn,
+    truth_of,
 )
 from test.phantom import make_phantom
 
@@ -68,8 +71,10 @@ def test_lungs_are_filled_with_one_class_and_keep_their_outline(patches: Path, l
     chest = outline(LungMask.read(lungs))
     assert chest.lungs.sum() * SPACING_MM**2 == pytest.approx(2 * np.pi * 42 * 70, rel=0.05)
     kit = Kit.of(read_class_patches(patches, "first")["panlobular"])
-    plane, mask = sew(chest, kit, None, np.random.default_rng(0))
+    slice_ = sew(chest, kit, None, np.random.default_rng(0))
+    plane, mask = slice_.hounsfield, slice_.lungs
     assert np.array_equal(mask, chest.lungs)
+    assert not slice_.rim.any()
     assert np.all(np.abs(plane[mask] - LEVELS["panlobular"]) < 0.01)
     assert set(np.unique(plane[~mask])) == {-1000, 45}
 
@@ -115,13 +120,15 @@ def test_pleural_patches_lie_on_the_pleura_with_their_wall_outside(lungs: Path) 
 
     plane, mask = np.where(chest.lungs, -870, 45).astype(np.float32), chest.lungs.copy()
     place, outwards = points[0]
-    lay(plane, mask, flat(-990, wall=True).astype(np.float32), points[0])
+    slice_ = Sewn(plane, mask, np.zeros(plane.shape, bool))
+    lay(slice_, flat(-990, wall=True).astype(np.float32), points[0])
     along = [tuple(np.rint(place + step * outwards).astype(int)) for step in range(-12, 4)]
     assert {float(plane[y, x]) for y, x in along[:11]} == {-990.0}
     assert all(mask[y, x] for y, x in along[:11])
     assert {float(plane[y, x]) for y, x in along[14:]} == {40.0}
     assert not any(mask[y, x] for y, x in along[14:])
     assert np.count_nonzero(plane == -990) > 250
+    assert not np.any((plane == -990) & ~slice_.rim)
 
 
 def test_each_kind_of_volume_has_its_bounds_and_is_a_scan(patches: Path, lungs: Path, tmp_path: Path) -> None:
@@ -150,6 +157,55 @@ def test_each_kind_of_volume_has_its_bounds_and_is_a_scan(patches: Path, lungs: 
     dark = scan.hounsfield[0] == LEVELS["paraseptal"] + 5
     assert np.count_nonzero(dark & scan.lung[0]) > 1000
     assert not np.any(chest_wall(np.where(scan.lung[0], scan.hounsfield[0], -1000).astype(float))), "no chest wall in the mask"
+
+
+def test_voxel_maps_follow_from_attenuation_and_the_class_of_the_patch(lungs: Path) -> None:
+    chest = outline(LungMask.read(lungs))
+
+    def kit(hu: int) -> Kit:
+        return Kit.of(np.stack([flat(hu), flat(hu, wall=True)]))
+
+    def truth(filling: str, hu: int, rim: str | None = None, rim_hu: int = 0) -> tuple[Sewn, np.ndarray, np.ndarray]:
+        slice_ = sew(chest, kit(hu), kit(rim_hu) if rim else None, np.random.default_rng(0))
+        return slice_, *truth_of(slice_, filling, rim)
+
+    slice_, centrilobular, paraseptal = truth("panlobular", -960)
+    assert np.array_equal(centrilobular, slice_.lungs), "up to the pleura"
+    assert not paraseptal.any()
+    for filling, hu in (("normal", -990), ("mild_centrilobular", -940)):
+        slice_, centrilobular, paraseptal = truth(filling, hu)
+        assert not centrilobular.any(), filling
+        assert not paraseptal.any(), filling
+    slice_, centrilobular, paraseptal = truth("mild_centrilobular", -960, "paraseptal", -980)
+    assert np.array_equal(centrilobular, slice_.lungs & ~slice_.rim)
+    assert np.array_equal(paraseptal, slice_.lungs & slice_.rim)
+    assert np.count_nonzero(paraseptal) > 1000
+    slice_, centrilobular, paraseptal = truth("moderate_centrilobular", -960, "normal", -980)
+    assert np.array_equal(centrilobular, slice_.lungs & ~slice_.rim)
+    assert not paraseptal.any()
+
+
+def test_noise_alone_is_no_emphysema(lungs: Path) -> None:
+    chest = outline(LungMask.read(lungs))
+    noise = np.random.default_rng(0).normal(-925, 15, chest.lungs.shape).astype(np.float32)
+    slice_ = Sewn(noise, chest.lungs, np.zeros(noise.shape, bool))
+    assert np.count_nonzero(noise[chest.lungs] < -950) > 1000
+    assert not truth_of(slice_, "mild_centrilobular", None)[0].any()
+
+
+def test_voxel_maps_can_be_trained_on(patches: Path, lungs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main([str(patches), str(lungs), str(out), "--rounds", "1", "--slices", "3", "--truth"]) == 0
+    manifest = out / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",train,", ",validation,", 1))
+    cases = {case.entity: case for case in read_manifest(manifest, with_truth=True).cases}
+    case = cases["normal-paraseptal-000"]
+    assert case.truth is not None
+    maps = [sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in case.truth]
+    assert maps[0].shape == Scan.read(case.ct, case.lung_mask).shape
+    assert not maps[0].any()
+    assert np.count_nonzero(maps[1][0]) > 1000
+    assert np.array_equal(maps[1][0], maps[1][2])
 
 
 def test_a_seed_below_0_is_refused_before_anything_is_written(
