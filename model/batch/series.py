@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..imaging.dicom import (
     IMAGE_TYPE,
     INSTANCE,
+    LOCALISERS,
     MODALITY,
     NUMBER_OF_FRAMES,
     SERIES,
@@ -29,9 +30,6 @@ from .cases import CohortCase, LeftOut, entity_of
 FEWEST_SLICES = 10
 READING_THREADS = 16
 """Most of the time is spent waiting for the storage."""
-
-LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
-"""Values of the image type (0008,0008); the first is the standard's."""
 
 
 def may_be_slices(name: str) -> bool:

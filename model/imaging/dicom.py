@@ -33,6 +33,8 @@ SUFFIXES = (".dcm", ".ima")
 
 SERIES, INSTANCE = "0020|000e", "0008|0018"
 MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES = "0008|0060", "0008|0008", "0028|0008"
+LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+"""Values of the image type (0008,0008); the first is the standard's."""
 _IDENTITY = (SERIES, INSTANCE, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES)
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _INTERCEPT, _SLOPE = "0028|1052", "0028|1053"
@@ -139,7 +141,7 @@ def read_series(folder: Path) -> Series:
     order = [list(found)[place] for place in np.argsort(heights, kind="stable")]
     slices = [found[path] for path in order]
     tilt = check_slices(folder, slices)
-    return Series(tuple(order), tuple(tilt), _thickness(slices[0]), modality=_modality(slices[0]))
+    return Series(tuple(order), tuple(tilt), _thickness(slices[0]), modality=modality_of(slices[0]))
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -202,7 +204,7 @@ def _has_frames(tags: Tags) -> bool:
     return tags.get(NUMBER_OF_FRAMES, "") not in ("", "0", "1")
 
 
-def _modality(tags: Tags) -> str:
+def modality_of(tags: Tags) -> str:
     found = tags.get(MODALITY, "")
     return found if found in ("", *_MODALITIES) else "unknown"
 
@@ -210,7 +212,7 @@ def _modality(tags: Tags) -> str:
 def _single(path: Path, tags: Tags) -> Series:
     """One file as a series: a slice, or frames in their order."""
     if not _has_frames(tags):
-        return Series((path,), modality=_modality(tags))
+        return Series((path,), modality=modality_of(tags))
     frames = _frames(path, tags)
     if len({frame[_STACK] for frame in frames}) > 1:
         raise InputError(path, "frames of more than one stack", "the frames of one stack")
@@ -236,7 +238,7 @@ def _single(path: Path, tags: Tags) -> Series:
         origin=tuple(positions[0].tolist()),
         direction=tuple(axes.ravel().tolist()),
     )
-    return Series((path,), tuple(tilt), _thickness(frames[0]), geometry, _modality(tags))
+    return Series((path,), tuple(tilt), _thickness(frames[0]), geometry, modality_of(tags))
 
 
 def _frames(path: Path, tags: Tags) -> list[Tags]:

@@ -39,11 +39,18 @@ _LEAST_PATIENT = 0.08
 _LEAST_CONTRAST = 60
 """Grey levels between air and soft tissue at least: a window of 4,000 HU has 66."""
 
-_BRIGHTEST_AIR = 110
+BRIGHTEST_AIR = 110
 """Of a lung window, 1,600 HU wide around -600 HU, air is 64; of -600 and 2,000 HU, 77."""
 
 _CLIPPED_SHARE = 0.25
 """Of the patient that is white where the window ends below soft tissue. Bone and contrast medium are less."""
+
+_HIGHEST_TOP_HU = 150.0
+"""Where a window that ends below soft tissue ends at most. What seems to be fat in a higher one is something else."""
+
+_LEAST_GREY = 0.15
+"""Of the chest wall that is nearly white in such a window, where fat has no peak. In one that ends below fat, that is edges.
+42 real slices have 0.18 and more in a window of 1,200 HU around -600 HU; at most 0.17 in windows that end below -200 HU."""
 
 _LEAST_PEAK = 0.08
 """Of the patient that is near the commonest grey level at least. A photograph's grey levels spread."""
@@ -68,7 +75,8 @@ def calibrate(levels: Grey) -> Hounsfield:
         rows x columns, HU, at least -1024.
 
     Raises:
-        InputError: there is no air around a patient, no patient, or no peak of soft tissue, as in a photograph.
+        InputError: there is no air around a patient, no patient, or no peak of soft tissue, as in a photograph; or the window
+            ends below fat, and nothing tells where.
     """
     if levels.ndim != 2 or min(levels.shape) < 64:
         raise InputError("picture", f"its size is {' x '.join(map(str, levels.shape))}", f"{_SLICE} of at least 64 x 64 pixels")
@@ -127,7 +135,7 @@ def _air_level(small: npt.NDArray[np.float32], patient: Mask, threshold: float) 
         if chosen.mean() >= _LEAST_AIR:
             counts = np.bincount(np.rint(small[chosen]).astype(int), minlength=256)
             level = float(ndimage.uniform_filter1d(counts.astype(float), 3).argmax())
-            if level > _BRIGHTEST_AIR:
+            if level > BRIGHTEST_AIR:
                 raise InputError("picture", "what surrounds the patient is not dark, as air is", _EXPECTED)
             return level
     raise InputError("picture", "no air is seen around a patient", _EXPECTED)
@@ -153,9 +161,13 @@ def _tissue_level(values: npt.NDArray[np.float32], air: float) -> tuple[float, f
     ]
     clipped = shares[252:].sum() > _CLIPPED_SHARE
     if clipped:
-        fat = [level for level in peaks if smooth[level] > 0.01]
+        lowest = air + (255 - air) * (FAT_HU - AIR_HU) / (_HIGHEST_TOP_HU - AIR_HU)
+        fat = [level for level in peaks if level >= lowest and smooth[level] > 0.01]
         if fat:
             return float(max(fat, key=lambda level: smooth[level])), FAT_HU
+        if shares[round(lowest) : 252].sum() < _LEAST_GREY:
+            found = "its window is too narrow or too low: soft tissue and fat are white"
+            raise InputError("picture", found, "a lung window, such as -600 HU with a width of 1500 HU")
         return 255.0, SOFT_TISSUE_HU
     if not peaks:
         raise InputError("picture", "no grey level stands out as soft tissue", _EXPECTED)

@@ -17,8 +17,9 @@ from ..imaging import dicom
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.native import captured_stderr
-from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, is_image_file, read_volume
-from .calibration import LOWEST_HU, Hounsfield, calibrate
+from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, check_ct, is_image_file, read_volume
+from ..lungs.anatomy import largest_part
+from .calibration import BRIGHTEST_AIR, LOWEST_HU, Hounsfield, calibrate
 
 Picture = npt.NDArray[np.uint8]
 """Rows, columns, 3: red, green and blue, 0 to 255."""
@@ -29,8 +30,16 @@ FORMATS = f"{', '.join(PICTURE_SUFFIXES)}, one DICOM file, or a volume ({', '.jo
 _BYTES_A_PIXEL = 16
 """What a DICOM slice takes at most: as it is read, as floating-point numbers, and as a picture."""
 
-_MOST_COLOUR = 12
-"""Mean difference of a grey picture's colours, which compression may bring about."""
+_COLOURED = 30
+"""Difference of red, green and blue from which on a pixel has a colour. Compression makes less of grey."""
+
+_MOST_COLOUR = 1e-4
+"""Share of coloured pixels around the patient at most. An overlay of little emphysema covers no more than a thousandth."""
+
+_MODALITIES = ("", "CT", "OT", "SC")
+"""Of a DICOM slice: CT, other (as SimpleITK writes a slice of its own), and screen captures."""
+
+_AXIAL = "an axial CT slice of the chest"
 
 _MOST_PIXELS = 8192
 """Rows or columns of a picture: a small file may claim pixels that fill the memory."""
@@ -115,9 +124,11 @@ def read_levels(path: Path | str) -> np.ndarray:
     if is_dicom(path):
         image = _read_dicom(path)
         if image.GetDepth() == 1:
-            return sitk.GetArrayFromImage(image)  # as a radiologist sees it, whatever its plane
+            return _upright(path, image)
     elif path.is_dir() or is_image_file(path.name):
-        image = read_volume(path).image
+        volume = read_volume(path)
+        check_ct(volume)
+        image = volume.image
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
     return Orientation.of(ImageGeometry.of(image)).to_patient(sitk.GetArrayFromImage(image))
@@ -140,11 +151,19 @@ def as_hounsfield(level: np.ndarray) -> Hounsfield:
     if level.dtype != np.uint8:
         return np.nan_to_num(level.astype(np.float32), nan=LOWEST_HU)
     if level.ndim == 3:
-        shades = level.astype(np.int16)
-        if (shades.max(axis=2) - shades.min(axis=2)).mean() > _MOST_COLOUR:
-            raise InputError("picture", "it is in colours", "grey levels of a CT slice")
-        level = np.rint(shades.mean(axis=2)).astype(np.uint8)
+        coloured = level.max(axis=2) - level.min(axis=2) > _COLOURED
+        level = np.rint(level.mean(axis=2)).astype(np.uint8)
+        if coloured.any() and coloured[_around_patient(level)].mean() > _MOST_COLOUR:
+            raise InputError("picture", "it is in colours", "grey levels of a CT slice, without an overlay")
     return calibrate(level)
+
+
+def _around_patient(level: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
+    """The box around the largest part that is brighter than air: coloured text beside the patient hides nothing."""
+    patient = largest_part(level > BRIGHTEST_AIR)
+    edges = [np.flatnonzero(patient.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(edge[0], edge[-1] + 1) if edge.size else slice(None) for edge in edges)
+    return rows, columns
 
 
 def _read_picture(path: Path) -> Picture:
@@ -157,7 +176,11 @@ def _read_picture(path: Path) -> Picture:
                 raise InputError(path, found, f"at most {_MOST_PIXELS} pixels a side")
             if image.mode not in _EIGHT_BIT_MODES:
                 raise InputError(path, f"a picture of mode {image.mode}", "8 bits a channel; save HU as DICOM instead")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            picture = ImageOps.exif_transpose(image)
+            if picture.has_transparency_data:  # what is hidden may be white
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+            return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"not a picture that can be read ({error})", "a whole PNG or JPEG file") from error
 
@@ -173,6 +196,7 @@ def _read_dicom(path: Path) -> sitk.Image:
         if tags is None:
             raise InputError(path, "not a DICOM file", FORMATS)
         dicom.check_grey_levels(path, tags)
+        _check_kind(path, tags)
         with captured_stderr():  # what it prints may quote the patient's name
             reader.ReadImageInformation()
             needed, free = _BYTES_A_PIXEL * math.prod(reader.GetSize()), available_memory()
@@ -186,3 +210,19 @@ def _read_dicom(path: Path) -> sitk.Image:
     if numbers != 1 and (image.GetPixelID() != sitk.sitkVectorUInt8 or numbers != 3 or image.GetDepth() != 1):
         raise InputError(path, f"{numbers} numbers a pixel", "HU, or one picture with 8 bits a colour")
     return image
+
+
+def _check_kind(path: Path, tags: dicom.Tags) -> None:
+    modality = dicom.modality_of(tags)
+    if modality not in _MODALITIES:
+        raise InputError(path, f"an image of modality {modality}", _AXIAL)
+    kinds = (dicom.read_identity(path) or {}).get(dicom.IMAGE_TYPE, "").upper().split("\\")
+    if not dicom.LOCALISERS.isdisjoint(kind.strip() for kind in kinds):
+        raise InputError(path, "a localiser", _AXIAL)
+
+
+def _upright(path: Path, image: sitk.Image) -> np.ndarray:
+    """The one slice of a DICOM file, the patient's front up and right side left, however it is stored."""
+    if Orientation.of(ImageGeometry.of(image)).axes[0] != 0:
+        raise InputError(path, "a coronal or sagittal slice", _AXIAL)
+    return np.asarray(sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")))

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import InputError
 from .calibration import LOWEST_HU, Hounsfield, Mask, find_lungs
 
 INPUT_SIZE = 336
@@ -24,6 +25,9 @@ ASPECT = 4 / 3
 
 MARGIN = 0.06
 """Around the lungs, in shares of the crop: the pleura and some chest wall must be seen, paraseptal emphysema lies there."""
+
+_LEAST_HEIGHT = 80
+"""Pixels of a crop from top to bottom: in fewer, emphysema cannot be told from lungs that are blurred."""
 
 HIGHEST_HU = 300.0
 
@@ -83,9 +87,14 @@ class LungCrop:
         """Find the lungs of a slice, and crop it.
 
         Raises:
-            InputError: there are none.
+            InputError: there are none, or they are too small in the picture.
         """
-        return cls.of(hounsfield, find_lungs(hounsfield, spacing_mm))
+        lungs = find_lungs(hounsfield, spacing_mm)
+        crop = Crop.around(lungs)
+        if crop.height < _LEAST_HEIGHT:
+            found = f"its lungs are too small: with their margin {crop.width:.0f} x {crop.height:.0f} pixels"
+            raise InputError("slice", found, f"at least {_LEAST_HEIGHT * ASPECT:.0f} x {_LEAST_HEIGHT} pixels")
+        return cls.of(hounsfield, lungs)
 
     def on_slice(self, values: npt.NDArray[np.float32], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         """Bring values on the crop's grid, of any resolution, onto the slice's; 0 outside of the crop."""

@@ -11,6 +11,7 @@ from PIL import Image
 from model.errors import InputError
 from model.slices.calibration import calibrate, find_lungs
 from model.slices.images import Window
+from model.slices.inputs import INPUT_SIZE, LungCrop
 from test.slices.chest import HOLE, LUNGS, TRACHEA, chest, ellipse
 
 WINDOWS = (
@@ -27,8 +28,16 @@ WINDOWS = (
 )
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=lambda window: f"{window.centre:.0f}/{window.width:.0f}")
-@pytest.mark.parametrize("fat", [2.0, 10.0, 20.0])
+def whitens_all_but_lungs(window: Window, fat: float) -> bool:
+    """Whether soft tissue is white, and there is too little fat to give the scale: refused, as another test shows."""
+    return fat == 2 and window.centre + window.width / 2 <= 50
+
+
+@pytest.mark.parametrize(
+    ("window", "fat"),
+    [(window, fat) for window in WINDOWS for fat in (2.0, 10.0, 20.0) if not whitens_all_but_lungs(window, fat)],
+    ids=lambda value: f"{value.centre:.0f}/{value.width:.0f}" if isinstance(value, Window) else f"{value:.0f} mm of fat",
+)
 def test_grey_through_any_window_gives_the_same_hounsfield_back(window: Window, fat: float) -> None:
     hounsfield = chest(fat)
     found = calibrate(window.grey(hounsfield))
@@ -57,6 +66,31 @@ def test_padding_outside_of_the_field_of_view_is_not_taken_for_air() -> None:
 def test_a_window_that_ends_below_soft_tissue_is_calibrated_by_fat() -> None:
     found = calibrate(Window(-600, 1200).grey(chest(20)))  # its top is 0 HU
     assert np.median(found[LUNGS & ~HOLE]) == pytest.approx(-860, abs=15)
+
+
+@pytest.mark.parametrize(
+    ("window", "fat"),
+    [
+        (Window(-850, 300), 10),
+        (Window(-825, 350), 10),
+        (Window(-800, 400), 10),
+        (Window(-700, 600), 20),
+        (Window(-650, 1000), 10),
+        (Window(-600, 1200), 2),
+    ],
+    ids=lambda value: f"{value.centre}/{value.width}" if isinstance(value, Window) else str(value),
+)
+def test_a_window_that_shows_neither_soft_tissue_nor_fat_is_refused(window: Window, fat: float) -> None:
+    with pytest.raises(InputError, match="its window is too narrow or too low"):
+        calibrate(window.grey(chest(fat)))
+
+
+def test_fat_without_a_peak_tells_that_a_window_ends_at_soft_tissue() -> None:
+    hounsfield = chest(20)
+    fat = ellipse((160, 160), (95, 132)) & ~ellipse((160, 160), (75, 112))
+    hounsfield[fat] = np.random.default_rng(0).uniform(-200, 45, fat.sum())
+    found = calibrate(Window(-600, 1200).grey(hounsfield))
+    assert np.median(found[LUNGS & ~HOLE]) == pytest.approx(-855, abs=20)
 
 
 def test_lungs_are_found_with_their_vessels_and_holes_and_without_the_trachea() -> None:
@@ -126,3 +160,11 @@ def test_real_slices_of_every_class_are_calibrated_and_their_lungs_found(shared:
             lungs = find_lungs(hounsfield, None)
             assert 0.01 < lungs.mean() < 0.5, path.name
             assert -1000 < np.median(hounsfield[lungs]) < -650, path.name
+
+
+def test_lungs_of_too_few_pixels_are_refused() -> None:
+    """The crop is 162 pixels high in 320: 76 in 150, and 91 in 180."""
+    grey = Image.fromarray(Window().grey(chest()))
+    with pytest.raises(InputError, match=r"too small: with their margin 10\d x 7\d pixels; expected at least 107 x 80 pixels"):
+        LungCrop.find(calibrate(np.asarray(grey.resize((150, 150)))))
+    assert LungCrop.find(calibrate(np.asarray(grey.resize((180, 180))))).hounsfield.shape == (INPUT_SIZE, INPUT_SIZE)

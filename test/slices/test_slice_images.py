@@ -16,6 +16,7 @@ from PIL import Image
 from model.errors import InputError
 from model.slices import images
 from model.slices.images import LUNG_WINDOW, Window, as_hounsfield, as_picture, read_levels, read_slice
+from test.imaging.series import write_dicom_series
 from test.slices.chest import LUNGS, chest
 
 HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
@@ -75,6 +76,104 @@ def test_grey_pictures_are_calibrated_and_colours_refused() -> None:
         assert np.abs(as_hounsfield(picture) - hounsfield)[LUNGS & (hounsfield < -800)].mean() < 15
     with pytest.raises(InputError, match="it is in colours"):
         as_hounsfield(np.stack([grey, grey // 2, 255 - grey], axis=2))
+
+
+def test_an_overlay_of_little_emphysema_is_refused(tmp_path: Path) -> None:
+    """A density mask erases what it marks: red is read as a grey of tissue."""
+    grey = as_picture(LUNG_WINDOW.grey(chest()), LUNG_WINDOW)
+    grey[150:154, 90:96] = 255, 0, 0
+    Image.fromarray(grey).save(tmp_path / "slice.png")
+    with pytest.raises(InputError, match="it is in colours; expected grey levels of a CT slice, without an overlay"):
+        as_hounsfield(read_slice(tmp_path / "slice.png"))
+
+
+def test_coloured_text_beside_the_patient_and_the_noise_of_jpeg_are_no_colours(tmp_path: Path) -> None:
+    grey = as_picture(LUNG_WINDOW.grey(chest()), LUNG_WINDOW)
+    expected = as_hounsfield(grey)
+    noisy = grey.astype(int) + np.random.default_rng(0).integers(-8, 9, grey.shape)
+    noisy[10:20, 10:60] = 255, 255, 0
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "slice.jpg", quality=75)
+    assert np.abs(as_hounsfield(read_slice(tmp_path / "slice.jpg")) - expected)[LUNGS].mean() < 30
+
+
+def test_what_a_picture_hides_by_transparency_is_black(tmp_path: Path) -> None:
+    grey = np.full((30, 40), 255, np.uint8)
+    alpha = np.full_like(grey, 255)
+    alpha[:, :20] = 0
+    Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "rgba.png")
+    Image.fromarray(np.dstack([grey, alpha])).save(tmp_path / "la.png")
+    Image.fromarray(np.where(alpha > 0, grey, 7)).save(tmp_path / "l.png", transparency=7)
+    palette = Image.fromarray(alpha // 255, "P")
+    palette.putpalette([250, 250, 250, 255, 255, 255])
+    palette.save(tmp_path / "p.png", transparency=0)
+    for name in ("rgba", "la", "l", "p"):
+        picture = read_slice(tmp_path / f"{name}.png")
+        assert not picture[:, :20].any(), name
+        assert (picture[:, 20:] == 255).all(), name
+
+
+@pytest.mark.parametrize("modality", ["MR", "CR", "PT"])
+def test_a_dicom_slice_of_another_modality_is_refused(tmp_path: Path, modality: str) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD, **{"0008|0060": modality})
+    with pytest.raises(InputError, match=f"an image of modality {modality}; expected an axial CT slice of the chest"):
+        read_slice(path)
+
+
+@pytest.mark.parametrize("modality", ["CT", "OT", "SC"])
+def test_a_dicom_slice_or_a_screen_capture_of_it_is_read(tmp_path: Path, modality: str) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD, **{"0008|0060": modality})
+    np.testing.assert_array_equal(read_slice(path), HOUNSFIELD)
+
+
+def test_a_volume_of_another_modality_is_refused(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.stack([HOUNSFIELD] * 3))
+    folder = write_dicom_series(image, tmp_path / "series", tags=lambda _: {"0008|0060": "MR"})
+    with pytest.raises(InputError, match="images of modality MR; expected a CT in HU"):
+        read_levels(folder)
+
+
+def test_a_localiser_is_refused(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD, **{"0008|0008": "ORIGINAL\\PRIMARY\\LOCALIZER"})
+    with pytest.raises(InputError, match="a localiser; expected an axial CT slice of the chest"):
+        read_slice(path)
+
+
+def turned(path: Path, orientation: list[float]) -> Path:
+    data_set = pydicom.dcmread(path)
+    data_set.ImageOrientationPatient = orientation
+    data_set.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("orientation", [[1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]], ids=["coronal", "sagittal"])
+def test_a_dicom_slice_of_another_plane_is_refused(tmp_path: Path, orientation: list[float]) -> None:
+    path = turned(write_dicom(tmp_path / "slice.dcm", HOUNSFIELD), orientation)
+    with pytest.raises(InputError, match="a coronal or sagittal slice; expected an axial CT slice of the chest"):
+        read_slice(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation"),
+    [
+        (HOUNSFIELD[::-1], [1, 0, 0, 0, -1, 0]),
+        (HOUNSFIELD[:, ::-1], [-1, 0, 0, 0, 1, 0]),
+        (HOUNSFIELD[::-1, ::-1], [-1, 0, 0, 0, -1, 0]),
+        (HOUNSFIELD.T, [0, 1, 0, 1, 0, 0]),
+        (HOUNSFIELD, [0.996, 0.087, 0, -0.087, 0.996, 0]),
+    ],
+    ids=["upside-down", "mirrored", "prone", "transposed", "tilted"],
+)
+def test_a_dicom_slice_is_turned_upright(tmp_path: Path, stored: np.ndarray, orientation: list[float]) -> None:
+    path = turned(write_dicom(tmp_path / "slice.dcm", np.ascontiguousarray(stored)), orientation)
+    np.testing.assert_array_equal(read_slice(path), HOUNSFIELD)
+
+
+def test_a_capture_in_colours_is_turned_upright(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(colours[None, ::-1]), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "colours.dcm"))
+    found = read_slice(turned(tmp_path / "colours.dcm", [1, 0, 0, 0, -1, 0]))
+    np.testing.assert_array_equal(found, colours)
 
 
 def test_inverted_grey_levels_are_refused_since_the_reader_negates_them(tmp_path: Path) -> None:
