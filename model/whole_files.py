@@ -12,6 +12,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(folder, f"it cannot be created ({reason(error)})", "a folder that can be written") from error
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder as `make_folder` does, and try whether files can be written into it.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+    except OSError as error:
+        raise InputError(folder, f"it cannot be written ({reason(error)})", "a folder that can be written") from error
 
 
 @contextlib.contextmanager

@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cases", type=whole_number(1), required=True, metavar="N", help="number of cases")
     parser.add_argument("--seed", type=whole_number(0), required=True, metavar="S", help="same seed, same bytes")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new or empty folder, or one where this command stopped"
+    )
     parser.add_argument(
         "--grid",
         choices=get_args(GridName),
@@ -104,13 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         rows = make_cohort(cohort, options.cases, options.output, options.workers)
+        scores = [
+            (row["cle_score"], row["pse_score"])
+            for row in tqdm(rows, total=options.cases, unit="case", desc="simulating", disable=None)
+        ]
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    scores = [
-        (row["cle_score"], row["pse_score"])
-        for row in tqdm(rows, total=options.cases, unit="case", desc="simulating", disable=None)
-    ]
+    except KeyboardInterrupt:
+        print(f"{options.output}: not finished; the same command goes on, or delete the folder", file=sys.stderr)
+        return 130
     for name, counts in (("CLE", Counter(cle for cle, _ in scores)), ("PSE", Counter(pse for _, pse in scores))):
         print(f"{name} scores: " + ", ".join(f"{score}: {counts[score]}" for score in sorted(counts)))
     print(f"{options.output / REFERENCE_FILE}")

@@ -1,14 +1,17 @@
 """A cohort of simulated cases on disk: laid out as the platform does, with the truth and a table of what was drawn.
 
-The layout is that of `model.cohort.layout`; `truth` holds `panlobular.mha` too where it was asked for.
+The layout is that of `model.cohort.layout`; `truth` holds `panlobular.mha` too where it was asked for. Until the last case is
+made, the folder also holds `unfinished.jsonl`, by which the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,14 +21,19 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from .. import __version__
 from ..cohort.layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_path
 from ..cohort.tables import GRID_COLUMN, Extent, reference_row
-from ..whole_files import check_free, make_folder, whole_file, whole_folder
+from ..errors import InputError, reason
+from ..whole_files import FolderInUseError, check_free, locked, try_folder, whole_file, whole_folder
 from .case import Look, SimulatedCase, draw_parameters, simulate
 from .scanner import GridName
 from .shapes import LungShape
 
 Row = dict[str, Any]
+
+UNFINISHED_FILE = "unfinished.jsonl"
+"""Of a cohort that is not finished: a line with what it is made of, then the row of each case that is there."""
 
 
 @dataclass(frozen=True)
@@ -146,30 +154,97 @@ def _one_thread() -> None:
 def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int = 1) -> Iterator[Row]:
     """Make and write `cases` cases; yields each one's row in order, and writes the table after the last.
 
+    A cohort that was stopped goes on: cases that are there, of the same parameters, are not made again.
+
     Raises:
-        InputError: a lung mask cannot be used, or `output` already holds something. Nothing has been written then.
+        InputError: a lung mask cannot be used, or `output` cannot be written, already holds something else, or the beginning of
+            another cohort. Nothing has been written then. While the rows are taken: another run is writing there.
     """
     for path in cohort.lungs:
         read_lungs(path)
-    check_free(output)
-    make_folder(output)
-    return _rows(cohort, cases, output, workers)
+    origin = _origin(cohort, cases)
+    if not (output / UNFINISHED_FILE).exists():
+        check_free(output)
+    try_folder(output)
+    _begun(output, origin)
+    return _locked_rows(cohort, cases, output, workers, origin)
 
 
-def _rows(cohort: CohortParameters, cases: int, output: Path, workers: int) -> Iterator[Row]:
+def _origin(cohort: CohortParameters, cases: int) -> Row:
+    """What the rows and files of a cohort depend on."""
+    lungs = []
+    for path in cohort.lungs:
+        shape = read_lungs(path)
+        lungs.append(f"{path.name}, sha256 {hashlib.sha256(shape.right.tobytes() + shape.left.tobytes()).hexdigest()}")
+    return {"version": __version__, "cases": cases, **asdict(cohort), "lungs": lungs}
+
+
+def _begun(output: Path, origin: Row) -> dict[str, Row]:
+    """The row of each case that an earlier run has written; a line that was cut off counts as none.
+
+    Raises:
+        InputError: the earlier run was of another cohort, or its file cannot be read.
+    """
+    path = output / UNFINISHED_FILE
+    if not path.exists():
+        return {}
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        earlier = json.loads(first)
+        differing = [name for name, value in origin.items() if earlier.get(name) != value]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(path, f"cannot be read ({reason(error)})", f"another --output, or no folder {output}") from error
+    if differing:
+        found = f"an unfinished cohort that was made otherwise ({', '.join(differing)})"
+        raise InputError(output, found, "the options it was begun with, another --output, or this folder deleted")
+    rows: dict[str, Row] = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if (output / row["entity"]).is_dir():
+            rows[row["entity"]] = row
+    return rows
+
+
+def _locked_rows(cohort: CohortParameters, cases: int, output: Path, workers: int, origin: Row) -> Iterator[Row]:
+    try:
+        with locked(output):
+            yield from _rows(cohort, cases, output, workers, origin)
+    except BlockingIOError:
+        raise FolderInUseError(output, "another run is writing into this folder", "a folder for each run") from None
+
+
+def _rows(cohort: CohortParameters, cases: int, output: Path, workers: int, origin: Row) -> Iterator[Row]:
+    begun = _begun(output, origin)
+    unfinished = output / UNFINISHED_FILE
+    with whole_file(unfinished) as partial:
+        partial.write_text("".join(f"{json.dumps(line)}\n" for line in (origin, *begun.values())), encoding="utf-8")
+    missing = [number for number in range(cases) if cohort.entity(number) not in begun]
+    made = _made(cohort, missing, output, workers)
     rows: list[Row] = []
-    if workers == 1:
+    with unfinished.open("a", encoding="utf-8") as journal:
         for number in range(cases):
-            rows.append(_make_and_write(cohort, number, output))
-            yield rows[-1]
+            row = begun.get(cohort.entity(number))
+            if row is None:
+                row = next(made)
+                journal.write(f"{json.dumps(row)}\n")
+                journal.flush()
+            rows.append(row)
+            yield row
+    _write_reference(rows, output / REFERENCE_FILE)
+    unfinished.unlink()
+
+
+def _made(cohort: CohortParameters, numbers: Sequence[int], output: Path, workers: int) -> Iterator[Row]:
+    if workers == 1:
+        for number in numbers:
+            yield _make_and_write(cohort, number, output)
     else:
         # Spawned, not forked: a fork of a process in which ITK has threads may hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            arguments = ([cohort] * cases, range(cases), [output] * cases)
-            for row in pool.map(_make_and_write, *arguments):
-                rows.append(row)
-                yield row
-    _write_reference(rows, output / REFERENCE_FILE)
+            yield from pool.map(_make_and_write, [cohort] * len(numbers), numbers, [output] * len(numbers))
 
 
 def _write_reference(rows: Sequence[Row], path: Path) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import SHIPPED_WEIGHTS
 from ..command_line import LARGEST_SEED, DeviceName, OneLineParser, module_command, whole_number
 from ..errors import InputError, encodable
-from ..whole_files import make_folder, write_files
+from ..whole_files import try_folder
 from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, PART_NAMES, LungArchitecture
 from .settings import Settings
 
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     simulate = commands.add_parser("simulate", help="make labelled slices of simulated patients")
     simulate.add_argument("--images", type=whole_number(len(CLASSES)), required=True, metavar="N", help="447 as the paper has")
     simulate.add_argument("--seed", type=whole_number(0), required=True, metavar="S", help="same seed, same slices")
-    simulate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    simulate.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="a new or empty folder; it appears whole at the end"
+    )
     simulate.add_argument(
         "--slices-per-patient", type=whole_number(1), default=8, metavar="K", help="at most; default: %(default)s"
     )
@@ -123,8 +125,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     from ..subtyping import choose_device
 
     device, notes = choose_device(options.device)
-    for note in notes:
-        print(note, file=sys.stderr)
+    _say(notes)
     return Settings(
         epochs=options.epochs,
         patience=options.patience,
@@ -141,19 +142,26 @@ def _read(folder: Path) -> Slices:
     slices = read_slices(folder, lambda files: tqdm(files, unit="slice", desc="reading", disable=None))
     for file, _, why in slices.refused:
         print(f"{file} is left out: {why}", file=sys.stderr)
+    if slices.passed_over:
+        others = f"{len(slices.passed_over)} in the folders of the classes are no PNG, JPEG or DICOM slices and are left out"
+        print(f"{others}: {', '.join(slices.passed_over[:3])}{', …' if slices.passed_over[3:] else ''}", file=sys.stderr)
     return slices
 
 
 def _train(options: argparse.Namespace) -> None:
     from .bundle import SliceMetadata, check_bundle_place, write_bundle
-    from .comparison import Trial, class_table, table
+    from .comparison import Trial, check_base, class_table, table
     from .metrics import measure
-    from .parts import splits_of
-    from .training import predict, train
+    from .parts import notes_on_validation, splits_of
 
+    if options.report and options.report.resolve().is_relative_to(options.output.resolve()):
+        raise InputError("--report", f"{options.report} lies in the bundle's folder", "a folder outside of --output")
+    check_base(options.architecture, options.base_weights)
     check_bundle_place(options.output)
     if options.fine_tune and options.architecture != "texture":
         raise InputError("--fine-tune", f"cannot be used for {options.architecture}", "--architecture texture")
+    if options.report and options.architecture in LUNG_ARCHITECTURES:
+        try_folder(options.report)  # before hours of training, not behind them
     slices = _read(options.data)
     _say_what_is_missing(options.base_weights, slices.patients is not None)
     if options.architecture in LUNG_ARCHITECTURES:
@@ -164,6 +172,10 @@ def _train(options: argparse.Namespace) -> None:
     if name not in splits:
         raise InputError(options.data, "the patients are not known", "patients.csv in it, or --split image")
     (split,) = splits[name]
+    if options.patience is not None:
+        _say(notes_on_validation(slices, [split]))
+    from .training import predict, train  # Keras takes seconds to import
+
     network, curve = train(options.architecture, slices, split, _settings(options), options.base_weights)
     patients = None if slices.patients is None else slices.patients[split.test]
     answers = predict(network, slices, split.test).argmax(axis=1)
@@ -192,8 +204,6 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
     from .parts import splits_of
     from .report import report, summed_up, write_report
 
-    if options.report:
-        make_folder(options.report)  # before hours of training, not behind them
     architecture: LungArchitecture = options.architecture
     splits = splits_of(slices, folds=5, kinds=["patient"])
     if "patient" not in splits:
@@ -228,19 +238,32 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .comparison import class_table, compare, confusion_table, reliability_table, table
-    from .parts import KeptParts
+    from .comparison import base_file, check_base, class_table, compare, confusion_table, reliability_table, table, try_base
+    from .parts import KeptParts, notes_on_validation, parts_of
 
     settings = _settings(options)
-    if options.output:
-        make_folder(options.output)  # before hours of training, not behind them
+    if options.output:  # before hours of training, not behind them
+        try_folder(options.output)
+    files = {architecture: base_file(options.base_weights, architecture) for architecture in options.architectures}
+    for check in (check_base, try_base):  # first what takes no time
+        for architecture, file in files.items():
+            check(architecture, file)
     slices = _read(options.data)
     notes = _say_what_is_missing(options.base_weights, slices.patients is not None)
     if options.fine_tune:
         notes.append("the texture network's blocks are trained too")
-    kept = KeptParts(options.output, slices, settings, options.base_weights) if options.output else None
+    if options.patience is not None and set(options.architectures) & set(PAPER_ARCHITECTURES):
+        on_validation = notes_on_validation(
+            slices, [part.split for part in parts_of(slices, options.folds) if part.name in options.parts]
+        )
+        _say(on_validation)
+        notes += on_validation
+    kept = None
+    if options.output:
+        kept = KeptParts(options.output, slices, settings, {name: _described(file) for name, file in files.items()})
+        kept.make_folder()
     trials = []
-    for trial in compare(slices, options.architectures, settings, options.base_weights, options.folds, kept, options.parts):
+    for trial in compare(slices, options.architectures, settings, files, options.folds, kept, options.parts):
         trials.append(trial)
         print(f"{trial.architecture}, split by {trial.split}: accuracy {trial.performance.accuracy}", file=sys.stderr)
     text = "\n\n".join(part(trials) for part in (table, class_table, confusion_table, reliability_table)) + "\n"
@@ -250,7 +273,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: dict[str, object]) -> None:
-    from .report import curves_figure, png, reliability_figure
+    from .report import curves_figure, png, reliability_figure, write_figures
 
     rows = []
     files: dict[str, bytes] = {}
@@ -264,7 +287,7 @@ def _write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: 
         rows.append({**row, "reliability": [asdict(bar) for bar in trial.reliability], "curves": curves})
     files["comparison.json"] = f"{json.dumps({**origin, 'trials': rows}, indent=2)}\n".encode()
     files["comparison.md"] = encodable(text).encode()
-    write_files(folder, files)
+    write_figures(folder, files)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -273,7 +296,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     classifier = SliceClassifier.from_bundle(options.bundle)
     if options.output:
-        make_folder(options.output)
+        try_folder(options.output)
     slices = _read(options.data)
     indices = tqdm(range(len(slices.labels)), unit="slice", desc="answering", disable=None)
     evaluation = evaluate(classifier, slices, options.data if options.windows else None, indices)
@@ -289,14 +312,18 @@ def _say_what_is_missing(base_weights: str | None, patients_known: bool) -> list
         notes.append("no --base-weights: every network is trained from scratch, not by transfer learning")
     if not patients_known:
         notes.append("the patients are not known: slices of one patient may be trained on and measured on, which flatters")
-    for note in notes:
-        print(note, file=sys.stderr)
+    _say(notes)
     return notes
 
 
-def _described(base_weights: str | None) -> str | None:
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note, file=sys.stderr)
+
+
+def _described(base_weights: Path | str | None) -> str | None:
     if base_weights is None or not Path(base_weights).is_file():
-        return base_weights
+        return None if base_weights is None else str(base_weights)
     return f"{Path(base_weights).name}, sha256 {hashlib.sha256(Path(base_weights).read_bytes()).hexdigest()}"
 
 
@@ -321,7 +348,7 @@ def _predict(options: argparse.Namespace) -> None:
         return
     for path, answer in zip(options.images, answers, strict=True):
         shares = ", ".join(f"{label} {100 * share:.1f} %" for label, share in answer.probabilities.items())
-        name = f"uncertain, no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
+        name = f"no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
         print(f"{encodable(str(path))}: {answer.label} ({name if answer.uncertain else CLASS_NAMES[answer.label]}); {shares}")
     print(f"network: {classifier.metadata.summary}")
 

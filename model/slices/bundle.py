@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,12 +23,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..command_line import module_command
-from ..errors import InputError
-from ..whole_files import is_free, recover, whole_folder
+from ..errors import InputError, reason
+from ..whole_files import is_free, recover, try_folder, whole_folder
 from . import ARCHITECTURES, CLASSES, LUNG_ARCHITECTURES, ArchitectureName
 from .images import as_hounsfield
 from .inputs import LungCrop, channels
 from .lung_networks import LungEnsemble, LungNetwork, build_lung_network
+from .metrics import CurvePoint
 
 if TYPE_CHECKING:  # Keras takes seconds to import, and only the paper's architectures need it
     from .networks import SliceNetwork
@@ -80,8 +82,29 @@ class SliceMetadata:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture is {self.architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
+        if not isinstance(self.trained_on, str) or not isinstance(self.base_weights, str | None):
+            raise ValueError("trained_on or base_weights is no text")
+        if type(self.members) is not int or not _is_number(self.temperature) or not _is_number(self.uncertain_below):
+            raise ValueError("members is no whole number, or temperature or uncertain_below no finite number")
         if not self.members >= 1 or not self.temperature > 0 or not 0 <= self.uncertain_below <= 1:
             raise ValueError("members, temperature or uncertain_below is out of range")
+        if self.members > 1 and self.architecture not in LUNG_ARCHITECTURES:
+            raise ValueError(f"members is {self.members}, expected 1 for {self.architecture}")
+        if not isinstance(self.training, dict) or not isinstance(self.performance, dict):
+            raise ValueError("training or performance is no object")
+        accuracy = self.performance.get("accuracy")
+        if isinstance(accuracy, dict) and accuracy.get("percent") is not None and not _is_number(accuracy["percent"]):
+            raise ValueError(f"performance.accuracy.percent is {accuracy['percent']!r}, expected a finite number")
+        for fold in self.training.get("folds", []):
+            for point in fold["curve"]:
+                measured = [number for number in asdict(CurvePoint(**point)).values() if number is not None]
+                if not all(map(_is_number, measured)):
+                    raise ValueError("a learning curve holds what is no finite number")
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value of a JSON file is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class Classifier(Protocol):
@@ -189,7 +212,7 @@ def write_bundle(folder: Path, networks: Sequence[LungNetwork] | SliceNetwork, m
     """
     check_bundle_place(folder)
     try:
-        with whole_folder(folder) as partial:
+        with whole_folder(folder.resolve()) as partial:
             weights = partial / metadata.weights_file
             if isinstance(networks, Sequence):
                 weights.write_bytes(save(_tensors(networks)))
@@ -204,7 +227,7 @@ def write_bundle(folder: Path, networks: Sequence[LungNetwork] | SliceNetwork, m
             text = json.dumps(document, indent=2, allow_nan=False) + "\n"
             (partial / METADATA_FILE).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(folder, f"cannot be written ({error.strerror})", "a folder that can be written") from error
+        raise InputError(folder, f"cannot be written ({reason(error)})", "a folder that can be written") from error
 
 
 def _tensors(members: Sequence[LungNetwork]) -> dict[str, Tensor]:
@@ -219,6 +242,9 @@ def _tensors(members: Sequence[LungNetwork]) -> dict[str, Tensor]:
 def _read_ensemble(path: Path, content: bytes, metadata: SliceMetadata) -> LungEnsemble:
     try:
         tensors = load(content)
+        found = {name.partition(".")[0] for name in tensors}
+        if len(found) != metadata.members or found != set(map(str, range(metadata.members))):
+            raise InputError(path, f"it holds {len(found)} members, and {METADATA_FILE} says {metadata.members}", EXPECTED)
         members = []
         for index in range(metadata.members):
             member = build_lung_network(metadata.architecture)  # type: ignore[arg-type]
@@ -228,8 +254,8 @@ def _read_ensemble(path: Path, content: bytes, metadata: SliceMetadata) -> LungE
             )
             members.append(member.eval())
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(path, f"not the weights of a {metadata.architecture} ({reason})", EXPECTED) from error
+        first = str(error).strip().splitlines()[0]
+        raise InputError(path, f"not the weights of a {metadata.architecture} ({first})", EXPECTED) from error
     return LungEnsemble(members)
 
 
@@ -240,8 +266,8 @@ def _read_keras(path: Path, metadata: SliceMetadata) -> SliceNetwork:
     try:
         network.whole.load_weights(str(path))
     except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(path, f"not the weights of a {metadata.architecture} ({reason})", EXPECTED) from error
+        first = str(error).strip().splitlines()[0]
+        raise InputError(path, f"not the weights of a {metadata.architecture} ({first})", EXPECTED) from error
     return network
 
 
@@ -253,6 +279,7 @@ def check_bundle_place(folder: Path) -> None:
     """
     if not (folder / METADATA_FILE).is_file() and not is_free(folder):
         raise InputError(folder, "already holds something else", "a new folder, or a bundle to replace")
+    try_folder(folder.resolve().parent)  # a bundle appears by its name there
 
 
 def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
@@ -269,5 +296,5 @@ def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
             raise ValueError(f"another format than {FORMAT}, or other classes than {', '.join(CLASSES)}")
         digest = str(document.pop("sha256"))
         return SliceMetadata(**document), digest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(path, f"not such metadata ({type(error).__name__}: {error})", EXPECTED) from error

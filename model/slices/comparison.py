@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from scipy.special import softmax
 from ..errors import InputError
 from . import CLASSES, LUNG_ARCHITECTURES, PART_NAMES, ArchitectureName
 from .confidence import ReliabilityBin, calibration_error, reliability
-from .cross_validation import Fold, answers
+from .cross_validation import Fold, answers, texture_base
 from .dataset import Slices, SplitName
 from .metrics import CurvePoint, Performance, measure
 from .parts import KeptParts, parts_of
@@ -70,6 +70,43 @@ class Trial:
     curves: tuple[list[CurvePoint], ...] = ()
 
 
+def check_base(architecture: ArchitectureName, weights: Path | str | None) -> None:
+    """Check, before anything is trained, that an architecture takes base weights of this kind, and that there is a file.
+
+    Args:
+        weights: a file, or `imagenet`; None: there is nothing to check.
+
+    Raises:
+        InputError: the architecture has no base, or the file is not there.
+    """
+    if weights is None:
+        return
+    if architecture not in _BASE_FILE_PREFIXES:
+        takers = ", ".join(_BASE_FILE_PREFIXES)
+        raise InputError("--base-weights", f"{architecture} has no base that they could go into", f"one of {takers}, or none")
+    if weights == IMAGENET and architecture in LUNG_ARCHITECTURES:
+        found = f"there is no download of the base of {architecture}"
+        raise InputError(f"--base-weights {IMAGENET}", found, "a file of its own, or other architectures")
+    if weights != IMAGENET and not Path(weights).is_file():
+        raise InputError(weights, "no such file", f"base weights of {architecture}")
+
+
+def try_base(architecture: ArchitectureName, weights: Path | str | None) -> None:
+    """Load base weights once, so that hours of training do not end at a file that cannot be used.
+
+    Raises:
+        InputError: they cannot be had, or are of another architecture.
+    """
+    if weights is None:
+        return
+    if architecture == "texture":
+        texture_base(Path(weights))
+    else:
+        from .networks import build_network  # Keras takes seconds to import
+
+        build_network(architecture, weights)  # type: ignore[arg-type]
+
+
 def base_file(folder: Path | str | None, architecture: ArchitectureName) -> Path | str | None:
     """The file of an architecture's base weights in a folder of such files; None for networks without one, and for no folder.
 
@@ -79,7 +116,7 @@ def base_file(folder: Path | str | None, architecture: ArchitectureName) -> Path
     if folder is None or architecture not in _BASE_FILE_PREFIXES:
         return None
     if folder == IMAGENET:
-        return folder
+        return IMAGENET
     prefix = _BASE_FILE_PREFIXES[architecture]
     found = sorted([*Path(folder).glob(f"{prefix}*.h5"), *Path(folder).glob(f"{prefix}*.pth")])
     if len(found) != 1:
@@ -91,7 +128,7 @@ def compare(
     slices: Slices,
     architectures: Sequence[ArchitectureName],
     settings: Settings,
-    base_weights: Path | str | None = None,
+    base_weights: Mapping[ArchitectureName, Path | str | None],
     folds: int = 5,
     kept: KeptParts | None = None,
     only: Sequence[str] = PART_NAMES,
@@ -99,17 +136,17 @@ def compare(
     """Train every architecture on every split there is, and say how it did on what was set aside.
 
     Args:
+        base_weights: of each architecture, None where it is trained from scratch.
         kept: networks that were trained before, which are not trained again; what is trained now is added.
         only: names of the parts to train now. A kind of split of which a part is missing then is left out.
     """
-    files = {architecture: base_file(base_weights, architecture) for architecture in architectures}
     parts = parts_of(slices, folds)
     for architecture in architectures:
         found = {part.name: None if kept is None else kept.read(architecture, part) for part in parts}
         missing = [part for part in parts if found[part.name] is None and part.name in only]
         if missing:
             splits = [(part.number, part.split) for part in missing]
-            trained = answers(architecture, slices, splits, settings, files[architecture])
+            trained = answers(architecture, slices, splits, settings, base_weights[architecture])
             for part, fold in zip(missing, trained, strict=True):
                 found[part.name] = fold
                 if kept is not None:

@@ -109,8 +109,18 @@ def train_folds(
     for fold, network in _whole_folds(architecture, slices, enumerate(splits), settings, base_weights, note):
         folds.append(fold)
         networks.append(network)
-        note(f"fold {len(folds)}: {fold.curve[-1]}")
+        note(f"fold {len(folds)}, {progress(fold.curve[-1])}")
     return folds, networks
+
+
+def progress(point: CurvePoint) -> str:
+    """A point of a learning curve for whoever waits."""
+    text = f"epoch {point.epoch}: loss {point.loss:.3f}"
+    if point.validation_loss is not None:
+        text += f", {point.validation_loss:.3f} on the slices set aside"
+    if point.validation_accuracy is not None:
+        text += f", {100 * point.validation_accuracy:.1f} % of them right"
+    return text
 
 
 def _has_frozen_blocks(architecture: ArchitectureName, settings: Settings) -> bool:
@@ -130,7 +140,7 @@ def _whole_folds(
     if settings.epochs is not None:
         chosen = replace(chosen, epochs=settings.epochs)
     if architecture == "texture":
-        base = _texture_base(base_weights)
+        base = texture_base(base_weights)
         views = _views(base, slices, STANDARD_VIEWS, settings, note)
     for number, split in splits:
         if architecture == "texture":
@@ -141,7 +151,12 @@ def _whole_folds(
         yield Fold(split, logits, chosen.epochs, fitted.curve), fitted.network.cpu()
 
 
-def _texture_base(base_weights: Path | None) -> TextureNetwork:
+def texture_base(base_weights: Path | None) -> TextureNetwork:
+    """A texture network without heads that have learnt, with base weights where there are some.
+
+    Raises:
+        InputError: the file holds something else.
+    """
     network = TextureNetwork()
     if base_weights is not None:
         load_base(network, base_weights)
@@ -167,7 +182,7 @@ def _frozen_folds(
 ) -> Iterator[tuple[Fold, LungNetwork]]:
     """Train the texture network's heads alone."""
     chosen = TextureSettings(seed=settings.seed)
-    network = _texture_base(base_weights)
+    network = texture_base(base_weights)
     views = _views(network, slices, range(chosen.views), settings, note)
     for _, split in splits:
         fitted = fit_heads(network, views, slices.labels, split.train, chosen)

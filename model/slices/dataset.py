@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from torch import Tensor
 
 from ..errors import InputError, reason
-from ..imaging.dicom import read_tags
+from ..imaging.dicom import read_identity, read_tags
 from . import CLASSES
 from .images import PICTURE_SUFFIXES, as_hounsfield, is_dicom, read_slice
 from .inputs import LungCrop, channels
@@ -45,6 +45,7 @@ class Slices:
         patients: of each slice; None where they are not known.
         files: of each slice, relative to the folder.
         refused: what cannot be used, and why: file, class, one line.
+        passed_over: what else lies in the folders of the classes, and is no slice by its name.
     """
 
     hounsfield: npt.NDArray[np.float16]
@@ -53,6 +54,7 @@ class Slices:
     patients: npt.NDArray[np.str_] | None
     files: tuple[str, ...] = ()
     refused: tuple[tuple[str, str, str], ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     def crops(self, indices: npt.NDArray[np.int64], device: str = "cpu") -> tuple[Tensor, Tensor]:
         """HU of some slices and their lungs, 0 to 1: both N x 336 x 336, float32."""
@@ -76,18 +78,19 @@ def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] =
     """Read every slice below `folder`.
 
     Patients come from `patients.csv` where it is there, and else from the DICOM files themselves. A slice that cannot be
-    calibrated or shows no lungs is left out, and listed in `refused`.
+    calibrated or shows no lungs is left out, and listed in `refused`; what is no slice by its name, in `passed_over`.
 
     Args:
         progress: gives the files one by one, such as `tqdm`.
 
     Raises:
         InputError: the folder is none of this kind, a file cannot be read, a class has no slice that can be used, or
-            `patients.csv` does not name every slice.
+            `patients.csv` does not name one patient for every slice.
     """
     if not folder.is_dir():
         raise InputError(folder, "no such folder", _EXPECTED)
-    files = [path for label in CLASSES for path in _slices_in(folder / label)]
+    visible = [path for label in CLASSES for path in _visible(folder / label)]
+    files = [path for path in visible if path.is_file() and _is_slice(path)]
     _check_classes(folder, files)
     patients = _patients(folder, files)
     kept, crops, refused = [], [], []
@@ -107,6 +110,7 @@ def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] =
         None if patients is None else patients[kept],
         tuple(path.relative_to(folder).as_posix() for path in used),
         tuple(refused),
+        tuple(path.relative_to(folder).as_posix() for path in sorted(set(visible) - set(files))),
     )
 
 
@@ -116,11 +120,14 @@ def _check_classes(folder: Path, files: list[Path]) -> None:
         raise InputError(folder, f"no slices of class {', '.join(missing)}", _EXPECTED)
 
 
-def _slices_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    visible = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [path for path in visible if path.suffix.lower() in PICTURE_SUFFIXES or is_dicom(path)]
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _is_slice(path: Path) -> bool:
+    """A picture by its suffix, or DICOM; what has no suffix, such as LICENSE, is DICOM only if it begins so."""
+    suffix = path.suffix.lower()
+    return suffix in PICTURE_SUFFIXES or (is_dicom(path) and (suffix != "" or read_identity(path) is not None))
 
 
 def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
@@ -140,18 +147,23 @@ def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
 
 def _listed_patients(path: Path) -> dict[str, str]:
     try:
+        patients: dict[str, str] = {}
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             if not {"file", "patient"} <= set(reader.fieldnames or ()):
                 raise InputError(path, f"its columns are {', '.join(reader.fieldnames or ())}", "file and patient")
-            return {row["file"]: row["patient"] for row in reader if row["patient"]}
+            for row in reader:
+                file, patient = row["file"], (row["patient"] or "").strip()
+                if patient and patients.setdefault(file, patient) != patient:
+                    raise InputError(path, f"{file} is of two patients, {patients[file]} and {patient}", "one for each file")
+        return patients
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(path, f"cannot be read ({reason(error)})", "a CSV file in UTF-8") from error
 
 
 def _dicom_patient(path: Path) -> str:
     """A digest of the patient's identifier, which is enough to group by; the identifier itself goes nowhere."""
-    identifier = (read_tags(path) or {}).get(_PATIENT_ID, "")
+    identifier = (read_tags(path) or {}).get(_PATIENT_ID, "").strip()
     return hashlib.sha256(identifier.encode()).hexdigest()[:16] if identifier else ""
 
 
@@ -193,13 +205,26 @@ def folds_by_patient(slices: Slices, folds: int = 5, state: int = SPLIT_STATE) -
     return [Split(train, test) for train, test in splitter.split(slices.labels, slices.labels, slices.patients)]
 
 
+def validates_by(slices: Slices, indices: npt.NDArray[np.int64]) -> SplitName:
+    """How `part_of` sets slices aside: by patient where patients are known and each class has five, else by image."""
+    if slices.patients is None:
+        return "image"
+    labels, patients = slices.labels[indices], slices.patients[indices]
+    fewest = min(len(set(patients[labels == index])) for index in range(len(CLASSES)))
+    return "patient" if fewest >= round(1 / TEST_SHARE) else "image"
+
+
 def part_of(slices: Slices, indices: npt.NDArray[np.int64]) -> Split:
-    """Set a fifth of some slices aside for validation, by patient where patients are known and many enough, else by image."""
+    """Set a fifth of some slices aside for validation, by patient or by image as `validates_by` says.
+
+    Raises:
+        ValueError: a class has fewer than two of the slices, or there are too few in all.
+    """
     labels = slices.labels[indices]
-    few = slices.patients is not None and min(
-        len(set(slices.patients[indices][labels == index])) for index in range(len(CLASSES))
-    )
-    if slices.patients is not None and few >= round(1 / TEST_SHARE):
+    for index, label in enumerate(CLASSES):
+        if (count := int((labels == index).sum())) < 2:
+            raise ValueError(f"class {label} has {count} slices to train on, expected at least 2")
+    if slices.patients is not None and validates_by(slices, indices) == "patient":
         splitter = StratifiedGroupKFold(round(1 / TEST_SHARE), shuffle=True, random_state=SPLIT_STATE)
         train, test = next(splitter.split(labels, labels, slices.patients[indices]))
     else:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from ..errors import InputError
-from ..whole_files import whole_file
+from ..errors import InputError, reason
+from ..whole_files import try_folder, whole_file
 from . import CLASSES, ArchitectureName
 from .cross_validation import Fold
-from .dataset import Slices, Split, SplitName, folds_by_patient, split_by_image
+from .dataset import Slices, Split, SplitName, folds_by_patient, part_of, split_by_image, validates_by
 from .metrics import CurvePoint
 from .settings import Settings
 
@@ -65,6 +67,25 @@ def parts_of(slices: Slices, folds: int) -> list[Part]:
     return [Part(kind, number, split) for kind, those in splits_of(slices, folds).items() for number, split in enumerate(those)]
 
 
+def notes_on_validation(slices: Slices, splits: Iterable[Split]) -> list[str]:
+    """What to know of the slices that say when training stops (`--patience`), before anything is trained.
+
+    Raises:
+        InputError: of one of the splits, no slices can be set aside for that.
+    """
+    by_image = False
+    for split in splits:
+        try:
+            part_of(slices, split.train)
+        except ValueError as error:
+            found = f"no slices can be set aside to validate on ({str(error).split('. ')[0]})"
+            raise InputError("--patience", found, "more slices of each class, or no --patience") from error
+        by_image |= slices.patients is not None and validates_by(slices, split.train) == "image"
+    if not by_image:
+        return []
+    return ["a class has fewer than five patients to train on: --patience stops by slices of patients that are trained on"]
+
+
 @dataclass(frozen=True)
 class KeptParts:
     """A folder that holds, for each network of a comparison, what it said of the slices set aside.
@@ -73,18 +94,34 @@ class KeptParts:
 
     Attributes:
         folder: of the comparison; the files lie in `parts` in it.
-        base_weights: as the user named them.
+        base_weights: of each architecture, with the sha256 of the file; None, or no entry, where there are none.
     """
 
     folder: Path
     slices: Slices
     settings: Settings
-    base_weights: str | None = None
+    base_weights: Mapping[ArchitectureName, str | None] = field(default_factory=dict)
+
+    def make_folder(self) -> None:
+        """Make the folder of the parts, and try whether it can be written.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try_folder(self.folder / PARTS_FOLDER)
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of all slices: the texture network's views of one slice depend on the others."""
+        digest = hashlib.sha256()
+        for array in (self.slices.hounsfield, self.slices.lungs, self.slices.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _path(self, architecture: ArchitectureName, part: Part) -> Path:
         return self.folder / PARTS_FOLDER / f"{architecture}-{part.name}.json"
 
-    def _origin(self, part: Part) -> dict[str, Any]:
+    def _origin(self, architecture: ArchitectureName, part: Part) -> dict[str, Any]:
         """What the answers depend on."""
         chosen = self.settings
         return {
@@ -92,10 +129,11 @@ class KeptParts:
             "patience": chosen.patience,
             "batch_size": chosen.batch_size,
             "seed": chosen.seed,
-            "base_weights": self.base_weights,
+            "base_weights": self.base_weights.get(architecture),
             "fine_tune": chosen.fine_tune,
-            "learnt_from": len(part.split.train),
+            "learnt_from": [self.slices.files[index] for index in part.split.train],
             "set_aside": [self.slices.files[index] for index in part.split.test],
+            "slices": self._digest,
         }
 
     def read(self, architecture: ArchitectureName, part: Part) -> Fold | None:
@@ -105,30 +143,40 @@ class KeptParts:
             InputError: the file is of another comparison, or damaged.
         """
         path = self._path(architecture, part)
-        if not path.is_file():
+        if not path.exists():
             return None
         expected = "what this comparison has written, with the same slices and settings; else another --output"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            differing = [name for name, value in self._origin(part).items() if document["origin"].get(name) != value]
+            differing = [
+                name for name, value in self._origin(architecture, part).items() if document["origin"].get(name) != value
+            ]
             logits = np.array(document["logits"], np.float64)
             fold = Fold(part.split, logits, document["epochs"], [CurvePoint(**point) for point in document["curve"]])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({reason(error)})", expected) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(path, f"cannot be read ({type(error).__name__}: {error})", expected) from error
         if differing or logits.shape != (len(part.split.test), len(CLASSES)):
             raise InputError(path, f"was made otherwise ({', '.join(differing) or 'number of slices'})", expected)
         return fold
 
     def write(self, architecture: ArchitectureName, part: Part, fold: Fold) -> None:
-        """Keep what a network said."""
+        """Keep what a network said.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         path = self._path(architecture, part)
         document = {
-            "origin": self._origin(part),
+            "origin": self._origin(architecture, part),
             "device": self.settings.device,
             "epochs": fold.epochs,
             "logits": fold.logits.tolist(),
             "curve": [asdict(point) for point in fold.curve],
         }
-        path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        try:
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(path, f"cannot be written ({reason(error)})", "a folder with room for it") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from ..errors import InputError, encodable
+from ..errors import InputError, encodable, reason
 from ..whole_files import write_files
 from . import CLASS_NAMES, CLASSES
 from .bundle import SliceClassifier, SliceMetadata
@@ -200,7 +200,11 @@ def report(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> str:
 
 
 def write_report(folder: Path, text: str, evaluation: Evaluation, metadata: SliceMetadata) -> None:
-    """The report, its figures as JSON, the reliability diagram, and the learning curves of networks that have some."""
+    """The report, its figures as JSON, the reliability diagram, and the learning curves of networks that have some.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
     files = {
         "report.md": f"{encodable(text)}\n".encode(),
         "report.json": f"{json.dumps(evaluation.as_json(), indent=2)}\n".encode(),
@@ -209,7 +213,21 @@ def write_report(folder: Path, text: str, evaluation: Evaluation, metadata: Slic
     folds = [fold for fold in metadata.training.get("folds", []) if fold["curve"]]
     if folds:
         files["learning-curves.png"] = png(curves_figure(folds))
-    write_files(folder, files)
+    write_figures(folder, files)
+
+
+def write_figures(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files of a report into its folder, each whole or not at all.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    try:
+        write_files(folder, files)
+    except OSError as error:
+        raise InputError(
+            folder, f"a file of the report cannot be written ({reason(error)})", "a folder with room for it"
+        ) from error
 
 
 def _lines(evaluation: Evaluation, metadata: SliceMetadata, name: str) -> Iterator[str]:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image
 
+from ..errors import InputError, reason
 from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
-from ..whole_files import check_free, make_folder
+from ..whole_files import check_free, try_folder, whole_folder
 from . import CLASSES
 from .calibration import AIR_HU
 from .dataset import PATIENTS_FILE
@@ -65,19 +66,29 @@ class SimulatedSlice:
 def make_slices(images: int, seed: int, output: Path, slices_per_patient: int = 8, workers: int = 1) -> Iterator[str]:
     """Make `images` slices, as evenly of the four classes as can be, into `output`; yields each one's name.
 
-    The same arguments give the same files, whatever the number of workers.
+    The same arguments give the same files, whatever the number of workers. The folder appears whole, with the last slice.
 
     Raises:
-        InputError: `output` cannot be made or already holds something.
+        InputError: `output` cannot be written or already holds something.
     """
     check_free(output)
-    for folder in (output, *(output / label for label in CLASSES)):
-        make_folder(folder)
-    return _written(images, seed, output, slices_per_patient, workers)
+    place = output.resolve()
+    try_folder(place.parent)
+    return _whole(images, seed, place, slices_per_patient, workers)
+
+
+def _whole(images: int, seed: int, output: Path, slices_per_patient: int, workers: int) -> Iterator[str]:
+    try:
+        with whole_folder(output) as partial:
+            yield from _written(images, seed, partial, slices_per_patient, workers)
+    except OSError as error:
+        raise InputError(output, f"cannot be written ({reason(error)})", "a folder with room for the slices") from error
 
 
 def _written(images: int, seed: int, output: Path, slices_per_patient: int, workers: int) -> Iterator[str]:
     rows = []
+    for label in CLASSES:
+        (output / label).mkdir()
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         for index, label in enumerate(CLASSES):
             wanted = images // len(CLASSES) + (index < images % len(CLASSES))

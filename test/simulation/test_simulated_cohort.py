@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import SimpleITK as sitk
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.imaging.scan import Scan
+from model.simulation import cohort as simulated_cohort
 from model.simulation.__main__ import main
+from model.simulation.cohort import UNFINISHED_FILE, CohortParameters
 
 COLUMNS = ["entity", "cle_score", "pse_score", "cle_percentage", "pse_percentage"]
 
@@ -166,7 +170,61 @@ def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(sitk, "WriteImage", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         main(command(tmp_path / "output", "--cle-score", "0", "--pse-score", "0", cases=1))
-    assert list((tmp_path / "output").iterdir()) == []
+    assert [path.name for path in (tmp_path / "output").iterdir()] == [UNFINISHED_FILE]
+
+
+class Maker:
+    """Makes cases without voxels, and is interrupted at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, interrupted_at: int) -> None:
+        self.made: list[int] = []
+        self.interrupted_at = interrupted_at
+        monkeypatch.setattr(simulated_cohort, "_make_and_write", self.make)
+
+    def make(self, cohort: CohortParameters, number: int, output: Path) -> dict[str, object]:
+        if number == self.interrupted_at:
+            raise KeyboardInterrupt
+        self.made.append(number)
+        (output / cohort.entity(number)).mkdir()
+        (output / cohort.entity(number) / "case").write_text(str(number))
+        return {"entity": cohort.entity(number), "cle_score": number, "pse_score": 0, "cle_percentage": f"{number / 3:.4f}"}
+
+
+def test_a_cohort_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maker = Maker(monkeypatch, interrupted_at=2)
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    assert main(command(stopped, cases=4)) == 130
+    assert f"{stopped}: not finished; the same command goes on" in capsys.readouterr().err
+    journal = stopped / UNFINISHED_FILE
+    journal.write_text(journal.read_text() + '{"entity": "simul')  # a line that a killed run has cut off
+    maker.interrupted_at = -1
+    assert main(command(stopped, cases=4)) == 0
+    assert maker.made == [0, 1, 2, 3], "each once"
+    assert main(command(whole, cases=4)) == 0
+    assert contents(stopped) == contents(whole)
+    assert not journal.exists()
+    assert main(command(stopped, cases=4)) == 2, "a finished one is left alone"
+
+
+def test_a_cohort_that_was_begun_otherwise_or_is_being_made_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maker = Maker(monkeypatch, interrupted_at=1)
+    assert main(command(tmp_path)) == 130
+    capsys.readouterr()
+    assert main(command(tmp_path, "--look", "first", "--panlobular", "3")) == 2
+    assert f"{tmp_path}: an unfinished cohort that was made otherwise (panlobular, look); expected" in capsys.readouterr().err
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert main(command(tmp_path)) == 2
+    assert "another run is writing" in capsys.readouterr().err
+    os.close(lock)
+    (tmp_path / UNFINISHED_FILE).write_text("")
+    assert main(command(tmp_path)) == 2
+    assert f"{UNFINISHED_FILE}: cannot be read" in capsys.readouterr().err
+    assert maker.made == [0]
 
 
 @pytest.mark.slow

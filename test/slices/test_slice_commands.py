@@ -7,8 +7,9 @@ import functools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import pytest
 from PIL import Image
 
 from model.errors import InputError
-from model.slices import CLASSES, cross_validation, dataset, texture
-from model.slices.__main__ import _write_comparison, main
-from model.slices.bundle import KERAS_FILE, METADATA_FILE, SliceClassifier
+from model.slices import CLASSES, cross_validation, dataset, simulated, texture
+from model.slices.__main__ import _read, _write_comparison, main
+from model.slices.bundle import FORMAT, KERAS_FILE, METADATA_FILE, SliceClassifier, SliceMetadata, write_bundle
 from model.slices.calibration import find_lungs
 from model.slices.dataset import PATIENTS_FILE, Slices, read_slices
 from model.slices.images import as_hounsfield, read_slice
+from model.slices.lung_networks import build_lung_network
 from model.slices.networks import build_network
 from model.slices.parts import PARTS_FOLDER
+from model.slices.report import write_figures
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 from model.slices.texture_training import TextureSettings
 from test.slices.conftest import PATIENTS, SLICES_EACH
@@ -159,6 +162,114 @@ def test_below_the_threshold_the_answer_is_uncertain(trained: Path, slices_folde
     assert max(warm.probabilities.values()) < max(sure.probabilities.values())
 
 
+def test_an_uncertain_answer_says_so_once(
+    trained: Path, slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "bundle")
+    document = json.loads((tmp_path / "bundle" / METADATA_FILE).read_text())
+    (tmp_path / "bundle" / METADATA_FILE).write_text(json.dumps(document | {"uncertain_below": 1.0}))
+    image = slices_folder / "CLE" / "p1-0.png"
+    assert main(["predict", str(image), "--bundle", str(tmp_path / "bundle")]) == 0
+    assert capsys.readouterr().out.startswith(f"{image}: uncertain (no class reaches 100 %); CLE ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": 5.0},
+        {"members": True},
+        {"members": 2, "architecture": "simple_cnn"},
+        {"temperature": float("inf")},
+        {"temperature": True},
+        {"temperature": 0},
+        {"temperature": 10**400},
+        {"uncertain_below": "0.5"},
+        {"trained_on": 7},
+        {"performance": [1]},
+        {"performance": {"accuracy": {"percent": "93"}}},
+        {"training": {"folds": [{"curve": [{"epoch": 1, "loss": "x", "validation_loss": None, "validation_accuracy": None}]}]}},
+        {"training": {"folds": [{"curve": [{"epoch": 1}]}]}},
+        {"training": {"folds": 5}},
+    ],
+    ids=str,
+)
+def test_metadata_of_wrong_types_or_ranges_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    metadata = asdict(SliceMetadata("residual", "nothing", None))
+    document = {"format": FORMAT, "classes": CLASSES, **metadata, "sha256": "0", **changes}
+    (tmp_path / METADATA_FILE).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"{METADATA_FILE}: not such metadata"):
+        SliceClassifier.from_bundle(tmp_path)
+
+
+def test_metadata_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    (tmp_path / METADATA_FILE).write_text("[" * 100_000)
+    with pytest.raises(InputError, match=f"{METADATA_FILE}: not such metadata \\(RecursionError"):
+        SliceClassifier.from_bundle(tmp_path)
+
+
+def test_a_bundle_whose_members_are_not_all_asked_for_is_refused(tmp_path: Path) -> None:
+    networks = [build_lung_network("residual") for _ in range(2)]
+    write_bundle(tmp_path / "bundle", networks, SliceMetadata("residual", "nothing", None, members=2))
+    assert len(SliceClassifier.from_bundle(tmp_path / "bundle").network.members) == 2  # type: ignore[attr-defined]
+    path = tmp_path / "bundle" / METADATA_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"members": 1}))
+    with pytest.raises(InputError, match=f"it holds 2 members, and {METADATA_FILE} says 1"):
+        SliceClassifier.from_bundle(tmp_path / "bundle")
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "report.md").mkdir()
+    with pytest.raises(InputError, match="a file of the report cannot be written \\(Is a directory"):
+        write_figures(tmp_path, {"report.md": b"text"})
+
+
+def few_of_a_class() -> Slices:
+    """Without pixels: of the last class so few that none can be set aside twice."""
+    labels = np.repeat(np.arange(len(CLASSES)), [20, 20, 20, 2])
+    empty = np.zeros((len(labels), 1, 1))
+    return Slices(empty.astype(np.float16), empty.astype(np.uint8), labels, None, passed_over=("NT/a.tif", "NT/b.tif"))
+
+
+def test_files_that_are_passed_over_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset, "read_slices", lambda *_: few_of_a_class())
+    _read(tmp_path)
+    assert "2 in the folders of the classes are no PNG, JPEG or DICOM slices and are left out: NT/a.tif, NT/b.tif\n" in (
+        capsys.readouterr().err
+    )
+
+
+def test_too_few_slices_to_validate_on_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset, "read_slices", lambda *_: few_of_a_class())
+    data = ["--data", str(tmp_path), "--patience", "1", "--epochs", "1"]
+    for command in (
+        ["train", "--architecture", "simple_cnn", "--split", "image", "--output", str(tmp_path / "bundle")],
+        ["compare", "--architectures", "residual", "simple_cnn"],
+    ):
+        assert main([*command, *data]) == 2
+        assert "--patience: no slices can be set aside to validate on (class NT has" in capsys.readouterr().err
+
+
+def test_simulated_slices_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(images: int, seed: int, output: Path, *_: int) -> Iterator[str]:
+        (output / "slice").write_text(f"{images} {seed}")
+        yield "slice"
+        if images == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulated, "_written", stopped)
+    output = tmp_path / "made"
+    with pytest.raises(KeyboardInterrupt):
+        main(["simulate", "--images", "4", "--seed", "1", "--output", str(output)])
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir()
+    assert main(["simulate", "--images", "5", "--seed", "1", "--output", str(output)]) == 0
+    assert [path.name for path in output.iterdir()] == ["slice"]
+
+
 def test_a_damaged_or_missing_bundle_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bundle of a slice network"):
         SliceClassifier.from_bundle(tmp_path)
@@ -205,7 +316,7 @@ def test_a_comparison_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pa
 
     (tmp_path / "comparison.json").write_text("earlier")
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="cannot be written \\(No space left"):
         _write_comparison(tmp_path, "no trials\n", [], {"seed": 0})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
@@ -275,8 +386,16 @@ def test_without_patients_that_split_is_left_out_and_said_so(
 
 
 def test_bad_usage_ends_with_one_line_and_nothing_written(
-    slices_folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    slices_folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("trained before it was refused")
+
+    monkeypatch.setattr(cross_validation, "fit", fails)
+    for folder, file in (("taken", PARTS_FOLDER), ("base", "efficientnet-lite0.pth")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("no such thing")
+    new, taken = str(tmp_path / "new"), str(tmp_path / "taken")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     photograph = str(tmp_path / "photograph.png")
@@ -293,6 +412,33 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
         (
             ["train", "--data", data, "--output", str(tmp_path / "new"), "--base-weights", "absent.h5"],
             "absent.h5: no such file",
+        ),
+        (["train", "--data", data, "--output", new, "--report", f"{new}/report"], f"{new}/report lies in the bundle's folder"),
+        (["train", "--data", data, "--output", f"{image}/bundle"], f"{image}: it cannot be created"),
+        (
+            ["train", "--data", data, "--output", new, "--architecture", "residual", "--base-weights", image],
+            "--base-weights: residual has no base",
+        ),
+        (
+            ["train", "--data", data, "--output", new, "--architecture", "simple_cnn", "--base-weights", image],
+            "--base-weights: simple_cnn has no base",
+        ),
+        (
+            ["train", "--data", data, "--output", new, "--base-weights", "imagenet"],
+            "--base-weights imagenet: there is no download of the base of texture",
+        ),
+        (
+            ["compare", "--data", data, "--architectures", "residual", "texture", "--base-weights", "imagenet"],
+            "--base-weights imagenet: there is no download of the base of texture",
+        ),
+        (
+            ["compare", "--data", data, "--architectures", "residual", "texture", "--base-weights", str(tmp_path / "base")],
+            "efficientnet-lite0.pth: not such weights",
+        ),
+        (["compare", "--data", data, "--architectures", "residual", "--output", taken], f"{taken}/parts: it cannot be created"),
+        (
+            ["evaluate", "--data", data, "--bundle", str(trained), "--output", "/proc/self"],
+            "/proc/self: it cannot be written",
         ),
         (["predict", "absent.png", "--bundle", str(trained)], "absent.png: no such file"),
         (["predict", image, "--bundle", full], "no bundle of a slice network"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,20 @@ from PIL import Image
 
 from model.errors import InputError
 from model.slices import CLASSES
+from model.slices.cross_validation import Fold, progress
 from model.slices.dataset import (
     PATIENTS_FILE,
     Slices,
+    _listed_patients,
     folds_by_patient,
     part_of,
     read_slices,
     split_by_image,
     split_by_patient,
 )
-from model.slices.parts import splits_of
+from model.slices.metrics import CurvePoint
+from model.slices.parts import KeptParts, notes_on_validation, parts_of, splits_of
+from model.slices.settings import Settings
 from test.slices.chest import chest
 from test.slices.conftest import PATIENTS, SLICES_EACH
 from test.slices.test_slice_images import write_dicom
@@ -75,7 +80,12 @@ def test_dicom_files_are_found_whatever_their_names(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         write_dicom(tmp_path / label / "slice.dcm", chest().astype(np.int16)).rename(tmp_path / label / name)
         (tmp_path / label / "notes.txt").write_text("no slice")
-    files = read_slices(tmp_path).files
+    (tmp_path / "NT" / "LICENSE").write_text("no slice, either")
+    write_dicom(tmp_path / "NT" / "slice.dcm", chest().astype(np.int16)).rename(tmp_path / "NT" / "IM1")
+    slices = read_slices(tmp_path)
+    assert slices.passed_over == ("CLE/notes.txt", "NT/LICENSE", "NT/notes.txt", "PLE/notes.txt", "PSE/notes.txt")
+    assert "NT/IM1" in slices.files
+    files = tuple(file for file in slices.files if file != "NT/IM1")
     assert files == tuple(f"{label}/{name}" for label, name in zip(CLASSES, names, strict=True))
 
 
@@ -160,3 +170,66 @@ def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path:
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             read_slices(tmp_path / name)
+
+
+def test_patients_are_told_apart_without_the_blanks_around_them(tmp_path: Path) -> None:
+    path = tmp_path / PATIENTS_FILE
+    path.write_text("file,patient\nCLE/a.png,A\nCLE/b.png,A \nCLE/c.png, A\nCLE/d.png,   \nCLE/a.png,A\n")
+    assert _listed_patients(path) == {"CLE/a.png": "A", "CLE/b.png": "A", "CLE/c.png": "A"}
+    path.write_text("file,patient\nCLE/a.png,A\nCLE/a.png,B\n")
+    with pytest.raises(InputError, match=r"patients\.csv: CLE/a\.png is of two patients, A and B; expected one"):
+        _listed_patients(path)
+
+
+def test_validation_within_the_slices_to_train_on_is_tried_before_training() -> None:
+    few = cohort(patients=5, slices_each=4, known=False)
+    two_of_a_class = np.flatnonzero((few.labels != 3) | (np.arange(len(few.labels)) < 62))
+    few = Slices(few.hounsfield[two_of_a_class], few.lungs[two_of_a_class], few.labels[two_of_a_class], None)
+    assert np.bincount(few.labels).tolist() == [20, 20, 20, 2]
+    for state in range(5):
+        split = split_by_image(few, state)
+        if (few.labels[split.train] == 3).sum() == 1:
+            with pytest.raises(InputError, match=r"--patience: no slices .* \(class NT has 1 slices to train on"):
+                notes_on_validation(few, [split])
+            break
+    else:
+        raise AssertionError("no split leaves one slice")
+
+
+def test_a_note_says_where_patients_are_known_and_validation_is_by_image() -> None:
+    five, many = cohort(patients=5, slices_each=4), cohort(patients=14, slices_each=4)
+    (note,) = notes_on_validation(five, folds_by_patient(five))
+    assert "fewer than five patients" in note
+    assert notes_on_validation(many, folds_by_patient(many)) == []
+    unknown = replace(five, patients=None)
+    assert notes_on_validation(unknown, [split_by_image(unknown)]) == []
+
+
+def test_kept_answers_are_those_of_the_same_pixels_lungs_and_base_weights(tmp_path: Path) -> None:
+    slices = cohort(patients=5, slices_each=4)
+    slices = replace(slices, files=tuple(map(str, range(len(slices.labels)))))
+    part = parts_of(slices, folds=1)[0]
+    kept = KeptParts(tmp_path, slices, Settings(), {"texture": "base.pth, sha256 1"})
+    kept.make_folder()
+    fold = Fold(part.split, np.zeros((len(part.split.test), len(CLASSES))))
+    kept.write("texture", part, fold)
+    again = replace(kept).read("texture", part)
+    assert again is not None
+    np.testing.assert_array_equal(again.logits, fold.logits)
+    renamed = tuple(f"{name}x" if index == part.split.train[0] else name for index, name in enumerate(slices.files))
+    for changed, name in (
+        (replace(kept, slices=replace(slices, hounsfield=slices.hounsfield + 1)), "slices"),
+        (replace(kept, slices=replace(slices, lungs=slices.lungs + 1)), "slices"),
+        (replace(kept, slices=replace(slices, labels=slices.labels[::-1])), "slices"),
+        (replace(kept, slices=replace(slices, files=renamed)), "learnt_from"),
+        (replace(kept, base_weights={"texture": "base.pth, sha256 2"}), "base_weights"),
+    ):
+        with pytest.raises(InputError, match=rf"was made otherwise \({name}\)"):
+            changed.read("texture", part)
+
+
+def test_an_epoch_is_told_in_words() -> None:
+    assert progress(CurvePoint(1, 1.6031692028045654, 1.25, 0.5)) == (
+        "epoch 1: loss 1.603, 1.250 on the slices set aside, 50.0 % of them right"
+    )
+    assert progress(CurvePoint(2, 1.6, None, None)) == "epoch 2: loss 1.600"
