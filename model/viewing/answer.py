@@ -33,21 +33,21 @@ def score_scale(subtype: Subtype, found: SubtypeScore) -> str:
     label = escape(f"{name} score: {found.score} of {highest}, {found.severity}, {extent}")
     return (
         f'<section aria-label="{label}" style="margin-bottom:.5rem">'
-        f'<div style="display:flex;justify-content:space-between;align-items:baseline;flex-wrap:wrap">'
+        f'<div style="display:flex;justify-content:space-between;align-items:baseline;flex-wrap:wrap;gap:0 .5rem">'
         f'<span><span style="display:inline-block;width:.8em;height:.8em;background:{colour};margin-right:.4em"></span>'
         f"{name}</span><span>{escape(extent)}</span></div>"
         f'<div style="font-size:1.6rem;font-weight:600;line-height:1.3">{found.score} ({escape(found.severity)})</div>'
-        f'<div style="display:flex;gap:2px">{grades}</div></section>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:2px">{grades}</div></section>'
     )
 
 
 def _grade(grade: Grade, found: bool, last: bool, colour: str) -> str:
     shade = f"background:{colour};color:#000;" if found else ""
     return (
-        f'<div style="flex:1;min-width:0;padding:2px;text-align:center;font-size:.68rem;line-height:1.2;overflow-wrap:anywhere;'
+        f'<div style="flex:1;min-width:min-content;padding:2px;text-align:center;font-size:.68rem;line-height:1.2;'
         f'border-radius:4px;{shade}{_MARKED if found else _UNMARKED}">'
         f'<div style="font-size:.9rem">{grade.score}</div><div>{escape(grade.severity)}</div>'
-        f"<div>{escape(interval_text(grade, last))}</div></div>"
+        f"<div>{escape(interval_text(grade, last)).replace(' %', '&nbsp;%')}</div></div>"
     )
 
 

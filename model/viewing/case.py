@@ -47,6 +47,9 @@ ENTITY = "scan"
 HISTOGRAM_HU = (-1050, -400)
 HISTOGRAM_BIN_HU = 10
 
+SMALLEST_SLICE = 0.05
+"""Of the largest slice's lung area: below it, a few voxels at the apex or the base would be the largest percentages."""
+
 SUBTYPES = tuple(subtype.name for subtype in fleischner.SUBTYPES)
 
 
@@ -126,14 +129,15 @@ class ViewedCase:
 
     @cached_property
     def percent_by_height(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Mean activation of each subtype inside the lung, in percent, of each axial slice; NaN where there is no lung.
+        """Mean activation of each subtype inside the lung, in percent, of each axial slice; NaN where the lung is
+        smaller than `SMALLEST_SLICE`.
 
         Empty without a lung mask.
         """
         if self.lung is None:
             return {}
         voxels = self.lung.sum(axis=(1, 2), dtype=np.float64)
-        voxels[voxels == 0] = np.nan
+        voxels[voxels < max(SMALLEST_SLICE * voxels.max(), 1)] = np.nan
         return {
             subtype: 100 * activation.sum(axis=(1, 2), dtype=np.float64) / voxels / (255 if activation.dtype == np.uint8 else 1)
             for subtype, activation in self.maps.items()

@@ -13,7 +13,7 @@ from ..container.table import results_table
 from ..rendering import AXES, Plane, without_commands
 from .answer import measurements, region_diagram, score_scale
 from .case import SUBTYPES, ViewedCase
-from .charts import height_chart, histogram_chart
+from .charts import HEIGHT_TITLE, height_chart, histogram_chart
 from .linked_planes import linked_planes
 from .planes import SLABS, labelled, plane_picture, png
 from .widgets import as_text, download, draw_chart, window_controls
@@ -93,8 +93,7 @@ def _rounded(value: float | None) -> str:
 def _show_charts(case: ViewedCase) -> None:
     left, right = st.columns(2)
     if case.percent_by_height:
-        title = "Emphysema by height in the lung, percent of the lung in each axial slice"
-        draw_chart(left, title, height_chart(case.percent_by_height, case.spacing[0]))
+        draw_chart(left, HEIGHT_TITLE, height_chart(case.percent_by_height, case.spacing[0]))
     if case.histogram is not None:
         draw_chart(right, "HU inside the lung; the line is -950 HU", histogram_chart(*case.histogram))
 

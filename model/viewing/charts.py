@@ -14,27 +14,27 @@ LINE_COLOURS = {"centrilobular": "#d55e00", "paraseptal": "#0072b2"}
 """Orange and blue of Okabe and Ito, for the colour-blind. Those of the maps are too light for lines on white."""
 DENSITY_COLOUR, LIMIT_COLOUR = "#7a7f87", "#c0392b"
 MOST_HEIGHTS = 120
+HEIGHT_TITLE = (
+    "Emphysema by height in the lung, percent of the lung in each axial slice, without slices that have less than 5 % of the "
+    "largest one's lung"
+)
+"""The slices are left out by `ViewedCase.percent_by_height`."""
 
 
-TEXT_COLOURS = {"light": "#31333f", "dark": "#e6e8ec"}
-"""On the page's grounds, which Streamlit calls by these names; its own grey of axes has too little contrast."""
+def with_text_colour(chart: dict[str, Any]) -> dict[str, Any]:
+    """A chart whose axes and legend have the colour of the page's text, also after the browser has changed to dark.
 
-
-def with_text_colour(chart: dict[str, Any], theme: str | None) -> dict[str, Any]:
-    """A chart whose axes and legend can be read on the ground of the page.
-
-    Args:
-        theme: light or dark; None counts as light.
+    Streamlit's own grey of axes has too little contrast. Only in an SVG, the colour follows that of the page.
     """
-    colour = {"labelColor": TEXT_COLOURS[theme or "light"], "titleColor": TEXT_COLOURS[theme or "light"]}
-    return {**chart, "config": {"axis": colour, "legend": colour}}
+    colour = {"labelColor": "currentColor", "titleColor": "currentColor"}
+    return {**chart, "config": {"axis": colour, "legend": colour}, "usermeta": {"embedOptions": {"renderer": "svg"}}}
 
 
 def height_chart(percent_by_height: dict[str, npt.NDArray[np.float64]], spacing_mm: float) -> dict[str, Any]:
-    """Percent of the lung in each axial slice by height over the lung's base; slices are averaged where there are many.
+    """Percent of the lung in each axial slice by height over the lowest slice with a value; averaged where there are many.
 
     Args:
-        percent_by_height: of each subtype: one value an axial slice, from the base; NaN where there is no lung.
+        percent_by_height: of each subtype: one value an axial slice, from the base; NaN where there is none.
         spacing_mm: between axial slices.
     """
     values = []
@@ -49,7 +49,7 @@ def height_chart(percent_by_height: dict[str, npt.NDArray[np.float64]], spacing_
         "data": {"values": values},
         "mark": {"type": "line", "strokeWidth": 2.5},
         "encoding": {
-            "y": {"field": "height", "type": "quantitative", "title": "mm above the lung's base"},
+            "y": {"field": "height", "type": "quantitative", "title": "mm above the lowest slice shown"},
             "x": {"field": "percent", "type": "quantitative", "title": "% of the lung", "scale": {"domainMin": 0}},
             "order": {"field": "height"},
             "color": {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..container.results import CaseResult, Metrics, RegionMetrics
+from ..container.results import CaseResult, Metrics, Quality, RegionMetrics
 from ..container.table import cell
 from ..fleischner import SUBTYPES
 from ..imaging.geometry import box_of
@@ -19,6 +19,12 @@ from .case import ViewedCase
 from .planes import labelled, plane_picture
 
 _DECIMALS = 1
+_QUALITIES = (
+    ("edge_width_mm", "edge width", "mm", 2, 1.25),
+    ("noise_hu", "noise", "HU", 0, 1.5),
+    ("slice_spacing_mm", "slice spacing", "mm", 1, 1.5),
+)
+"""Measures of image quality: field, name, unit, decimals, and the ratio from which on two scans differ clearly."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,23 @@ def reservations(first: CaseResult, second: CaseResult) -> list[str]:
             found.append("The lung mask of one came with the CT; that of the other was made from the CT.")
     if first.metrics is not None and second.metrics is not None and set(first.metrics.regions) != set(second.metrics.regions):
         found.append("Their masks have different regions: only those of both are compared.")
+    if first.quality is not None and second.quality is not None:
+        unlike = _unlike(first.quality, second.quality)
+        if unlike:
+            found.append(
+                f"Their image quality differs ({', '.join(unlike)}): differences, above all of LAA-950 and Perc15, may come "
+                "from the kernel, the dose or the slices and not from the lungs."
+            )
+    return found
+
+
+def _unlike(first: Quality, second: Quality) -> list[str]:
+    """The measures that differ clearly, with both values."""
+    found = []
+    for field, term, unit, decimals, ratio in _QUALITIES:
+        one, other = getattr(first, field), getattr(second, field)
+        if one is not None and other is not None and max(one, other) >= ratio * min(one, other) > 0:
+            found.append(f"{term} {one:.{decimals}f} and {other:.{decimals}f} {unit}")
     return found
 
 

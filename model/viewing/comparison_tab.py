@@ -10,7 +10,7 @@ from .. import fleischner
 from ..rendering import AXES, Plane
 from .answer import score_scale
 from .case import SUBTYPES, ViewedCase
-from .charts import height_chart
+from .charts import HEIGHT_TITLE, height_chart
 from .comparison import COLUMNS, differences, differences_table, region_differences, reservations, side_by_side
 from .planes import png
 from .widgets import as_text, download, draw_chart, window_controls
@@ -53,6 +53,8 @@ def comparison_tab(cases: Mapping[str, Callable[[], ViewedCase]]) -> None:
                 st.warning("\n".join(f"- {as_text(warning)}" for warning in case.result.warnings))
             for subtype in fleischner.SUBTYPES:
                 st.html(score_scale(subtype, metrics.of(subtype)))
+            if case.result.quality is not None:
+                st.caption(f"Image quality: {as_text(case.result.quality.text)}.")
     for reservation in reservations(pair[0].result, pair[1].result):
         st.warning(as_text(reservation))
     _show_differences(pair, names)
@@ -93,5 +95,5 @@ def _show_pictures(pair: tuple[ViewedCase, ViewedCase], names: tuple[str, str]) 
     download(st.container(), "Both slices (PNG)", png(picture), "slices.png", "image/png", "compare")
     for place, name, case in zip(st.columns(2), names, pair, strict=True):
         if case.percent_by_height:
-            title = f"{as_text(name)}: emphysema by height in the lung"
+            title = f"{as_text(name)}: {HEIGHT_TITLE}"
             draw_chart(place, title, height_chart(case.percent_by_height, case.spacing[0]))

@@ -47,6 +47,10 @@ _SCORED, _KEPT, _OPENED, _ADMITTED, _UPLOADERS = "scored", "kept", "opened", "ad
 _EXAMPLES, _SCORING = "examples", "scoring"
 _EXAMPLE, _SMOOTHED_EXAMPLE = "example (simulated)", "example (simulated), smoothed"
 _ARCHIVE = "finished-zip"
+_FORGET_HELP = (
+    "Remove the scan, its results and what was kept from memory. Reloading the page (F5) loses the result, too, but "
+    "removes the files only later."
+)
 _OPEN_AT_ONCE = 3
 """Cases of finished outputs: one that is shown, and two that are compared."""
 _NUMBERS = itertools.count()
@@ -209,7 +213,7 @@ def _scan_tab(options: PageOptions) -> None:
     buttons = controls.container(horizontal=True)
     score = buttons.button("Score", type="primary", disabled=not ct_files)
     anything = bool(ct_files or mask_files) or any(name in st.session_state for name in (_SCORED, _KEPT, _EXAMPLES))
-    if buttons.button("Forget", disabled=not anything, help="Remove the scan, its results and what was kept from memory"):
+    if buttons.button("Forget", disabled=not anything, help=_FORGET_HELP):
         st.session_state.pop(_SCORED, None)
         st.session_state.pop(_KEPT, None)
         st.session_state.pop(_EXAMPLES, None)
@@ -485,12 +489,12 @@ def _row(result: CaseResult) -> dict[str, Any]:
     assert metrics is not None, "only cases that were scored are shown"
     return {
         "case": result.entity,
+        "warnings": len(result.warnings),
         "CLE": metrics.cle_severity_score,
         "PSE": metrics.pse_severity_score,
         "CLE %": None if metrics.cle_percentage is None else round(metrics.cle_percentage, 1),
         "PSE %": None if metrics.pse_percentage is None else round(metrics.pse_percentage, 1),
         "LAA-950 %": round(metrics.laa950_percentage, 1),
-        "warnings": len(result.warnings),
     }
 
 

@@ -42,18 +42,23 @@ def slice_tab(bundle: Path, example_folder: Path) -> None:
     take_example = example is not None and st.toggle("A slice of the example (simulated)", disabled=file is not None)
     window = window_controls(st.columns(3)[0], "single")
     if file is not None:
-        name, levels = file.name, _levels_of(file.file_id, *uploads([file]))
+        name = file.name
+        with st.spinner("Reading the slices"):
+            levels = _levels_of(file.file_id, *uploads([file]))
     elif example is not None and take_example:
-        name, levels = "example (simulated)", _levels_of("example", *example[0])
+        name = "example (simulated)"
+        with st.spinner("Reading the slices"):
+            levels = _levels_of("example", *example[0])
     else:
         st.session_state.pop(_LEVELS, None)
         return
     count = len(levels)
     number = st.slider("Slice of the volume, from the base", 1, count, (count + 1) // 2) if count > 1 else 1
     picture = as_picture(levels[number - 1], window)
-    answer = classifier.predict(levels[number - 1])
     left, middle, right = st.columns(3)
     left.image(picture, caption=f"the slice: {as_text(name)}", width="stretch")
+    with middle, st.spinner("Classifying the slice"):
+        answer = classifier.predict(levels[number - 1])
     middle.image(heat_over(picture, answer.attention), caption="what spoke for the answer (Grad-CAM)", width="stretch")
     if answer.uncertain:
         needed = f"no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"

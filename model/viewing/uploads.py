@@ -76,7 +76,13 @@ def read_upload(uploads: Sequence[Upload], role: str) -> Volume:
         InputError: it cannot be read.
     """
     with private_folder() as folder:
-        return replace(read_volume(_lay_out(uploads, role, folder)), name=role)
+        path = _lay_out(uploads, role, folder)
+        try:
+            return replace(read_volume(path), name=role)
+        except InputError as error:
+            if ".mhd" not in error.expected and "folder" not in error.expected:
+                raise
+            raise InputError(error.source, error.found, FORMATS) from error  # the page takes neither
 
 
 def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
@@ -93,10 +99,14 @@ def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
     suffixes = {upload.suffix for upload in uploads} - {*DICOM_SUFFIXES, ".dicom", ""}
     other = sorted(suffix for suffix in suffixes if not suffix[1:].isdigit())  # many DICOM names end with a number
     if other:
-        raise InputError(role, f"{len(uploads)} files of type {', '.join(other)}", FORMATS)
+        raise InputError(role, f"{_files(len(uploads))} of type {', '.join(other)}", FORMATS)
     for number, upload in enumerate(uploads):
         (series / _slice_name(number, upload.name)).write_bytes(upload.content)
     return series
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number} files"
 
 
 def _is_no_slice(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 from ..imaging.geometry import Box, box_of
 from ..rendering import contour
@@ -27,6 +28,9 @@ LEVELS = (1_500_000, 24_000_000)
 """Voxels of the CT, at most, on each level: 3 and 48 MB."""
 MAP_VOXELS = 1_500_000
 """Of a map, at most: the network's own maps have 64 x 112 x 144."""
+
+_START_MM = 5.0
+"""Standard deviation of the Gaussian that finds where emphysema lies densely."""
 
 _GZIP_LEVEL = 1
 _DATA_TYPES = {np.dtype(np.int16): 4, np.dtype(np.uint8): 2}
@@ -65,7 +69,9 @@ def levels(case: ViewedCase) -> Iterator[dict[str, bytes]]:
         files = {"ct": nifti(*coarser(ct, whole, most), case), **maps}
         if case.lung is not None:
             lung, grid = coarser(case.lung[box].astype(np.uint8), whole, most)
-            files["contour"] = gzip.compress(nifti(contour(lung > 0).astype(np.uint8), grid, case), _GZIP_LEVEL)
+            # Of each axial slice: where slices are thick, the border in three dimensions fills patches of a slice.
+            border = np.stack([contour(level > 0) for level in lung]).astype(np.uint8)
+            files["contour"] = gzip.compress(nifti(border, grid, case), _GZIP_LEVEL)
         yield files
         if ct.size <= most:
             return
@@ -127,11 +133,23 @@ def nifti(array: np.ndarray, grid: Grid, case: ViewedCase) -> bytes:
 
 
 def start_mm(case: ViewedCase) -> tuple[float, float, float]:
-    """Where the cross-hair lies at first, x, y, z as `nifti` has them: the rows and columns with the most emphysema."""
+    """Where the cross-hair lies at first, x, y, z as `nifti` has them.
+
+    In the most affected axial slice, a pixel inside the lung with at least half of the slice's highest activation, where the
+    surroundings are most affected; without emphysema, the middle of the lungs' largest part; without lungs, of the slice.
+    """
     level = case.most_affected_level
-    burden = sum(activation[level].astype(np.float64) for activation in case.maps.values())
     _, rows, columns = case.shape
+    lung = np.ones((rows, columns), bool) if case.lung is None else case.lung[level]
+    burden = np.zeros((rows, columns))
+    for activation in case.maps.values():
+        burden += activation[level] / (255 if activation.dtype == np.uint8 else 1)
+    burden[~lung] = 0
+    if not burden.any():
+        burden = ndimage.distance_transform_edt(np.pad(lung, 1), case.spacing[1:])[1:-1, 1:-1]
     y, x = rows // 2, columns // 2
-    if np.any(burden):
-        y, x = (int(np.sum(burden, axis=axis).argmax()) for axis in (1, 0))
+    if burden.any():
+        around = ndimage.gaussian_filter(burden, [_START_MM / distance for distance in case.spacing[1:]], mode="constant")
+        around[burden < burden.max() / 2] = -1
+        y, x = (int(place) for place in np.unravel_index(np.argmax(around), around.shape))
     return ((columns - 1) / 2 - x) * case.spacing[2], ((rows - 1) / 2 - y) * case.spacing[1], level * case.spacing[0]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
@@ -44,4 +43,4 @@ def download(place: DeltaGenerator, label: str, content: str | bytes, name: str,
 def draw_chart(place: DeltaGenerator, title: str, chart: dict[str, Any]) -> None:
     """Draw a chart of `model.viewing.charts` below its title."""
     place.caption(title)
-    place.vega_lite_chart(with_text_colour(chart, st.context.theme.type), width="stretch")
+    place.vega_lite_chart(with_text_colour(chart), width="stretch")

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from model.container.results import CaseResult, Metrics, Provenance, RegionMetrics, failed_result
+from model.container.results import CaseResult, Metrics, Provenance, Quality, RegionMetrics, failed_result
 from model.slices.images import LUNG_WINDOW
 from model.viewing.case import CaseFiles, ViewedCase
 from model.viewing.comparison import (
@@ -73,6 +73,23 @@ def test_what_else_differs_than_the_scans_is_said() -> None:
     assert "one and two" in weights
     assert "made from the CT" in mask
     assert "different regions" in regions
+
+
+def test_scans_of_another_sharpness_noise_or_slice_spacing_are_compared_with_a_reservation() -> None:
+    """The first two are those of one real CT with a smooth and a sharp kernel (docs/image-quality.md)."""
+    smooth = Quality(20.4, 1.06, 0.84, 5.0, None, 0.02, -814.9)
+    sharp = Quality(65.7, 0.41, 0.84, 5.0, None, 0.03, -827.4)
+    thin = dataclasses.replace(smooth, noise_hu=22.0, slice_spacing_mm=1.0, edge_width_mm=None)
+
+    def said(one: Quality, other: Quality) -> list[str]:
+        return reservations(*(CaseResult("a", FIRST, Provenance("one", "00"), quality=quality) for quality in (one, other)))
+
+    (kernel,) = said(smooth, sharp)
+    assert "(edge width 1.06 and 0.41 mm, noise 20 and 66 HU)" in kernel
+    assert "LAA-950" in kernel
+    (slices,) = said(smooth, thin)
+    assert "(slice spacing 5.0 and 1.0 mm)" in slices
+    assert said(smooth, dataclasses.replace(smooth, noise_hu=25.0, edge_width_mm=1.2)) == []
 
 
 def case(shape: tuple[int, int, int], first: int, last: int) -> ViewedCase:

@@ -629,6 +629,81 @@ def test_each_control_of_the_linked_planes_changes_them(page_with_webgl: Page) -
     assert drawn(canvas) != before, "drag"
 
 
+WHERE_MARKS_LIE = """async () => {
+  for (let frame = 0; frame < 20; frame++) await new Promise(requestAnimationFrame);
+  const ratio = viewer.uiData.dpr || 1, stage = document.getElementById("stage").getBoundingClientRect();
+  const boxes = [...document.querySelectorAll("#letters span")].map((mark) => mark.getBoundingClientRect());
+  const marks = boxes.map((box) => [box.x + box.width / 2 - stage.x, box.y + box.height / 2 - stage.y]);
+  const bar = document.getElementById("bar").clientWidth, length = parseFloat(document.getElementById("length").textContent);
+  viewer.drawScene();
+  const tiles = viewer.screenSlices.map((tile) => tile.leftTopWidthHeight.map((size) => size / ratio));
+  const across = Math.abs(viewer.screenSlices[0].fovMM[0]);
+  const canvas = [viewer.canvas.width / ratio, viewer.canvas.height / ratio];
+  return {marks, tiles, bar, length, across, canvas, stage: [stage.width, stage.height]};
+}"""
+
+
+def test_sides_and_scale_follow_the_size_of_the_window(page_with_webgl: Page) -> None:
+    page = page_with_webgl
+    frame = linked_planes(page)
+    sizes = set()
+    for width in (1100, 1400, 1250):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(1500)
+        found = frame.locator("body").evaluate(WHERE_MARKS_LIE)
+        assert found["canvas"] == pytest.approx(found["stage"], abs=1), "NiiVue has taken the new size"
+        sizes.add(round(found["canvas"][0]))
+        for number, (left, top, wide, high) in enumerate(found["tiles"]):
+            right, bottom = left + wide, top + high
+            middle, half = left + wide / 2, top + high / 2
+            places = [(left + 9, half), (right - 9, half), (middle, top + 10), (middle, bottom - 10)]
+            for mark, place in zip(found["marks"][4 * number : 4 * number + 4], places, strict=True):
+                assert mark == pytest.approx(place, abs=1.5), (width, number)
+        wide = found["tiles"][0][2]
+        assert found["bar"] == pytest.approx(found["length"] * wide / found["across"], abs=2), width
+    assert len(sizes) == 3
+    below, stage = frame.locator("#below").bounding_box(), frame.locator("#stage").bounding_box()
+    assert below is not None
+    assert stage is not None
+    assert below["y"] >= stage["y"] + stage["height"], "name and legend hide nothing of the picture"
+
+
+def test_charts_can_be_read_after_the_browser_has_changed_to_dark(browser: Browser, server: Server) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 1400}, color_scheme="light")
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    page.get_by_role("tab", name="Finished output").click()
+    label = page.get_by_role("tabpanel", name="Finished output").locator("svg.marks text").first
+    heading = page.get_by_role("heading", name="Emphysema subtyping on chest CT")
+    colour = "(element) => getComputedStyle(element).color"
+    expect(label).to_be_visible()
+    light = heading.evaluate(colour)
+    expect(label).to_have_css("fill", light)
+    page.emulate_media(color_scheme="dark")
+    expect(heading).not_to_have_css("color", light)
+    expect(label).to_have_css("fill", heading.evaluate(colour))
+    page.close()
+
+
+def test_no_name_of_a_grade_is_broken_in_the_middle_of_a_word(browser: Browser, server: Server) -> None:
+    page = browser.new_page(viewport={"width": 1024, "height": 1000})
+    page.set_default_timeout(120_000)
+    page.goto(server.url)
+    page.get_by_role("tab", name="Finished output").click()
+    words = page.get_by_role("tabpanel", name="Finished output").get_by_text("advanced destructive", exact=True)
+    expect(words).to_be_visible()
+    lines = words.evaluate(
+        """(element) => {
+          const range = document.createRange(), text = element.firstChild, start = text.data.indexOf("destructive");
+          range.setStart(text, start);
+          range.setEnd(text, text.data.length);
+          return range.getClientRects().length;
+        }"""
+    )
+    assert lines == 1
+    page.close()
+
+
 def test_a_tablet_shows_everything_without_scrolling_sideways(playwright: Playwright, chromium: str, server: Server) -> None:
     browser = playwright.chromium.launch(executable_path=chromium, args=WEBGL)
     context = browser.new_context(viewport={"width": 820, "height": 1180}, has_touch=True)

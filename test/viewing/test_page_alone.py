@@ -13,10 +13,11 @@ from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from streamlit.testing.v1 import AppTest
 
 from model.errors import InputError
-from model.viewing import page
+from model.viewing import page, slice_tab
 from model.viewing.access import Access
 from model.viewing.page import PageOptions
 from model.viewing.shelf import Shelf
+from test.container.test_table import RESULT
 from test.phantom import Phantom, write_case
 
 SECONDS = 300
@@ -161,3 +162,25 @@ def test_other_files_were_not_interrupted(options: PageOptions, monkeypatch: pyt
     shown.run()
     assert not shown.warning
     assert any("Press Score to see the result" in info.value for info in shown.info)
+
+
+def test_the_slice_is_drawn_before_it_is_classified(options: PageOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def predict(self, _: object) -> None:
+            raise InputError("slice", "it cannot be classified", "another one")
+
+    monkeypatch.setattr(slice_tab, "_classifier", lambda _: Broken())
+    shown = opened(options)
+    (toggle,) = [toggle for toggle in shown.toggle if toggle.label == "A slice of the example (simulated)"]
+    shown = toggle.set_value(True).run()
+    assert [error.value for error in shown.error] == ["slice: it cannot be classified; expected another one"]
+    assert len(shown.get("image")) == 1, "the slice is there already"
+
+
+def test_the_number_of_warnings_stands_beside_the_name_of_a_case() -> None:
+    assert list(page._row(RESULT).items())[:2] == [("case", "scan"), ("warnings", 2)]
+
+
+def test_forget_says_what_a_reload_does(options: PageOptions) -> None:
+    (button,) = [button for button in opened(options).button if button.label == "Forget"]
+    assert "F5" in button.help

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import stat
 import tempfile
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from model.errors import InputError
+from model.imaging.scan import Scan
 from model.viewing import uploads
 from model.viewing.case import unpacked_output
 from model.viewing.uploads import Upload, private_folder, read_upload
@@ -151,7 +153,7 @@ def test_what_cannot_be_read_is_refused_without_a_name_of_the_users(
         ([Upload(f"{NAME}.nii.gz", b"")], "CT.nii.gz: the file is empty"),
         ([Upload(f"{NAME}.mha", whole.content[:3000])], "CT.mha: "),
         ([Upload(f"{NAME}.zip", b"nonsense")], "CT: the .zip cannot be unpacked"),
-        ([Upload(f"{NAME}.txt", b"text")], "CT: 1 files of type .txt"),
+        ([Upload(f"{NAME}.txt", b"text")], "CT: 1 file of type .txt"),
         ([whole, whole], "CT: 2 files of type .mha"),
         ([Upload(NAME, b"nonsense")], "CT"),
     ):
@@ -159,6 +161,8 @@ def test_what_cannot_be_read_is_refused_without_a_name_of_the_users(
             read_upload(files, "CT")
         assert str(refusal.value).startswith(message)
         assert "DOE" not in str(refusal.value)
+        assert ".mhd" not in str(refusal.value), "the page does not take it"
+        assert "folder that" not in str(refusal.value)
         assert str(temporary) not in str(refusal.value)
         assert not list(temporary.iterdir())
     monkeypatch.setattr(uploads, "available_memory", lambda: 1000)
@@ -168,3 +172,12 @@ def test_what_cannot_be_read_is_refused_without_a_name_of_the_users(
 
 def test_an_upload_shows_neither_name_nor_content() -> None:
     assert "DOE" not in repr(Upload(f"{NAME}.mha", b"DOE"))
+
+
+def test_a_mask_on_another_grid_is_said_with_the_share_of_it_that_lies_in_the_ct(phantom: Phantom, tmp_path: Path) -> None:
+    ct, lungs = phantom.images()
+    scan = Scan.of(
+        read_upload([upload_of(ct, tmp_path, ".mha")], "CT"), read_upload([upload_of(lungs[::2], tmp_path, ".nrrd")], "mask")
+    )
+    warning = next(warning for warning in scan.warnings if "another grid" in warning)
+    assert re.search(r"resampled onto it; \d+\.\d % of its volume lies inside the CT$", warning)

@@ -122,7 +122,9 @@ def test_percent_by_height_and_histogram_are_of_the_lung_alone(finished: Path, l
     case = open_finished(finished / "output", finished_cases(finished / "output")["case"], finished / "input")
     np.testing.assert_array_equal(case.lung, lesioned.lungs > 0)
     percent = case.percent_by_height["centrilobular"]
-    inside = (lesioned.lungs > 0).any(axis=(1, 2))
+    areas = np.count_nonzero(lesioned.lungs, axis=(1, 2))
+    inside = areas >= 0.05 * areas.max()
+    assert 0 < np.count_nonzero(areas) > np.count_nonzero(inside), "a few voxels at the apex or the base say nothing"
     np.testing.assert_array_equal(np.isnan(percent), ~inside)
     assert percent[45:60].min() > 30, "the right lung is emphysema there"
     assert percent[inside][:10].max() < 5

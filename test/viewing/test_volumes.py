@@ -68,6 +68,38 @@ def test_the_cross_hair_starts_in_the_emphysema(case: ViewedCase) -> None:
     assert x > 0, "the right lung"
 
 
+def voxel_of(case: ViewedCase) -> tuple[int, int, int]:
+    """Where the cross-hair starts: z, y, x."""
+    x, y, z = start_mm(case)
+    _, rows, columns = case.shape
+    place = (z / case.spacing[0], (rows - 1) / 2 - y / case.spacing[1], (columns - 1) / 2 - x / case.spacing[2])
+    return round(place[0]), round(place[1]), round(place[2])
+
+
+def test_the_cross_hair_starts_in_affected_lung_where_row_and_column_of_most_meet_outside(case: ViewedCase) -> None:
+    """A wide lesion in one lung, a high one in the other: row of the first and column of the second cross outside of both."""
+    lung, activation = np.zeros((5, 60, 100), bool), np.zeros((5, 60, 100), np.uint8)
+    lung[1:4, 5:25, 5:45] = lung[1:4, 30:55, 60:80] = True
+    activation[2, 10:12, 5:45] = activation[2, 30:55, 70:72] = 200
+    activation[2, 0, 0] = 255  # outside the lung
+    there = replace(case, lung=lung, maps={"centrilobular": activation}, spacing=(5.0, 1.0, 1.0))
+    place = voxel_of(there)
+    assert lung[place]
+    assert activation[place] == 200
+    assert lung[voxel_of(replace(there, maps={"centrilobular": np.zeros_like(activation)}))], "without emphysema, too"
+
+
+def test_the_contour_of_thick_slices_is_a_line_in_each_of_them(case: ViewedCase, tmp_path: Path) -> None:
+    lung = np.zeros((6, 60, 60), bool)
+    for level in range(1, 6):
+        lung[level, 30 - 5 * level : 30 + 5 * level, 30 - 5 * level : 30 + 5 * level] = True  # 5 mm wider in each slice
+    pyramid = replace(case, hounsfield=None, lung=lung, maps={"centrilobular": lung.astype(np.uint8)}, spacing=(5.0, 1.0, 1.0))
+    (only,) = levels(pyramid)
+    border = sitk.GetArrayFromImage(read(only["contour"], tmp_path, ".nii.gz"))
+    perimeters = [4 * (10 * level - 1) for level in range(1, 6)]
+    assert sorted(border.sum(axis=(1, 2)).tolist()) == [0, *perimeters]
+
+
 def test_a_large_scan_comes_coarse_first_and_then_within_the_limit(
     case: ViewedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

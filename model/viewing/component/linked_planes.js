@@ -117,7 +117,6 @@ function report(location) {
   if (args.has_ct) parts.push(`${value.ct.toFixed(0)} HU`);
   for (const name of MAPS) if (value[name] !== undefined) parts.push(`${name} ${(value[name] / 255).toFixed(2)}`);
   element("readout").textContent = parts.join(" \u00b7 ");
-  drawScaleBar();
 }
 
 // The length of the scale bar, measured where the first plane is drawn, so that zoom and window size count.
@@ -166,6 +165,8 @@ async function start() {
   });
   await viewer.attachToCanvas(element("canvas"));
   viewer.onLocationChange = report;
+  const draw = viewer.drawScene.bind(viewer);
+  viewer.drawScene = () => { draw(); drawScaleBar(); }; // NiiVue lays out its tiles while it draws
   for (const [name, colour] of Object.entries(args.colours)) viewer.addColormap(name, colourMap(colour));
   showPlanes(3);
 }
@@ -180,7 +181,6 @@ function showPlanes(planes) {
       { sliceType: 2, position: [0.56, 0.5, 0.44, 0.5] },
     ]);
   }
-  drawScaleBar();
 }
 
 async function load(asked, first) {
@@ -221,7 +221,6 @@ function setUp() {
   const zoom = () => {
     const [x, y, z] = viewer.scene.pan2Dxyzmm;
     viewer.setPan2Dxyzmm([x, y, z, Number(element("zoom").value)]);
-    drawScaleBar();
   };
   element("zoom").addEventListener("input", zoom);
   element("reset").addEventListener("click", () => {
@@ -259,7 +258,9 @@ function setUp() {
     const mark = document.createElement("i");
     const colour = `rgb(${args.colours[name].join(",")})`;
     mark.style.background = name === "paraseptal" ? `repeating-linear-gradient(135deg, ${colour} 0 3px, #000 3px 5px)` : colour;
-    element("legend").append(mark, label);
+    const entry = document.createElement("span");
+    entry.append(mark, label);
+    element("legend").append(entry);
   };
   for (const name of MAPS) swatch(name, name);
   if (args.volumes[0].contour) swatch("contour", "lung contour");
@@ -274,10 +275,7 @@ window.addEventListener("message", (event) => {
   if (starting) {
     setUp();
     const fit = () => tellStreamlit("setFrameHeight", { height: element("all").scrollHeight });
-    new ResizeObserver(() => {
-      fit();
-      if (viewer) requestAnimationFrame(drawScaleBar);
-    }).observe(element("all"));
+    new ResizeObserver(fit).observe(element("all"));
   }
   element("name").textContent = args.title;
   const asked = JSON.stringify(args.volumes);
