@@ -31,12 +31,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import exit_code
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
 from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
 from model.cohort.readings import PAIR_COLUMNS, VISUAL, Reading, Readings
 from model.cohort.tables import ENTITY, Extent, read_table
-from model.command_line import DeviceName, OneLineParser
+from model.command_line import DeviceName, OneLineParser, whole_number
 from model.errors import InputError
 from model.evaluation.agreement import Bootstrap
 from model.evaluation.baselines import RuleFinding
@@ -62,7 +63,8 @@ from model.preprocessing import labels_on_map_grid, prepare
 from model.rendering import most_affected_levels
 from model.subtyping import EmphysemaSubtyper
 from model.training.cache import read_truth
-from model.training.options import RUN_FILE
+from model.training.export import BUNDLE_FOLDER
+from model.training.options import RUN_FILE, RunOptions, parse
 from model.training.pictures import figure, png
 from model.weights import locate_bundle
 from model.whole_files import whole_file
@@ -88,25 +90,37 @@ class Scored:
     counts: tuple[Counts, ...]
 
 
-def train(name: str, network: Sequence[str], manifest: Path, output: Path, options: Sequence[str]) -> Path:
+def check_trained(folder: Path, manifest: Manifest, options: Sequence[str]) -> None:
+    """Check that a run's bundle, if it has left one, is what train.py would make now.
+
+    Raises:
+        InputError: its run had other options, or another manifest.
+    """
+    if not (folder / BUNDLE_FOLDER).exists():
+        return
+    before, now = RunOptions.read(folder), parse(["--output", str(folder), *options]).options.settled(manifest)
+    before.check_resumable(now, folder)
+    for name in ("epochs", "patience"):  # which may change where a run goes on
+        was, asked = getattr(before.recipe, name), getattr(now.recipe, name)
+        if was != asked:
+            raise InputError(folder, f"its bundle is there, and {name} was {was} and is {asked}", "the options of that run")
+
+
+def train(folder: Path, options: Sequence[str]) -> Path:
     """Train one network with train.py, or go on with its run, or take the bundle that it has left; return the bundle.
 
     Args:
-        name: of the run's folder in `output`.
-        network: the options that make it this network.
-        manifest: of train.py.
-        output: gets the run's folder.
-        options: the options for every network.
+        folder: of the run.
+        options: of train.py.
 
     Raises:
         InputError: train.py has failed; it has said why.
     """
-    folder = output / name
-    bundle = folder / "bundle"
+    bundle = folder / BUNDLE_FOLDER
     if bundle.exists():
         return bundle
     resume = ["--resume"] if (folder / RUN_FILE).exists() else []
-    command = [str(ROOT / "train.py"), "--manifest", str(manifest), "--output", str(folder), *network, *resume, *options]
+    command = [str(ROOT / "train.py"), "--output", str(folder), *options, *resume]
     code = subprocess.run([sys.executable, *command], check=False).returncode
     if code:
         raise InputError(folder, f"train.py ended with exit code {code}", "a run that ends with a bundle")
@@ -307,7 +321,9 @@ def build_parser() -> OneLineParser:
     parser.add_argument("--split", choices=get_args(Split), default="test", help="evaluated on, default: %(default)s")
     backbones = get_args(BackboneName)
     parser.add_argument("--backbones", nargs="+", choices=backbones, default=backbones, help="default: all of them")
-    parser.add_argument("--base-width", type=int, default=64, help="filters of the first convolution, default: %(default)s")
+    parser.add_argument(
+        "--base-width", type=whole_number(2), default=64, help="filters of the first convolution, default: %(default)s"
+    )
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
     parser.add_argument(
         "--stratum", default=GOLD_COLUMN, help="column of the manifest by which agreement is split, default: %(default)s"
@@ -326,19 +342,16 @@ def run(options: argparse.Namespace, passed: Sequence[str]) -> list[Table]:
     if not cases:
         raise InputError(options.manifest, f"no row has the split {options.split}", "cases to evaluate on, or another --split")
     truth = reference(manifest, cases)
-    shared = ["--base-width", str(options.base_width), "--device", options.device, *passed]
-    bundles = {
-        f"{strategy}-{backbone}": train(
-            f"{strategy}-{backbone}",
-            ["--backbone", backbone, "--strategy", strategy],
-            options.manifest,
-            options.output,
-            shared,
-        )
+    networks = {
+        f"{strategy}-{backbone}": ["--backbone", backbone, "--strategy", strategy]
         for strategy in STRATEGIES
         for backbone in options.backbones
     }
-    bundles[RIVAL] = train(RIVAL, ["--strategy", RIVAL], options.manifest, options.output, shared)
+    networks[RIVAL] = ["--strategy", RIVAL]
+    shared = ["--manifest", str(options.manifest), "--base-width", str(options.base_width), "--device", options.device, *passed]
+    for name, network in networks.items():
+        check_trained(options.output / name, manifest, [*network, *shared])
+    bundles = {name: train(options.output / name, [*network, *shared]) for name, network in networks.items()}
     methods = {name: score_cases(name, path, network_method(path, options.device), cases) for name, path in bundles.items()}
     validation = manifest.of("validation")
     if validation and all(case.percentages for case in validation):
@@ -422,14 +435,9 @@ def _write(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for an input that cannot be used or a run that has failed."""
+    """Run the command; returns the exit code: 0, 2 for an input that cannot be used or a run that has failed, or 1."""
     options, passed = build_parser().parse_known_args(arguments)
-    try:
-        print(to_markdown(run(options, passed)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(to_markdown(run(options, passed))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,14 +25,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import exit_code, timed_process
 from model.batch.cases import CohortCase
 from model.batch.cluster import Plan, RayRun, Work, connected
 from model.batch.command import CaseRecorder
 from model.batch.journal import Entry, opened
 from model.batch.scoring import Identity, ScoredCase
+from model.command_line import OneLineParser, whole_number
+from model.container.grand_challenge import find_cases
 from model.container.results import CaseResult, Metrics, Provenance, Quality, RegionMetrics
 from model.container.resume import Record
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
+from model.weights import locate_bundle
 
 MB = 1 << 20
 PROVENANCE = Provenance("benchmark", "0" * 64, "nothing", "paper", "given", "0", "cpu", "float32")
@@ -126,42 +129,28 @@ def evaluate(cases: int) -> None:
         (folder / "reference.csv").write_text("\n".join(lines) + "\n")
         for table in ("cohort.parquet", "cohort.csv"):
             options = ("--predictions", folder / table, "--reference", folder / "reference.csv", "--output", folder / "report")
-            wall, cpu, memory = measured([ROOT / "evaluate.py", *options])
-            print(f"evaluate.py on {table}, {cases} cases: {cpu:.1f} s of CPU, {wall:.1f} s in all, {memory:.0f} MB")
+            process = timed_process([ROOT / "evaluate.py", *options])
+            figures = f"{process.core_seconds:.1f} s of CPU, {process.seconds:.1f} s in all, {process.memory / MB:.0f} MB"
+            print(f"evaluate.py on {table}, {cases} cases: {figures}")
 
 
 def throughput(folder: Path, weights: Path | None) -> None:
-    """Print what `process.py` and `cohort.py` take for one folder, one after the other."""
-    more = () if weights is None else ("--weights", weights)
+    """Print what `process.py` and `cohort.py` take for one folder, one after the other.
+
+    Raises:
+        InputError: the folder holds no cases, or `weights` no bundle.
+    """
+    find_cases(folder)
+    more = () if weights is None else ("--weights", locate_bundle(weights))
     with tempfile.TemporaryDirectory() as output:
         for command in ("process.py", "cohort.py"):
-            wall, cpu, _ = measured([ROOT / command, "--input", folder, "--output", Path(output) / command, *more])
-            print(f"{command}: {wall:.1f} s, {cpu:.1f} s of CPU of its own and of processes that it waited for")
+            process = timed_process([ROOT / command, "--input", folder, "--output", Path(output) / command, *more])
+            figures = f"{process.seconds:.1f} s, {process.core_seconds:.1f} s of CPU"
+            print(f"{command}: {figures} of its own and of processes that it waited for")
 
 
-def measured(command: Sequence[str | Path]) -> tuple[float, float, float]:
-    """Run a command; return its seconds, those of CPU, and the peak memory of its largest process in MB."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-    wall = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, after.ru_maxrss / 1024
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("schedule", "evaluate"):
-        command = commands.add_parser(name)
-        command.add_argument("--cases", type=int, default=10000)
-        if name == "schedule":
-            command.add_argument("--networks", type=int, default=2)
-    command = commands.add_parser("throughput")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--weights", type=Path)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """One of the three commands."""
     if options.command == "schedule":
         schedule(options.cases, options.networks)
     elif options.command == "evaluate":
@@ -170,5 +159,22 @@ def main() -> None:
         throughput(options.folder, options.weights)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = OneLineParser(
+        prog="benchmark/cohort.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("schedule", "evaluate"):
+        command = commands.add_parser(name)
+        command.add_argument("--cases", type=whole_number(1), default=10000)
+        if name == "schedule":
+            command.add_argument("--networks", type=whole_number(1), default=2)
+    command = commands.add_parser("throughput")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--weights", type=Path)
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

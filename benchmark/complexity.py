@@ -8,9 +8,9 @@ torch's meta device.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import script_parser
 from model.network import BackboneName, HeadName, NetworkConfig, build_network
 from model.preprocessing import PAPER_INPUT_SHAPE
 
@@ -85,10 +86,10 @@ def measure(config: NetworkConfig) -> Complexity:
     return Complexity(config.backbone, config.head, parameters, counter.total / 1e9)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = [measure(NetworkConfig(b, h)) for b in get_args(BackboneName) for h in get_args(HeadName)]
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))

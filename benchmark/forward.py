@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import checking, exit_code, script_parser, timed_process
 from benchmark.complexity import measure
 from benchmark.inference import printed
+from model.command_line import whole_number
+from model.errors import InputError
 from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation
 from model.preprocessing import PAPER_INPUT_SHAPE
 from model.subtyping import choose_device, choose_precision, place_network
@@ -77,7 +80,7 @@ def timed(way: str, base_width: int, precision: torch.dtype) -> dict[str, Any]:
         run()
         after.record()
     torch.cuda.synchronize()
-    milliseconds = sorted(before.elapsed_time(after) for before, after in events)[PASSES // 2]
+    milliseconds = statistics.median(before.elapsed_time(after) for before, after in events)
     operations = 2e9 * measure(NetworkConfig("resnet34", "regression", base_width)).gmacs
     return {
         "precision": str(precision).removeprefix("torch."),
@@ -89,28 +92,36 @@ def timed(way: str, base_width: int, precision: torch.dtype) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Time the network's forward pass on a GPU.")
-    parser.add_argument("--base-width", type=int, default=64)
-    parser.add_argument("--precision", nargs="+", choices=("float16", "bfloat16", "float32"), default=["float16", "bfloat16"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Time every way in every precision, and print the rows.
+
+    Raises:
+        InputError: there is no GPU, or no network of this width.
+    """
+    with checking("--base-width"):
+        NetworkConfig("resnet34", "regression", options.base_width)
     device, notes = choose_device("auto")
     if device.type != "cuda":
-        print(f"there is no GPU to measure on; {', '.join(notes) or 'benchmark/inference.py times the CPU'}", file=sys.stderr)
-        return 2
+        raise InputError("forward.py", ", ".join(notes) or "there is no GPU", "a GPU; benchmark/inference.py times the CPU")
     if len(options.precision) == len(options.ways) == 1:
         rows = [timed(options.ways[0], options.base_width, choose_precision(options.precision[0], device))]
     else:
         rows = []
         for precision in options.precision:
             for way in options.ways:
-                command = [sys.executable, __file__, "--precision", precision, "--ways", way, "--json"]
-                command += ["--base-width", str(options.base_width)]
-                rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+                command = [__file__, "--precision", precision, "--ways", way, "--json", "--base-width", str(options.base_width)]
+                rows += json.loads(timed_process(command).output)
     print(json.dumps(rows) if options.json else f"{torch.cuda.get_device_name()}\n\n{printed(rows)}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("--base-width", type=whole_number(2), default=64)
+    parser.add_argument("--precision", nargs="+", choices=("float16", "bfloat16", "float32"), default=["float16", "bfloat16"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

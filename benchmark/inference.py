@@ -16,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import checking, exit_code, script_parser, timed_process
 from benchmark.complexity import measure
-from model.errors import InputError
+from model.command_line import whole_number
 from model.imaging.readers import read_volume
 from model.network import NetworkConfig
 from model.preprocessing import PROFILES
@@ -81,22 +81,12 @@ def run(case: Path, weights: Path, output: Path) -> Run:
     """Run process.py once, in 8-bit integers if the bundle has them.
 
     Raises:
-        RuntimeError: it failed.
+        ChildProcessError: it failed.
     """
-    log, highest = output.with_suffix(".log"), 0
     options = [f"--input={case}", f"--output={output}", f"--weights={weights}"]
     options += ["--precision=int8"] * has_eight_bit(weights)
-    before, start = core_seconds(), time.perf_counter()
-    with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, str(ROOT / "process.py"), *options], stdout=stream, stderr=stream)
-        while process.poll() is None:
-            highest = max(highest, peak_memory(process.pid))
-            time.sleep(0.01)
-    seconds = time.perf_counter() - start
-    text = log.read_text()
-    if process.returncode != 0:
-        raise RuntimeError(f"process.py failed: {text}")
-    return Run(logged_stages(text), seconds, core_seconds() - before, highest / 1e9)
+    process = timed_process([ROOT / "process.py", *options])
+    return Run(logged_stages(process.output), process.seconds, process.core_seconds, process.memory / 1e9)
 
 
 def calibrated_on_noise(bundle: Bundle) -> EightBitBundle:
@@ -106,27 +96,12 @@ def calibrated_on_noise(bundle: Bundle) -> EightBitBundle:
     return in_eight_bits(bundle, [image], correct_biases=False)
 
 
-def core_seconds() -> float:
-    """Seconds that ended processes of this one have had of all cores together."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def logged_stages(log: str) -> dict[Stage, float]:
     """Seconds of every stage that a log of process.py holds, summed over its scans, in the order of `Stage`."""
     stages: dict[Stage, float] = {}
     for found in filter(None, map(parse_stage_line, log.splitlines())):
         stages[found[0]] = stages.get(found[0], 0.0) + found[1]
     return {stage: stages[stage] for stage in Stage if stage in stages}
-
-
-def peak_memory(process: int) -> int:
-    """Bytes of resident memory that a process has had at most; 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def median_run(runs: list[Run]) -> Run:
@@ -138,9 +113,7 @@ def median_run(runs: list[Run]) -> Run:
 
 def import_seconds() -> float:
     """Seconds of a Python process that imports torch and nothing else."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    return time.perf_counter() - start
+    return timed_process(["-c", "import torch"]).seconds
 
 
 def read_seconds(case: Path) -> float:
@@ -253,22 +226,16 @@ def printed(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Time process.py stage by stage, beside the least that the machine needs.")
-    parser.add_argument("--lungs", type=Path, required=True, help="lung mask that the case is made from")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="released")
-    parser.add_argument("--base-width", type=int, default=64)
-    parser.add_argument("--int8", action="store_true", help="with the network in 8-bit integers")
-    parser.add_argument("--growth", action="store_true", help="against the number of voxels instead")
-    parser.add_argument("--many", type=int, metavar="N", help="N scans in one run instead")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    try:
-        mask = read_volume(options.lungs).image
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+def run_script(options: argparse.Namespace) -> None:
+    """Make the case and the weights, measure, and print the table that is asked for.
+
+    Raises:
+        InputError: the mask cannot be read, or there is no network of this width.
+        ChildProcessError: process.py failed.
+    """
+    with checking("--base-width"):
+        NetworkConfig("resnet34", "regression", options.base_width)
+    mask = read_volume(options.lungs).image
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         network, metadata = untrained_bundle(base_width=options.base_width, seed=0)
@@ -290,7 +257,20 @@ def main() -> int:
             rows = [{"stage": stage, **row} for stage, row in result["stages"].items()]
             text = printed(rows) + "\n\n" + "\n".join(f"{key}: {value}" for key, value in facts.items())
     print(json.dumps(result, indent=2) if options.json else text)
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("--lungs", type=Path, required=True, help="lung mask that the case is made from")
+    parser.add_argument("--runs", type=whole_number(1), default=3)
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="released")
+    parser.add_argument("--base-width", type=whole_number(2), default=64)
+    parser.add_argument("--int8", action="store_true", help="with the network in 8-bit integers")
+    parser.add_argument("--growth", action="store_true", help="against the number of voxels instead")
+    parser.add_argument("--many", type=whole_number(1), metavar="N", help="N scans in one run instead")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run_script(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import checking, exit_code, script_parser
+from model.command_line import whole_number
 from model.eight_bit import compiled
-from model.network import EmphysemaNetwork, fold_batch_normalisation
-from model.preprocessing import PAPER_INPUT_SHAPE, Shape
+from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation
+from model.preprocessing import PAPER_INPUT_SHAPE, Shape, check_input_shape
 from model.subtyping import place_network
 from model.training.quantize import OneOutput, openvino_model, quantized
 from model.weights import untrained_bundle
@@ -164,7 +166,15 @@ def print_layers(options: argparse.Namespace) -> None:
 
 
 def print_times(options: argparse.Namespace) -> None:
-    """CPU seconds and seconds on the clock of each engine, in turn."""
+    """CPU seconds and seconds on the clock of each engine, in turn.
+
+    Raises:
+        InputError: there is no network of this width, or input of this shape.
+    """
+    with checking("--base-width"):
+        NetworkConfig("resnet34", "regression", options.base_width)
+    with checking("--input-shape"):
+        check_input_shape(tuple(options.input_shape))
     z, y, x = options.input_shape
     image = torch.rand(1, 1, z, y, x, generator=torch.Generator().manual_seed(1))
     networks = dict(engines(options.engines, options.base_width, (z, y, x), options.threads))
@@ -183,24 +193,23 @@ def print_times(options: argparse.Namespace) -> None:
         print(f"| {name} | {cpu:.2f} | {wall:.2f} | {cpu / first:.2f} |")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Try 8-bit integers on the CPU.")
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
     commands = parser.add_subparsers(required=True)
     layer = commands.add_parser("layer")
     layer.set_defaults(run=print_layers)
-    layer.add_argument("--runs", type=int, default=7)
+    layer.add_argument("--runs", type=whole_number(1), default=7)
     timing = commands.add_parser("time")
     timing.set_defaults(run=print_times)
-    timing.add_argument("--base-width", type=int, default=64)
-    timing.add_argument("--input-shape", type=int, nargs=3, default=PAPER_INPUT_SHAPE, metavar=("Z", "Y", "X"))
-    timing.add_argument("--runs", type=int, default=3)
+    timing.add_argument("--base-width", type=whole_number(2), default=64)
+    timing.add_argument("--input-shape", type=whole_number(1), nargs=3, default=PAPER_INPUT_SHAPE, metavar=("Z", "Y", "X"))
+    timing.add_argument("--runs", type=whole_number(1), default=3)
     timing.add_argument("--engines", nargs="+", choices=("openvino", "onnxruntime"), default=["openvino"])
     for command in (layer, timing):
-        command.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+        command.add_argument("--threads", type=whole_number(1), default=1)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    options.run(options)
-    return 0
+    return exit_code(lambda: options.run(options))
 
 
 if __name__ == "__main__":

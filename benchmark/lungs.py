@@ -2,15 +2,16 @@
 
 Usage: python benchmark/lungs.py CASE...
 
-CASE is a folder as process.py --input takes it, with masks on the CTs' grids. Those of `python -m model.simulation` hold the
-truth of paraseptal emphysema, too: then its share of the lung is printed, and how much of it is inside of what was found.
+CASE is a folder as process.py --input takes it, with masks on the CTs' grids. Those of `python -m model.simulation` hold one
+case and its truth of paraseptal emphysema: then its share of the lung is printed, and how much of it is inside of what was
+found.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import exit_code, script_parser
 from model.cohort.layout import truth_path
 from model.container.grand_challenge import find_cases
 from model.errors import InputError
@@ -56,20 +58,30 @@ def compare(ct: Path, mask: Path, truth: Path) -> tuple[str, ...]:
     return (*cells, f"{seconds:.1f}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def run(folders: Sequence[Path]) -> None:
+    """Print one row a case.
+
+    Raises:
+        InputError: a folder has no case, or several and one truth; or a file cannot be read.
+    """
+    cases = []
+    for folder in folders:
+        found, truth = find_cases(folder), truth_path(folder, PARASEPTAL.name)
+        if len(found) > 1 and truth.is_file():
+            raise InputError(folder, f"{len(found)} cases beside one {truth.name}", "one case in a folder with truth")
+        cases += [(*case.files, truth) for case in found]
+    for number, files in enumerate(cases):
+        row = compare(*files)
+        if number == 0:
+            print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("cases", type=Path, nargs="+", metavar="CASE")
-    options = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    try:
-        for folder in options.cases:
-            for case in find_cases(folder):
-                ct, mask = case.files
-                print(f"| {' | '.join(compare(ct, mask, truth_path(folder, PARASEPTAL.name)))} |", flush=True)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options.cases))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ LAA-950 further and nearer than 8 mm from the pleura.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -28,7 +28,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import exit_code, script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
+from model.command_line import whole_number
 from model.errors import InputError
 from model.evaluation.baselines import rim_paraseptal
 from model.fleischner import SUBTYPES, Subtype
@@ -48,6 +50,8 @@ VESSEL_HU, SOFT_TISSUE_HU = -300.0, 40.0
 BLUR, NOISE = (0.5, 1.2), (10.0, 30.0)
 """Of the scanner: standard deviations of the blur in mm, and of the noise in HU."""
 
+_LARGE_LUNGS = f"lungs of an adult, of which at least {LARGEST_PERCENTAGES['centrilobular']:g} % lie deeper"
+
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -65,7 +69,7 @@ class Measured:
 def read_lungs(path: Path) -> Bools:
     """The mask at `SPACING`, z, y, x, cropped to 15 mm around the lungs."""
     mask = read_volume(path).image > 0
-    size = [round(n * step / SPACING) for n, step in zip(mask.GetSize(), mask.GetSpacing(), strict=True)]
+    size = [max(round(n * step / SPACING), 1) for n, step in zip(mask.GetSize(), mask.GetSpacing(), strict=True)]
     same_frame = (mask.GetOrigin(), [SPACING] * 3, mask.GetDirection())
     lungs = sitk.GetArrayFromImage(sitk.Resample(mask, size, sitk.Transform(), sitk.sitkNearestNeighbor, *same_frame)) > 0
     if not lungs.any():
@@ -73,6 +77,20 @@ def read_lungs(path: Path) -> Bools:
     margin = round(15 / SPACING)
     box = ndimage.find_objects(lungs.astype(np.uint8))[0]
     return np.pad(lungs[box], margin)
+
+
+def depth_of(lungs: Bools, path: Path) -> Floats:
+    """Distance to the pleura in mm.
+
+    Raises:
+        InputError: the lungs are too small for the largest percentage of centrilobular emphysema.
+    """
+    depth = ndimage.distance_transform_edt(lungs, sampling=SPACING).astype(np.float32)
+    share = 100 * float(np.mean(depth[lungs] > CENTRILOBULAR_DEPTH))
+    if share < LARGEST_PERCENTAGES["centrilobular"]:
+        found = f"{share:.0f} % of the lungs lie deeper than {CENTRILOBULAR_DEPTH:g} mm"
+        raise InputError(path, found, _LARGE_LUNGS)
+    return depth
 
 
 def smooth_noise(shape: tuple[int, ...], size_mm: float, rng: np.random.Generator) -> Floats:
@@ -84,7 +102,14 @@ def smooth_noise(shape: tuple[int, ...], size_mm: float, rng: np.random.Generato
 def place_balls(
     centres: npt.NDArray[np.intp], radii: tuple[float, float], allowed: Bools, wanted: int, rng: np.random.Generator
 ) -> Bools:
-    """Balls around centres drawn at random, as far as they are allowed, until so many voxels are in them."""
+    """Balls around centres drawn at random, as far as they are allowed, until so many voxels are in them.
+
+    Raises:
+        InputError: so many are not allowed.
+    """
+    most = np.count_nonzero(allowed) if len(centres) else 0
+    if wanted > most:
+        raise InputError("--lungs", f"{wanted} voxels of lesions do not fit where {most} are free", _LARGE_LUNGS)
     lesions = np.zeros_like(allowed)
     while wanted > 0 and np.count_nonzero(lesions) < wanted:
         centre, radius = centres[rng.integers(len(centres))], rng.uniform(*radii) / SPACING
@@ -150,33 +175,35 @@ def table(rows: list[Measured]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def run(options: argparse.Namespace) -> None:
+    """Make, score and compare the scans; print the table, then write the file.
+
+    Raises:
+        InputError: a bundle, mask or file that cannot be used.
+    """
+    try_file(options.csv)
+    lungs = read_lungs(options.lungs)
+    depth = depth_of(lungs, options.lungs)
+    subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
+    rows: list[Measured] = []
+    for number in tqdm(range(options.cases), disable=None):
+        scan, truth = make_case(lungs, depth, np.random.default_rng([options.seed, number]))
+        rows += measure(subtyper, scan, truth)
+    print(f"weights: {subtyper.metadata.name}; {options.cases} scans")
+    print(table(rows))
+    if options.csv:
+        write_csv(options.csv, [column.name for column in fields(Measured)], map(astuple, rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--lungs", type=Path, required=True, help="lung mask of a real patient")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
-    parser.add_argument("--cases", type=int, default=24, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--cases", type=whole_number(1), default=24, help="default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
     parser.add_argument("--csv", type=Path, help="write one row a scan and subtype")
-    options = parser.parse_args()
-    try:
-        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
-        lungs = read_lungs(options.lungs)
-        depth = ndimage.distance_transform_edt(lungs, sampling=SPACING).astype(np.float32)
-        rows: list[Measured] = []
-        for number in tqdm(range(options.cases), disable=None):
-            scan, truth = make_case(lungs, depth, np.random.default_rng([options.seed, number]))
-            rows += measure(subtyper, scan, truth)
-        print(f"weights: {subtyper.metadata.name}; {options.cases} scans")
-        print(table(rows))
-        if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow([column.name for column in fields(Measured)])
-                writer.writerows(map(astuple, rows))
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ and can be put back to two places:
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,8 +32,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import checking, exit_code, script_parser
 from model.cohort.manifest import Split, TrainingCase, read_manifest
-from model.command_line import OneLineParser
+from model.command_line import OneLineParser, whole_number
 from model.errors import InputError
 from model.fleischner import SUBTYPES
 from model.imaging.scan import Scan
@@ -114,11 +116,11 @@ def measure(case: TrainingCase, profile: Profile) -> list[tuple[str, str, str, f
 
 def build_parser() -> OneLineParser:
     """The command line."""
-    parser = OneLineParser(prog="benchmark/placement.py", description=(__doc__ or "").splitlines()[0])
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="of train.py, with truth maps")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="default: %(default)s")
-    parser.add_argument("--cases", type=int, help="default: all of them")
-    parser.add_argument("--input-shape", type=int, nargs=3, default=list(PAPER_INPUT_SHAPE), metavar=("Z", "Y", "X"))
+    parser.add_argument("--cases", type=whole_number(1), help="default: all of them")
+    parser.add_argument("--input-shape", type=whole_number(1), nargs=3, default=PAPER_INPUT_SHAPE, metavar=("Z", "Y", "X"))
     return parser
 
 
@@ -137,21 +139,25 @@ def table(rows: list[tuple[str, str, str, float, float]]) -> list[str]:
     return lines
 
 
-def main() -> int:
-    options = build_parser().parse_args()
-    try:
-        shape: Shape = tuple(options.input_shape)
+def run(options: argparse.Namespace) -> None:
+    """Measure every scan and print the table.
+
+    Raises:
+        InputError: the manifest cannot be used, has no scans with truth in the split, or the shape is of no network's input.
+    """
+    shape: Shape = tuple(options.input_shape)
+    with checking("--input-shape"):
         check_input_shape(shape)
-        cases = read_manifest(options.manifest, with_truth=True, needs_training=False).of(options.split)[: options.cases]
-        if not cases or any(case.truth is None for case in cases):
-            raise InputError(options.manifest, f"no scans with truth maps in {options.split}", "scans with truth maps")
-        profile = replace(PAPER_PROFILE, input_shape=shape)
-        rows = [row for case in tqdm(cases, unit="scan", disable=None) for row in measure(case, profile)]
-    except (InputError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join(table(rows)))
-    return 0
+    cases = read_manifest(options.manifest, with_truth=True, needs_training=False).of(options.split)[: options.cases]
+    if not cases or any(case.truth is None for case in cases):
+        raise InputError(options.manifest, f"no scans with truth maps in {options.split}", "scans with truth maps")
+    profile = replace(PAPER_PROFILE, input_shape=shape)
+    print("\n".join(table([row for case in tqdm(cases, unit="scan", disable=None) for row in measure(case, profile)])))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

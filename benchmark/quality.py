@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +22,18 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import exit_code, script_parser
 from model import SHIPPED_WEIGHTS
 from model.cohort.layout import TRUTH_FOLDER, ct_path, lung_mask_path, truth_paths
+from model.command_line import whole_number
 from model.container.grand_challenge import find_cases
 from model.container.results import Quality
+from model.errors import InputError
 from model.imaging.scan import Scan
 from model.lungs.quality import ImageQuality, Range, quality_warnings
 from model.subtyping import EmphysemaSubtyper
 from model.training.validated_range import validated_range
+from model.weights import locate_bundle
 
 WRONG_POINTS = 3.0
 NOISE_HU, SHARPENING, SLICES_MM = 60.0, 2.5, 8.0
@@ -91,19 +95,25 @@ def shown(quality: ImageQuality) -> str:
     return Quality.of(quality).text
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cohort", type=Path)
-    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
-    parser.add_argument("--validation", type=int, default=8)
-    parser.add_argument("--cases", type=int, help="at most so many after those of the validation")
-    parser.add_argument("--real", type=Path, nargs="*", default=[])
-    options = parser.parse_args()
-    subtyper = EmphysemaSubtyper.from_bundle(options.weights)
+def run(options: argparse.Namespace) -> None:
+    """Print the range, a line for each real scan and each shifted one, and the table.
+
+    Raises:
+        InputError: a bundle, cohort or scan that cannot be used, or nothing is left to measure.
+    """
     cases = sorted(path.parent for path in options.cohort.glob(f"*/{TRUTH_FOLDER}"))
-    known: dict[str, Range] = subtyper.metadata.validated_range or validated_range(
-        [Quality.of(ImageQuality.of(read(case)[0])) for case in cases[: options.validation]]
-    )
+    scored = cases[options.validation :][: options.cases]
+    if not scored:
+        found = f"{len(cases)} scans with truth, of which the first {options.validation} are for the range"
+        raise InputError(options.cohort, found, "more of `python -m model.simulation`")
+    subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
+    if subtyper.metadata.network.head == "classification":
+        raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
+    known: dict[str, Range] | None = subtyper.metadata.validated_range
+    if not known:
+        if not options.validation:
+            raise InputError("--validation", "0, and the bundle has no validated range", "at least 1")
+        known = validated_range([Quality.of(ImageQuality.of(read(case)[0])) for case in cases[: options.validation]])
     print(f"range: {known}", flush=True)
     for folder in options.real:
         for case in find_cases(folder):
@@ -111,21 +121,30 @@ def main() -> int:
             quality = ImageQuality.of(scan)
             print(f"{folder.name}: {shown(quality)}; {len(quality_warnings(quality, known))} warnings", flush=True)
     counts = {name: np.zeros((2, 2), int) for name in SHIFTS}
-    for case in cases[options.validation :][: options.cases]:
-        scan, truth = read(case)
+    for place in scored:
+        scan, truth = read(place)
         for name, shift in SHIFTS.items():
-            shifted = shift(scan)
-            result = subtyper.predict(shifted)
+            result = subtyper.predict(shift(scan))
             errors = [abs((found.percentage or 0) - true) for found, true in zip(result.findings, truth, strict=True)]
             warned = bool(quality_warnings(result.quality, known))
             counts[name][int(max(errors) > WRONG_POINTS), int(warned)] += 1
             off = ", ".join(f"{error:.1f}" for error in errors)
-            print(f"{case.name} {name}: {shown(result.quality)}; off by {off}; warned: {warned}", flush=True)
+            print(f"{place.name} {name}: {shown(result.quality)}; off by {off}; warned: {warned}", flush=True)
     print("| | scans | wrong | of these warned of | right | of these warned of |\n| --- | --- | --- | --- | --- | --- |")
     for name, table in [*counts.items(), ("all", sum(counts.values()))]:
         right, wrong = np.asarray(table)
         print(f"| {name} | {right.sum() + wrong.sum()} | {wrong.sum()} | {wrong[1]} | {right.sum()} | {right[1]} |")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
+    parser.add_argument("--validation", type=whole_number(0), default=8)
+    parser.add_argument("--cases", type=whole_number(1), help="at most so many after those of the validation")
+    parser.add_argument("--real", type=Path, nargs="*", default=[])
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

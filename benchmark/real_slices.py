@@ -5,8 +5,9 @@ Usage: python benchmark/real_slices.py --data DIR [--weights BUNDLE] [--patients
 DIR has a folder a class (CLE, PLE, PSE, NT) of pictures, and `patients.csv`. Grey is calibrated to HU (air around the
 patient -1000 HU, soft tissue 45 HU), the lungs are found, and the picture becomes 40 equal slices, 2.5 mm apart. Printed are
 areas under the ROC curve with 95 % intervals from 2000 bootstrap samples of patients: CLE % (CLE against normal), PSE % (PSE
-against normal), the share of PSE in both (PSE against CLE), and the same tasks by LAA-950 and by LAA-950 within 8 mm of the
-pleura.
+against normal), the share of PSE in both (PSE against CLE), CLE % once more (PLE against normal), and the same tasks by LAA-950
+and by LAA-950 within 8 mm of the pleura. Samples in which all patients are of one class are left out. With fewer than five
+patients of a class there is no interval.
 
 The contact sheet is for the eye alone: it shows the pictures, whose terms may forbid to pass them on.
 """
@@ -14,10 +15,9 @@ The contact sheet is for the eye alone: it shows the pictures, whose terms may f
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,10 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import exit_code, script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
-from model.errors import InputError
+from model.command_line import whole_number
+from model.errors import InputError, printable
 from model.evaluation.baselines import RIM_MM
 from model.fleischner import SUBTYPES
 from model.imaging.scan import Scan
@@ -39,9 +41,12 @@ from model.slices import CLASSES
 from model.subtyping import EmphysemaSubtyper
 from model.training.slices_cohort import LabelledSlice, listed_slices, make_volume, patients_in
 from model.weights import locate_bundle
+from model.whole_files import try_folder, whole_file
 
 RESAMPLES = 2000
 SEED = 0
+FEWEST_PATIENTS = 5
+"""Of either class of a task, for an interval: samples of fewer are too much alike."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,17 @@ def picture(scan: Scan, level: int, maps: list[np.ndarray], measured: Measured) 
     return tile
 
 
-def auc_with_interval(rows: list[Measured], task: tuple[str, str, str, str, str], key: str) -> tuple[float, float, float]:
-    """AUC of one task, and its 95 % interval by drawing patients anew."""
+def auc_with_interval(rows: list[Measured], task: tuple[str, str, str, str, str], key: str) -> str:
+    """AUC of one task, and its 95 % interval by drawing patients anew, if there are enough of them."""
     _, positive, negative, _, _ = task
     chosen = [row for row in rows if row.label in (positive, negative)]
     truth = np.array([row.label == positive for row in chosen])
     values = np.array([getattr(row, key) for row in chosen])
     patients = np.array([row.patient for row in chosen])
+    area = float(roc_auc_score(truth, values))
+    fewest = min(len(np.unique(patients[truth == side])) for side in (True, False))
+    if fewest < FEWEST_PATIENTS:
+        return f"{area:.3f} (no interval: {fewest} patient{'s' if fewest > 1 else ''} of a class)"
     groups = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
     generator = np.random.default_rng(SEED)
     drawn = []
@@ -127,7 +136,7 @@ def auc_with_interval(rows: list[Measured], task: tuple[str, str, str, str, str]
         if truth[index].any() and not truth[index].all():
             drawn.append(roc_auc_score(truth[index], values[index]))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(roc_auc_score(truth, values)), float(low), float(high)
+    return f"{area:.3f} ({low:.3f} to {high:.3f})"
 
 
 def table(rows: list[Measured]) -> Iterator[str]:
@@ -140,7 +149,7 @@ def table(rows: list[Measured]) -> Iterator[str]:
     for task in TASKS:
         if not known.issuperset(task[1:3]):
             continue
-        cells = ["{:.3f} ({:.3f} to {:.3f})".format(*auc_with_interval(rows, task, key)) for key in task[3:]]
+        cells = [auc_with_interval(rows, task, key) for key in task[3:]]
         yield f"| {task[0]} | {cells[0]} | {cells[1]} |"
     yield ""
     yield "| median (quartiles), % of the lung | CLE | PSE | LAA-950 |\n| --- | --- | --- | --- |"
@@ -160,56 +169,75 @@ def write_sheet(pictures: Sequence[Image.Image], path: Path, columns: int = 3) -
     sheet = Image.new("RGB", (columns * 610, rows * (height + 4)))
     for place, tile in enumerate(pictures):
         sheet.paste(tile, (place % columns * 610, place // columns * (height + 4)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with whole_file(path) as partial:
+        sheet.save(partial, format="PNG")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def chosen_slices(data: Path, patients: Path | None) -> list[LabelledSlice]:
+    """The slices to measure; says which of the patients that a text file lists have none.
+
+    Raises:
+        InputError: the list of slices or of patients cannot be read, or no patient has a slice.
+    """
+    slices = listed_slices(data, CLASSES)
+    if patients is None:
+        return slices
+    wanted = patients_in(patients)
+    absent = sorted(wanted - {entry.patient for entry in slices})
+    if len(absent) == len(wanted):
+        raise InputError(patients, f"none of its {len(wanted)} patients has a slice in {data}", "patients of that folder")
+    if absent:
+        text = f"{patients}: {len(absent)} of {len(wanted)} patients have no slice: {', '.join(absent)}"
+        print(printable(text), file=sys.stderr)
+    return [entry for entry in slices if entry.patient in wanted]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the slices; print the report, then write the files.
+
+    Raises:
+        InputError: a bundle, folder, list or file that cannot be used, or no slice can.
+    """
+    try_file(options.csv)
+    if options.sheet:
+        try_folder(options.sheet)
+    slices = chosen_slices(options.data, options.patients)
+    subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
+    rows: list[Measured] = []
+    tiles: dict[str, list[Image.Image]] = {label: [] for label in CLASSES}
+    for entry in slices:
+        try:
+            scan = Scan.from_images(*make_volume(entry.path))
+        except InputError as error:
+            print(error, file=sys.stderr)
+            continue
+        measured, tile = measure(subtyper, scan, entry)
+        rows.append(measured)
+        if options.sheet and len(tiles[entry.label]) < options.sheet_slices:
+            tiles[entry.label].append(tile)
+    if not rows:
+        raise InputError(options.data, f"all {len(slices)} slices were refused", "CT slices with lungs")
+    print(f"weights: {subtyper.metadata.name}; {len(slices) - len(rows)} slices refused")
+    print("\n".join(table(rows)))
+    if options.csv:
+        header = ["file", "class", "patient", "centrilobular", "paraseptal", "laa950", "laa950_rim"]
+        write_csv(options.csv, header, map(astuple, rows))
+    if options.sheet:
+        for label, pictures in tiles.items():
+            if pictures:
+                write_sheet(pictures, options.sheet / f"{label}.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of classes, with patients.csv")
     parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
     parser.add_argument("--patients", type=Path, help="text file: only these patients, one a line")
     parser.add_argument("--csv", type=Path, help="write one row a slice")
     parser.add_argument("--sheet", type=Path, help="folder for contact sheets; never publish them")
-    parser.add_argument("--sheet-slices", type=int, default=24, help="slices a class on a sheet, default: %(default)s")
-    options = parser.parse_args()
-    try:
-        subtyper = EmphysemaSubtyper.from_bundle(locate_bundle(options.weights))
-        wanted = None if options.patients is None else patients_in(options.patients)
-        rows: list[Measured] = []
-        tiles: dict[str, list[Image.Image]] = {label: [] for label in CLASSES}
-        refused = 0
-        for entry in listed_slices(options.data, CLASSES):
-            if wanted is not None and entry.patient not in wanted:
-                continue
-            try:
-                scan = Scan.from_images(*make_volume(entry.path))
-            except InputError as error:
-                print(error, file=sys.stderr)
-                refused += 1
-                continue
-            measured, tile = measure(subtyper, scan, entry)
-            rows.append(measured)
-            if options.sheet and len(tiles[entry.label]) < options.sheet_slices:
-                tiles[entry.label].append(tile)
-        if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(["file", "class", "patient", "centrilobular", "paraseptal", "laa950", "laa950_rim"])
-                writer.writerows(
-                    [row.name, row.label, row.patient, row.centrilobular, row.paraseptal, row.laa950, row.laa950_rim]
-                    for row in rows
-                )
-        print(f"weights: {subtyper.metadata.name}; {refused} slices refused")
-        print("\n".join(table(rows)))
-        if options.sheet:
-            for label, pictures in tiles.items():
-                if pictures:
-                    write_sheet(pictures, options.sheet / f"{label}.png")
-    except (InputError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--sheet-slices", type=whole_number(1), default=24, help="a class, on a sheet, default: %(default)s")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model.command_line import OneLineParser
+from benchmark.command import exit_code
+from model.command_line import OneLineParser, whole_number
 from model.errors import InputError
 from model.simulation import CaseParameters, draw_parameters, simulate
 from model.simulation.case import Look, SimulatedCase
 from model.simulation.scanner import Slab
 from model.training.patches_cohort import CLASSES, LEAST_WALL_PIXELS, SIZE, SPACING_MM, chest_wall, read_class_patches
+from model.whole_files import try_folder, whole_file
 
 Floats = npt.NDArray[np.float64]
 Patches = npt.NDArray[np.int16]
@@ -149,7 +151,11 @@ class LabelledPatches:
 
 
 def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
-    """Cut patches from `cases` simulated slabs."""
+    """Cut patches from `cases` simulated slabs.
+
+    Raises:
+        InputError: the slabs show no patch of a class.
+    """
     patches, labels, sources = [], [], []
     for number in tqdm(range(cases), unit="slab", desc="simulating", disable=None):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, 2)))
@@ -159,6 +165,9 @@ def simulate_patches(cases: int, seed: int, look: Look) -> LabelledPatches:
             patches.append(patch)
             labels.append(name)
             sources.append(number)
+    missing = [name for name in CLASSES if name not in labels]
+    if missing:
+        raise InputError("--cases", f"{cases} slabs show no patch of {', '.join(missing)}", "more slabs")
     return LabelledPatches(np.stack(patches), np.array(labels), np.array(sources))
 
 
@@ -359,7 +368,6 @@ def told_apart(real: LabelledPatches, others: LabelledPatches) -> dict[str, floa
 
 def write_pictures(real: LabelledPatches, simulated: LabelledPatches, folder: Path) -> None:
     """One PNG a class: real patches on the left, simulated ones on the right, window -1050 to -650 HU."""
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for name in CLASSES:
         sides = []
@@ -371,35 +379,30 @@ def write_pictures(real: LabelledPatches, simulated: LabelledPatches, folder: Pa
             tiles += [np.zeros_like(tiles[0])] * (20 - len(tiles))
             sides.append(np.vstack([np.hstack(tiles[k : k + 4]) for k in range(0, 20, 4)]))
         gap = np.full((len(sides[0]), 12), 255, np.uint8)
-        Image.fromarray(np.hstack([sides[0], gap, sides[1]])).save(folder / f"{name}.png")
+        with whole_file(folder / f"{name}.png") as partial:
+            Image.fromarray(np.hstack([sides[0], gap, sides[1]])).save(partial, format="PNG")
 
 
-def main() -> int:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patches", type=Path, required=True, metavar="NPZ", help="the labelled patches")
-    parser.add_argument("--half", choices=("first", "second"), default="second", help="first: choose numbers; second: report")
-    parser.add_argument("--cases", type=int, default=24, help="simulated slabs (about 3 s each)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--look", choices=get_args(Look), default="measured")
-    parser.add_argument("--picture", type=Path, metavar="DIR", help="write a picture a class; they hold real patches")
-    parser.add_argument("--table-alone", action="store_true", help="no forests")
-    options = parser.parse_args()
-    try:
-        real = read_patches(options.patches, options.half)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    simulated = simulate_patches(options.cases, options.seed, options.look)
+def run(options: argparse.Namespace) -> None:
+    """Simulate, compare and print.
+
+    Raises:
+        InputError: the patches cannot be read, the folder of the pictures cannot be written, or there are too few slabs.
+    """
     if options.picture:
-        write_pictures(real, simulated, options.picture)
+        try_folder(options.picture)
+    real = read_patches(options.patches, options.half)
+    simulated = simulate_patches(options.cases, options.seed, options.look)
     counts = {name: f"{len(real.of(name))} / {len(simulated.of(name))}" for name in CLASSES}
     print("patches, real / simulated: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     ours, theirs = table(simulated), table(real)
     print(f"| {'':58} | {'real':>7} | {'simulated':>9} |\n| --- | --- | --- |")
     for name, value in theirs.items():
         print(f"| {name:58} | {value:7.1f} | {ours[name]:9.1f} |")
+    if options.picture:
+        write_pictures(real, simulated, options.picture)
     if options.table_alone:
-        return 0
+        return
     accuracy, recall = transfer(simulated, real)
     print(f"transfer, balanced accuracy of 4 classes: {accuracy:.3f} ({', '.join(f'{k} {v:.2f}' for k, v in recall.items())})")
     other = read_patches(options.patches, "first" if options.half == "second" else "second")
@@ -408,7 +411,21 @@ def main() -> int:
         auc = told_apart(real, others)
         each = ", ".join(f"{name} {value:.2f}" for name, value in auc.items())
         print(f"{title}, AUC: mean {np.mean(list(auc.values())):.3f} ({each})")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = OneLineParser(
+        prog="benchmark/realism.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--patches", type=Path, required=True, metavar="NPZ", help="the labelled patches")
+    parser.add_argument("--half", choices=("first", "second"), default="second", help="first: choose numbers; second: report")
+    parser.add_argument("--cases", type=whole_number(1), default=24, help="simulated slabs (about 3 s each)")
+    parser.add_argument("--seed", type=whole_number(0), default=1)
+    parser.add_argument("--look", choices=get_args(Look), default="measured")
+    parser.add_argument("--picture", type=Path, metavar="DIR", help="write a picture a class; they hold real patches")
+    parser.add_argument("--table-alone", action="store_true", help="no forests")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -8,50 +8,63 @@ medians: `wall` on the clock, `cpu` those of all cores together, which other wor
 
 from __future__ import annotations
 
-import argparse
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-IMPORTS = "from model.container import command; command.scored([], None, None, None)"
-"""Ends with an error once everything is imported: there are no options."""
+from benchmark.command import exit_code, script_parser, timed_process
+from model.command_line import whole_number
+from model.errors import InputError
+
+IMPORTS = """
+from model.container.command import scored
+try:
+    scored([], None, None, None)
+except AttributeError as error:
+    if error.name != "weights":
+        raise
+"""
+"""Raises once everything is imported: there are no options to take the weights from."""
 
 
-def seconds(command: list[str], tree: Path) -> tuple[float, float]:
-    """Seconds of a process on the clock and on all cores."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+def run(runs: int, against: Path | None) -> None:
+    """Time both commands in each checkout, in turn, and print the table.
 
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Time process.py on the example case, and its imports alone.")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout of this repository")
-    options = parser.parse_args()
-    trees = [ROOT, *([options.against.resolve()] if options.against else [])]
+    Raises:
+        InputError: `against` is no checkout.
+        ChildProcessError: a command failed.
+    """
+    if against is not None and not (against / "process.py").is_file():
+        raise InputError(against, "there is no process.py", "a checkout of this repository")
+    trees = [ROOT, *([against.resolve()] if against else [])]
+    found: dict[tuple[str, Path], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as output:
         commands = {
             "example case": ["process.py", f"--input={ROOT / 'test' / 'input'}", f"--output={output}"],
             "imports": ["-c", IMPORTS],
         }
-        found: dict[tuple[str, Path], list[tuple[float, float]]] = {}
-        for _ in range(options.runs):
+        for _ in range(runs):
             for name, command in commands.items():
                 for tree in trees:
-                    found.setdefault((name, tree), []).append(seconds([sys.executable, *command], tree))
+                    process = timed_process(command, tree)
+                    found.setdefault((name, tree), []).append((process.seconds, process.core_seconds))
     print("| what | checkout | wall (s) | cpu (s) |\n| --- | --- | --- | --- |")
-    for (name, tree), runs in found.items():
-        wall, cpu = (statistics.median(figures) for figures in zip(*runs, strict=True))
+    for (name, tree), figures in found.items():
+        wall, cpu = map(statistics.median, zip(*figures, strict=True))
         print(f"| {name} | {'this one' if tree == ROOT else tree} | {wall:.2f} | {cpu:.2f} |")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("--runs", type=whole_number(1), default=5)
+    parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout of this repository")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options.runs, options.against))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -22,8 +23,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmark.command import checking, exit_code, script_parser
 from model.cohort.manifest import Scores, TrainingCase
-from model.command_line import DeviceName
+from model.command_line import DeviceName, whole_number
 from model.fleischner import SUBTYPES
 from model.network import BackboneName, NetworkConfig, build_network
 from model.preprocessing import PAPER_PROFILE
@@ -33,6 +35,7 @@ from model.training.cache import PreparedCase, cache_path, write_case
 from model.training.dataset import Batch, CohortDataset, Draw, stacked
 from model.training.recipes import PAPER_RECIPE
 from model.training.strategies import VoxelStrategy
+from model.training.tiles import check_tile_shape
 
 CASES = 4
 WARM_UP = 2
@@ -100,11 +103,19 @@ def step_rate(
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure both; samples a second, and GB of GPU memory at the most."""
+    """Measure both; samples a second, and GB of GPU memory at the most.
+
+    Raises:
+        InputError: the device cannot be had, or there is no network or tile of this size.
+    """
     device, _ = choose_device(options.device)
     precision = choose_precision("auto", device)
     tile = None if options.tile is None else tuple(options.tile)
-    config = NetworkConfig(options.backbone, "regression", options.base_width)
+    with checking("--base-width"):
+        config = NetworkConfig(options.backbone, "regression", options.base_width)
+    if tile is not None:
+        with checking("--tile"):
+            check_tile_shape(cast(Any, tile), PAPER_PROFILE.input_shape)
     with tempfile.TemporaryDirectory() as folder:
         cases = made_up_cases(Path(folder))
         dataset = CohortDataset(
@@ -130,18 +141,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Rates of the training step and of the data pipeline.")
-    parser.add_argument("--backbone", choices=get_args(BackboneName), default="resnet34")
-    parser.add_argument("--base-width", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--tile", type=int, nargs=3, metavar=("Z", "Y", "X"))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--resident", action="store_true", help="keep cases on the device and augment them there")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print what was found."""
     result = measure(options)
     if options.json:
         print(json.dumps(result, indent=2))
@@ -149,7 +150,21 @@ def main() -> int:
         width = max(map(len, result))
         for name, value in result.items():
             print(f"{name:<{width}}  {value}")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = script_parser(__file__, __doc__)
+    parser.add_argument("--backbone", choices=get_args(BackboneName), default="resnet34")
+    parser.add_argument("--base-width", type=whole_number(2), default=16)
+    parser.add_argument("--batch", type=whole_number(1), default=2)
+    parser.add_argument("--tile", type=whole_number(1), nargs=3, metavar=("Z", "Y", "X"))
+    parser.add_argument("--workers", type=whole_number(0), default=2)
+    parser.add_argument("--resident", action="store_true", help="keep cases on the device and augment them there")
+    parser.add_argument("--steps", type=whole_number(1), default=5)
+    parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ import SimpleITK as sitk
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmark.command import exit_code, timed_process
+from model.command_line import OneLineParser, whole_number
 from model.container.results import failed_result
 from model.viewing.case import CaseFiles, ViewedCase
 from model.viewing.volumes import levels, start_mm
@@ -96,8 +99,7 @@ def write_scored(folder: Path, case: ViewedCase) -> None:
         path = folder / "input" / "images" / name / "synthetic.mha"
         path.parent.mkdir(parents=True)
         sitk.WriteImage(image, str(path))
-    paths = ("--input", folder / "input", "--output", folder / "output")
-    subprocess.run([sys.executable, ROOT / "process.py", *paths], check=True, stdout=subprocess.DEVNULL)
+    timed_process([ROOT / "process.py", "--input", folder / "input", "--output", folder / "output"])
 
 
 def time_browser(folder: Path, runs: int) -> None:
@@ -153,15 +155,8 @@ def time_browser(folder: Path, runs: int) -> None:
         print(f"{step:34s} {statistics.median(seconds):6.2f} ({min(seconds):.2f} to {max(seconds):.2f})")
 
 
-def main() -> None:
+def run(options: argparse.Namespace) -> None:
     """Print a line for each level, or with `--browser` for each step on the way to the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, default=(600, 512, 512), metavar=("Z", "Y", "X"), help="voxels")
-    parser.add_argument(
-        "--browser", action="store_true", help="time until the picture is drawn (needs playwright and Chromium)"
-    )
-    parser.add_argument("--runs", type=int, default=3, help="of the browser (default: %(default)s)")
-    options = parser.parse_args()
     z, y, x = options.shape
     case = made_case((z, y, x))
     print(f"{z} x {y} x {x} voxels")
@@ -186,5 +181,19 @@ def main() -> None:
     print(f"place of the cross-hair: {time.process_time() - processor:.2f} s of processor time")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = OneLineParser(
+        prog="benchmark/viewer.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    size = whole_number(16)
+    parser.add_argument("--shape", type=size, nargs=3, default=(600, 512, 512), metavar=("Z", "Y", "X"), help="voxels")
+    parser.add_argument(
+        "--browser", action="store_true", help="time until the picture is drawn (needs playwright and Chromium)"
+    )
+    parser.add_argument("--runs", type=whole_number(1), default=3, help="of the browser (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: run(options))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

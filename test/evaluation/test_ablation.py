@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from benchmark.ablation import Scored, cells_of, figure_3, main, pictured_cases, rule_method, table_1, table_5, table_of_strata
+from benchmark.ablation import (
+    Scored,
+    cells_of,
+    check_trained,
+    figure_3,
+    main,
+    pictured_cases,
+    rule_method,
+    table_1,
+    table_5,
+    table_of_strata,
+)
 from benchmark.complexity import TABLE_5, Complexity
 from model.cohort.manifest import read_manifest
 from model.cohort.readings import Reading, Readings, read_pairs
@@ -15,6 +26,8 @@ from model.evaluation.agreement import Bootstrap
 from model.evaluation.calibrated_rule import CalibratedRule, Line
 from model.evaluation.report import make_report
 from model.imaging.scan import Scan
+from model.training.export import BUNDLE_FOLDER
+from model.training.options import parse
 from test.evaluation.paper import REGRESSION_CLE, REGRESSION_PSE, write_scores
 from test.phantom import COARSE_INPUT, Phantom, write_dark_detector
 from test.training.cohort import row, write_manifest, write_phantom
@@ -111,6 +124,23 @@ def test_figure_3_shows_both_kinds_of_maps_over_the_same_slices(tmp_path: Path) 
     left, right = pixels[: tile[0], : tile[1]], pixels[: tile[0], -tile[1] :]
     assert (left[:56] == right[:56]).all()  # the CT, in the same slices
     assert (left[60:116] != right[60:116]).any()
+
+
+@pytest.mark.parametrize("more", [["--base-width", "4"], ["--base-width", "2", "--epochs", "9"]])
+def test_a_bundle_of_a_run_with_other_options_is_refused(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, folder = write_cohort(tmp_path), tmp_path / "runs" / "slices-lstm"
+    (folder / BUNDLE_FOLDER).mkdir(parents=True)
+    shared = ["--manifest", str(manifest), "--device", "cpu"]
+    first = ["--strategy", "slices-lstm", *shared, "--base-width", "2"]
+    parse(["--output", str(folder), *first]).options.settled(read_manifest(manifest)).write(folder)
+    check_trained(folder, read_manifest(manifest), first)  # the same options: nothing to say
+    assert main([*shared, "--output", str(tmp_path / "runs"), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{more[-2][2:].replace('-', '_')} was" in line
+    assert line.endswith(f"is {more[-1]}; expected the options that it was started with") or "epochs was 200 and is 9" in line
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["slices-lstm"]
 
 
 @pytest.mark.slow
