@@ -64,7 +64,7 @@ from model.rendering import most_affected_levels
 from model.subtyping import EmphysemaSubtyper
 from model.training.cache import read_truth
 from model.training.export import BUNDLE_FOLDER
-from model.training.options import RUN_FILE, RunOptions, parse
+from model.training.options import RUN_FILE, RunOptions, flat_options, parse
 from model.training.pictures import figure, png
 from model.weights import locate_bundle
 from model.whole_files import whole_file
@@ -78,6 +78,9 @@ GOLD_COLUMN = "gold"
 
 MAIN_BACKBONE = "resnet34"
 """Of the networks in Tables 2 and 3 and in Figure 3, if it is among those that are trained."""
+
+MACHINE = ("device", "devices", "nodes", "precision")
+"""Options of a run that go with the machine: its bundle can be used on another."""
 
 _GAP = 12
 
@@ -98,12 +101,14 @@ def check_trained(folder: Path, manifest: Manifest, options: Sequence[str]) -> N
     """
     if not (folder / BUNDLE_FOLDER).exists():
         return
-    before, now = RunOptions.read(folder), parse(["--output", str(folder), *options]).options.settled(manifest)
-    before.check_resumable(now, folder)
-    for name in ("epochs", "patience"):  # which may change where a run goes on
-        was, asked = getattr(before.recipe, name), getattr(now.recipe, name)
-        if was != asked:
-            raise InputError(folder, f"its bundle is there, and {name} was {was} and is {asked}", "the options of that run")
+    before, now = (
+        {**flat_options(run), "epochs": run.recipe.epochs, "patience": run.recipe.patience}
+        for run in (RunOptions.read(folder), parse(["--output", str(folder), *options]).options.settled(manifest))
+    )
+    differing = [name for name in before if name not in MACHINE and before[name] != now[name]]
+    differences = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing]
+    if differences:
+        raise InputError(folder, f"its bundle is there, and {', '.join(differences)}", "the options of that run")
 
 
 def train(folder: Path, options: Sequence[str]) -> Path:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from benchmark.command import checking, exit_code, script_parser
 from model.command_line import whole_number
 from model.eight_bit import compiled
+from model.errors import InputError
 from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation
 from model.preprocessing import PAPER_INPUT_SHAPE, Shape, check_input_shape
 from model.subtyping import place_network
@@ -45,9 +46,12 @@ Network = Callable[[Tensor], Any]
 
 def in_onnx_runtime(network: EmphysemaNetwork, image: np.ndarray, threads: int) -> Network:
     """ONNX Runtime's quantized network, with the same layers in floating point."""
-    import onnx
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    try:
+        import onnx
+        import onnxruntime
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    except ImportError as error:
+        raise InputError("--engines onnxruntime", str(error), "onnx, onnxruntime and onnxscript to be installed") from error
 
     class OneImage(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

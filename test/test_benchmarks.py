@@ -112,6 +112,8 @@ def test_start_up_is_not_timed_where_the_example_case_or_the_imports_fail(
 ) -> None:
     assert startup.main(["--against", str(tmp_path)]) == 2
     assert "there is no process.py; expected a checkout" in capsys.readouterr().err
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").touch()  # before one that is installed
     with pytest.raises(ChildProcessError, match="ModuleNotFoundError"):
         timed_process(["-c", startup.IMPORTS], tmp_path)
     (tmp_path / "process.py").write_text("raise SystemExit('no weights')\n")

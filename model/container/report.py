@@ -28,8 +28,8 @@ _EXPLAINED = (
 )
 _QUALITY_EXPLAINED = (
     "Noise: standard deviation in homogeneous lung. Edge width: sharpness of the edge to the chest wall. Cut off: surface of "
-    "the lungs where the image ends. A measure outside of the range of the scans that the weights were tested on is among the "
-    "warnings."
+    "the lungs where the image ends. A measure outside of the range of the scans that the weights were found right on is among "
+    "the warnings."
 )
 
 

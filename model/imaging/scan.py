@@ -168,8 +168,8 @@ def _labels_on_grid(mask: Volume, geometry: ImageGeometry) -> tuple[npt.NDArray[
     kept = np.count_nonzero(labels) * geometry.voxel_ml / (filled * own.voxel_ml)
     if kept == 0:
         raise InputError(mask.name, "the mask does not touch the CT", "a mask in the CT's physical space")
-    inside = f"{100 * kept:.1f} % of its volume lies inside the CT"
-    warning = f"the mask lies on another grid than the CT and was resampled onto it; {inside}"
+    volume = f"its volume there is {100 * kept:.1f} % of before"
+    warning = f"the mask lies on another grid than the CT and was resampled onto it; {volume}"
     return labels, (warning,)
 
 

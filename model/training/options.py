@@ -399,13 +399,13 @@ class RunOptions:
         Raises:
             InputError: anything else differs; every difference is named.
         """
-        before, now = _flat(self), _flat(other)
+        before, now = flat_options(self), flat_options(other)
         differences = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
         if differences:
             raise InputError(folder, f"it cannot be resumed: {', '.join(differences)}", "the options that it was started with")
 
 
-def _flat(options: RunOptions) -> dict[str, Any]:
+def flat_options(options: RunOptions) -> dict[str, Any]:
     """All that may not change by name; the manifest is known by its digest."""
     free = {option.name for option in fields(options) if option.metadata.get("may_change")}
     values = options.as_document()

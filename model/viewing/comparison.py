@@ -123,7 +123,7 @@ def _unlike(first: Quality, second: Quality) -> list[str]:
     found = []
     for field, term, unit, decimals, ratio in _QUALITIES:
         one, other = getattr(first, field), getattr(second, field)
-        if one is not None and other is not None and max(one, other) >= ratio * min(one, other) > 0:
+        if one is not None and other is not None and max(one, other) > max(0, ratio * min(one, other)):
             found.append(f"{term} {one:.{decimals}f} and {other:.{decimals}f} {unit}")
     return found
 

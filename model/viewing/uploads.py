@@ -80,9 +80,9 @@ def read_upload(uploads: Sequence[Upload], role: str) -> Volume:
         try:
             return replace(read_volume(path), name=role)
         except InputError as error:
-            if ".mhd" not in error.expected and "folder" not in error.expected:
+            if "folder" not in error.expected:
                 raise
-            raise InputError(error.source, error.found, FORMATS) from error  # the page takes neither
+            raise InputError(error.source, error.found, FORMATS) from error  # the page takes none
 
 
 def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:

@@ -29,6 +29,9 @@ LEVELS = (1_500_000, 24_000_000)
 MAP_VOXELS = 1_500_000
 """Of a map, at most: the network's own maps have 64 x 112 x 144."""
 
+_THICK = 3.0
+"""Times the pixels' distance, from which on axial slices are thick."""
+
 _START_MM = 5.0
 """Standard deviation of the Gaussian that finds where emphysema lies densely."""
 
@@ -69,12 +72,18 @@ def levels(case: ViewedCase) -> Iterator[dict[str, bytes]]:
         files = {"ct": nifti(*coarser(ct, whole, most), case), **maps}
         if case.lung is not None:
             lung, grid = coarser(case.lung[box].astype(np.uint8), whole, most)
-            # Of each axial slice: where slices are thick, the border in three dimensions fills patches of a slice.
-            border = np.stack([contour(level > 0) for level in lung]).astype(np.uint8)
-            files["contour"] = gzip.compress(nifti(border, grid, case), _GZIP_LEVEL)
+            files["contour"] = gzip.compress(nifti(_border(lung > 0, grid), grid, case), _GZIP_LEVEL)
         yield files
         if ct.size <= most:
             return
+
+
+def _border(lung: np.ndarray, grid: Grid) -> np.ndarray:
+    """The border of the lungs, closed in every plane; of thick slices, that of each axial slice, as the other fills patches."""
+    through, *inside = grid.spacing
+    if through > _THICK * max(inside):
+        return np.stack([contour(level) for level in lung]).astype(np.uint8)
+    return contour(lung).astype(np.uint8)
 
 
 def _box(case: ViewedCase) -> Box:

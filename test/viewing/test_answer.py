@@ -57,7 +57,7 @@ def test_the_disclaimer_stays_in_view() -> None:
     assert "position:fixed" in always_in_view()
 
 
-def test_heights_are_counted_from_the_base_of_the_lung_and_averaged_where_there_are_many() -> None:
+def test_heights_are_counted_from_the_lowest_slice_with_a_value_and_averaged_where_there_are_many() -> None:
     percent = np.full(500, np.nan)
     percent[100:340] = 5.0
     values = height_chart({"centrilobular": percent}, 0.5)["data"]["values"]

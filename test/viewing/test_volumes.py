@@ -99,6 +99,10 @@ def test_the_contour_of_thick_slices_is_a_line_in_each_of_them(case: ViewedCase,
     perimeters = [4 * (10 * level - 1) for level in range(1, 6)]
     assert sorted(border.sum(axis=(1, 2)).tolist()) == [0, *perimeters]
 
+    (only,) = levels(replace(pyramid, spacing=(1.0, 1.0, 1.0)))
+    border = sitk.GetArrayFromImage(read(only["contour"], tmp_path, ".nii.gz"))
+    assert border[:, 30, 30].any(), "where slices are thin, the border of a plane through the top is closed"
+
 
 def test_a_large_scan_comes_coarse_first_and_then_within_the_limit(
     case: ViewedCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
