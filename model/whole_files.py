@@ -81,6 +81,17 @@ def try_folder(folder: Path) -> None:
         raise InputError(folder, f"it cannot be written ({reason(error)})", "a folder that can be written") from error
 
 
+def check_replaceable(final: Path) -> None:
+    """Check, before the work, that `whole_folder` can make a folder or put one in its place.
+
+    Raises:
+        InputError: it is a mount or the working directory, or its parent cannot be written.
+    """
+    if final.is_dir() and (os.path.ismount(final) or final.samefile(Path.cwd())):
+        raise InputError(final, "it cannot be replaced as a whole", f"a new folder, such as {final / 'new'}")
+    try_folder(final.resolve().parent)
+
+
 @contextlib.contextmanager
 def whole_file(final: Path) -> Iterator[Path]:
     """Yield a path to write a file to; when the block ends, it becomes `final`, in place of an earlier file of that name.

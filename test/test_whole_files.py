@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from model.errors import InputError
-from model.whole_files import WholeFiles, check_free, make_folder, recover, whole_file, whole_folder, write_files
+from model.whole_files import (
+    WholeFiles,
+    check_free,
+    check_replaceable,
+    make_folder,
+    recover,
+    whole_file,
+    whole_folder,
+    write_files,
+)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -246,3 +255,12 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "b", "b/c")] == [0o644, 0o755, 0o644]
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_replaceable(tmp_path / "new")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"it cannot be replaced as a whole; expected a new folder, such as .*new"):
+        check_replaceable(Path())
+    with pytest.raises(InputError, match=r"/proc: it cannot be replaced as a whole"):
+        check_replaceable(Path("/proc"))

@@ -205,7 +205,7 @@ def _has_frames(tags: Tags) -> bool:
 
 
 def modality_of(tags: Tags) -> str:
-    found = tags.get(MODALITY, "")
+    found = tags.get(MODALITY, "").partition("\\")[0].strip().upper()
     return found if found in ("", *_MODALITIES) else "unknown"
 
 

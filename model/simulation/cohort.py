@@ -154,7 +154,7 @@ def _one_thread() -> None:
 def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int = 1) -> Iterator[Row]:
     """Make and write `cases` cases; yields each one's row in order, and writes the table after the last.
 
-    A cohort that was stopped goes on: cases that are there, of the same parameters, are not made again.
+    A cohort that was stopped goes on: cases whose rows are in `unfinished.jsonl`, of the same parameters, are not made again.
 
     Raises:
         InputError: a lung mask cannot be used, or `output` cannot be written, already holds something else, or the beginning of

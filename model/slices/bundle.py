@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..command_line import module_command
 from ..errors import InputError, reason
-from ..whole_files import is_free, recover, try_folder, whole_folder
+from ..whole_files import check_replaceable, is_free, recover, whole_folder
 from . import ARCHITECTURES, CLASSES, LUNG_ARCHITECTURES, ArchitectureName
 from .images import as_hounsfield
 from .inputs import LungCrop, channels
@@ -279,7 +279,7 @@ def check_bundle_place(folder: Path) -> None:
     """
     if not (folder / METADATA_FILE).is_file() and not is_free(folder):
         raise InputError(folder, "already holds something else", "a new folder, or a bundle to replace")
-    try_folder(folder.resolve().parent)  # a bundle appears by its name there
+    check_replaceable(folder)
 
 
 def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:

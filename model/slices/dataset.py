@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,7 +45,7 @@ class Slices:
         patients: of each slice; None where they are not known.
         files: of each slice, relative to the folder.
         refused: what cannot be used, and why: file, class, one line.
-        passed_over: what else lies in the folders of the classes, and is no slice by its name.
+        passed_over: what else lies in the folders of the classes, and is no slice by its name or beginning.
     """
 
     hounsfield: npt.NDArray[np.float16]
@@ -78,13 +78,14 @@ def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] =
     """Read every slice below `folder`.
 
     Patients come from `patients.csv` where it is there, and else from the DICOM files themselves. A slice that cannot be
-    calibrated or shows no lungs is left out, and listed in `refused`; what is no slice by its name, in `passed_over`.
+    read or calibrated, or shows no lungs, is left out, and listed in `refused`; what is no slice by its name or beginning, in
+    `passed_over`.
 
     Args:
         progress: gives the files one by one, such as `tqdm`.
 
     Raises:
-        InputError: the folder is none of this kind, a file cannot be read, a class has no slice that can be used, or
+        InputError: the folder is none of this kind, a class has no slice that can be used, or
             `patients.csv` does not name one patient for every slice.
     """
     if not folder.is_dir():
@@ -95,9 +96,8 @@ def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] =
     patients = _patients(folder, files)
     kept, crops, refused = [], [], []
     for index, path in enumerate(progress(files)):
-        level = read_slice(path)
         try:
-            crops.append(LungCrop.find(as_hounsfield(level)))
+            crops.append(LungCrop.find(as_hounsfield(read_slice(path))))
             kept.append(index)
         except InputError as error:
             refused.append((path.relative_to(folder).as_posix(), path.parent.name, f"{error.found}; expected {error.expected}"))
@@ -126,15 +126,19 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_slice(path: Path) -> bool:
     """A picture by its suffix, or DICOM; what has no suffix, such as LICENSE, is DICOM only if it begins so."""
-    suffix = path.suffix.lower()
-    return suffix in PICTURE_SUFFIXES or (is_dicom(path) and (suffix != "" or read_identity(path) is not None))
+    if path.suffix.lower() in PICTURE_SUFFIXES or not is_dicom(path):
+        return path.suffix.lower() in PICTURE_SUFFIXES
+    try:
+        return path.suffix != "" or read_identity(path) is not None
+    except OSError:
+        return True  # reading it will say what is wrong
 
 
 def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
     listed = folder / PATIENTS_FILE
     if listed.is_file():
-        patient_of = _listed_patients(listed)
         names = [path.relative_to(folder).as_posix() for path in files]
+        patient_of = _listed_patients(listed, set(names))
         unknown = [name for name in names if name not in patient_of]
         if unknown:
             raise InputError(listed, f"{len(unknown)} slices have no patient, such as {unknown[0]}", "a patient for each")
@@ -145,7 +149,8 @@ def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
     return np.array(found) if all(found) else None
 
 
-def _listed_patients(path: Path) -> dict[str, str]:
+def _listed_patients(path: Path, files: Collection[str]) -> dict[str, str]:
+    """The patient of each of the files that has one."""
     try:
         patients: dict[str, str] = {}
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -154,7 +159,7 @@ def _listed_patients(path: Path) -> dict[str, str]:
                 raise InputError(path, f"its columns are {', '.join(reader.fieldnames or ())}", "file and patient")
             for row in reader:
                 file, patient = row["file"], (row["patient"] or "").strip()
-                if patient and patients.setdefault(file, patient) != patient:
+                if file in files and patient and patients.setdefault(file, patient) != patient:
                     raise InputError(path, f"{file} is of two patients, {patients[file]} and {patient}", "one for each file")
         return patients
     except (OSError, UnicodeDecodeError, csv.Error) as error:

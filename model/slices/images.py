@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 from ..errors import InputError, check_name
 from ..imaging import dicom
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.native import captured_stderr
-from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, check_ct, is_image_file, read_volume
+from ..imaging.readers import DICOM_READER, FILE_SUFFIXES, is_image_file, read_volume
 from ..lungs.anatomy import largest_part
 from .calibration import BRIGHTEST_AIR, LOWEST_HU, Hounsfield, calibrate
 
@@ -34,7 +35,7 @@ _COLOURED = 30
 """Difference of red, green and blue from which on a pixel has a colour. Compression makes less of grey."""
 
 _MOST_COLOUR = 1e-4
-"""Share of coloured pixels around the patient at most. An overlay of little emphysema covers no more than a thousandth."""
+"""Share of coloured pixels in the patient at most. An overlay of little emphysema covers no more than a thousandth."""
 
 _MODALITIES = ("", "CT", "OT", "SC")
 """Of a DICOM slice: CT, other (as SimpleITK writes a slice of its own), and screen captures."""
@@ -127,7 +128,7 @@ def read_levels(path: Path | str) -> np.ndarray:
             return _upright(path, image)
     elif path.is_dir() or is_image_file(path.name):
         volume = read_volume(path)
-        check_ct(volume)
+        _check_modality(path, volume.modality)
         image = volume.image
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
@@ -153,17 +154,15 @@ def as_hounsfield(level: np.ndarray) -> Hounsfield:
     if level.ndim == 3:
         coloured = level.max(axis=2) - level.min(axis=2) > _COLOURED
         level = np.rint(level.mean(axis=2)).astype(np.uint8)
-        if coloured.any() and coloured[_around_patient(level)].mean() > _MOST_COLOUR:
+        if coloured.any() and coloured[_patient(level)].mean() > _MOST_COLOUR:
             raise InputError("picture", "it is in colours", "grey levels of a CT slice, without an overlay")
     return calibrate(level)
 
 
-def _around_patient(level: npt.NDArray[np.uint8]) -> tuple[slice, slice]:
-    """The box around the largest part that is brighter than air: coloured text beside the patient hides nothing."""
-    patient = largest_part(level > BRIGHTEST_AIR)
-    edges = [np.flatnonzero(patient.any(axis=axis)) for axis in (1, 0)]
-    rows, columns = (slice(edge[0], edge[-1] + 1) if edge.size else slice(None) for edge in edges)
-    return rows, columns
+def _patient(level: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """The largest part that is brighter than air, and what it encloses: coloured text beside the patient hides nothing."""
+    patient = ndimage.binary_fill_holes(largest_part(level > BRIGHTEST_AIR))
+    return patient if patient.any() else np.ones(level.shape, bool)
 
 
 def _read_picture(path: Path) -> Picture:
@@ -179,7 +178,8 @@ def _read_picture(path: Path) -> Picture:
             picture = ImageOps.exif_transpose(image)
             if picture.has_transparency_data:  # what is hidden may be white
                 picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+                if np.asarray(picture)[..., 3].any():  # else the channel is there, and unused
+                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"not a picture that can be read ({error})", "a whole PNG or JPEG file") from error
@@ -212,10 +212,13 @@ def _read_dicom(path: Path) -> sitk.Image:
     return image
 
 
-def _check_kind(path: Path, tags: dicom.Tags) -> None:
-    modality = dicom.modality_of(tags)
+def _check_modality(path: Path, modality: str) -> None:
     if modality not in _MODALITIES:
         raise InputError(path, f"an image of modality {modality}", _AXIAL)
+
+
+def _check_kind(path: Path, tags: dicom.Tags) -> None:
+    _check_modality(path, dicom.modality_of(tags))
     kinds = (dicom.read_identity(path) or {}).get(dicom.IMAGE_TYPE, "").upper().split("\\")
     if not dicom.LOCALISERS.isdisjoint(kind.strip() for kind in kinds):
         raise InputError(path, "a localiser", _AXIAL)

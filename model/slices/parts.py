@@ -148,6 +148,8 @@ class KeptParts:
         expected = "what this comparison has written, with the same slices and settings; else another --output"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+            if "slices" not in document["origin"]:
+                raise InputError(path, "kept by an earlier version, which did not note of which slices", expected)
             differing = [
                 name for name, value in self._origin(architecture, part).items() if document["origin"].get(name) != value
             ]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import InputError, reason
 from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
-from ..whole_files import check_free, try_folder, whole_folder
+from ..whole_files import check_free, check_replaceable, whole_folder
 from . import CLASSES
 from .calibration import AIR_HU
 from .dataset import PATIENTS_FILE
@@ -72,9 +72,8 @@ def make_slices(images: int, seed: int, output: Path, slices_per_patient: int = 
         InputError: `output` cannot be written or already holds something.
     """
     check_free(output)
-    place = output.resolve()
-    try_folder(place.parent)
-    return _whole(images, seed, place, slices_per_patient, workers)
+    check_replaceable(output)
+    return _whole(images, seed, output.resolve(), slices_per_patient, workers)
 
 
 def _whole(images: int, seed: int, output: Path, slices_per_patient: int, workers: int) -> Iterator[str]:

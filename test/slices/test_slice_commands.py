@@ -391,7 +391,8 @@ def test_bad_usage_ends_with_one_line_and_nothing_written(
     def fails(*_: object) -> None:
         raise AssertionError("trained before it was refused")
 
-    monkeypatch.setattr(cross_validation, "fit", fails)
+    for name in ("fit", "fit_heads", "features_of"):
+        monkeypatch.setattr(cross_validation, name, fails)
     for folder, file in (("taken", PARTS_FOLDER), ("base", "efficientnet-lite0.pth")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_text("no such thing")

@@ -174,11 +174,28 @@ def test_a_folder_that_is_none_is_refused_by_name(slices_folder: Path, tmp_path:
 
 def test_patients_are_told_apart_without_the_blanks_around_them(tmp_path: Path) -> None:
     path = tmp_path / PATIENTS_FILE
+    names = {f"CLE/{letter}.png" for letter in "abcd"}
     path.write_text("file,patient\nCLE/a.png,A\nCLE/b.png,A \nCLE/c.png, A\nCLE/d.png,   \nCLE/a.png,A\n")
-    assert _listed_patients(path) == {"CLE/a.png": "A", "CLE/b.png": "A", "CLE/c.png": "A"}
+    with path.open("a") as stream:
+        stream.write(",E\n,F\ngone.png,E\ngone.png,F\n")
+    assert _listed_patients(path, names) == {"CLE/a.png": "A", "CLE/b.png": "A", "CLE/c.png": "A"}
     path.write_text("file,patient\nCLE/a.png,A\nCLE/a.png,B\n")
     with pytest.raises(InputError, match=r"patients\.csv: CLE/a\.png is of two patients, A and B; expected one"):
-        _listed_patients(path)
+        _listed_patients(path, names)
+
+
+def test_a_slice_that_cannot_be_read_or_is_none_of_a_ct_is_left_out_and_listed(tmp_path: Path) -> None:
+    pixels = chest().astype(np.int16)
+    for label in CLASSES:
+        (tmp_path / label).mkdir()
+        write_dicom(tmp_path / label / "slice.dcm", pixels)
+    write_dicom(tmp_path / "CLE" / "mr.dcm", pixels, **{"0008|0060": "MR"})
+    (tmp_path / "NT" / "damaged.png").write_bytes(b"no picture")
+    slices = read_slices(tmp_path)
+    assert slices.files == tuple(f"{label}/slice.dcm" for label in CLASSES)
+    refused = {file: why for file, _, why in slices.refused}
+    assert refused["CLE/mr.dcm"].startswith("an image of modality MR; expected")
+    assert refused["NT/damaged.png"].startswith("not a picture that can be read")
 
 
 def test_validation_within_the_slices_to_train_on_is_tried_before_training() -> None:

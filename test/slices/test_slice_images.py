@@ -15,6 +15,7 @@ from PIL import Image
 
 from model.errors import InputError
 from model.slices import images
+from model.slices.calibration import BRIGHTEST_AIR
 from model.slices.images import LUNG_WINDOW, Window, as_hounsfield, as_picture, read_levels, read_slice
 from test.imaging.series import write_dicom_series
 from test.slices.chest import LUNGS, chest
@@ -92,6 +93,8 @@ def test_coloured_text_beside_the_patient_and_the_noise_of_jpeg_are_no_colours(t
     expected = as_hounsfield(grey)
     noisy = grey.astype(int) + np.random.default_rng(0).integers(-8, 9, grey.shape)
     noisy[10:20, 10:60] = 255, 255, 0
+    top, left = (int(np.flatnonzero(grey[..., 0].max(axis=axis) > BRIGHTEST_AIR)[0]) for axis in (1, 0))
+    noisy[top : top + 8, left : left + 20] = 255, 255, 0  # in the air of a corner that a box around the patient has
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(tmp_path / "slice.jpg", quality=75)
     assert np.abs(as_hounsfield(read_slice(tmp_path / "slice.jpg")) - expected)[LUNGS].mean() < 30
 
@@ -110,6 +113,8 @@ def test_what_a_picture_hides_by_transparency_is_black(tmp_path: Path) -> None:
         picture = read_slice(tmp_path / f"{name}.png")
         assert not picture[:, :20].any(), name
         assert (picture[:, 20:] == 255).all(), name
+    Image.fromarray(np.dstack([grey, 0 * alpha])).save(tmp_path / "unused.png")
+    assert (read_slice(tmp_path / "unused.png") == 255).all(), "all of it hidden: the channel is not used"
 
 
 @pytest.mark.parametrize("modality", ["MR", "CR", "PT"])
@@ -119,7 +124,7 @@ def test_a_dicom_slice_of_another_modality_is_refused(tmp_path: Path, modality: 
         read_slice(path)
 
 
-@pytest.mark.parametrize("modality", ["CT", "OT", "SC"])
+@pytest.mark.parametrize("modality", ["CT", "OT", "SC", "ct", "CT\\OT"])
 def test_a_dicom_slice_or_a_screen_capture_of_it_is_read(tmp_path: Path, modality: str) -> None:
     path = write_dicom(tmp_path / "slice.dcm", HOUNSFIELD, **{"0008|0060": modality})
     np.testing.assert_array_equal(read_slice(path), HOUNSFIELD)
@@ -128,7 +133,7 @@ def test_a_dicom_slice_or_a_screen_capture_of_it_is_read(tmp_path: Path, modalit
 def test_a_volume_of_another_modality_is_refused(tmp_path: Path) -> None:
     image = sitk.GetImageFromArray(np.stack([HOUNSFIELD] * 3))
     folder = write_dicom_series(image, tmp_path / "series", tags=lambda _: {"0008|0060": "MR"})
-    with pytest.raises(InputError, match="images of modality MR; expected a CT in HU"):
+    with pytest.raises(InputError, match="an image of modality MR; expected an axial CT slice of the chest"):
         read_levels(folder)
 
 
