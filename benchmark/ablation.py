@@ -64,7 +64,7 @@ from model.rendering import most_affected_levels
 from model.subtyping import EmphysemaSubtyper
 from model.training.cache import read_truth
 from model.training.export import BUNDLE_FOLDER
-from model.training.options import RUN_FILE, RunOptions, flat_options, parse
+from model.training.options import RUN_FILE, RunOptions, parse
 from model.training.pictures import figure, png
 from model.weights import locate_bundle
 from model.whole_files import whole_file
@@ -101,13 +101,8 @@ def check_trained(folder: Path, manifest: Manifest, options: Sequence[str]) -> N
     """
     if not (folder / BUNDLE_FOLDER).exists():
         return
-    before, now = (
-        {**flat_options(run), "epochs": run.recipe.epochs, "patience": run.recipe.patience}
-        for run in (RunOptions.read(folder), parse(["--output", str(folder), *options]).options.settled(manifest))
-    )
-    differing = [name for name in before if name not in MACHINE and before[name] != now[name]]
-    differences = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing]
-    if differences:
+    now = parse(["--output", str(folder), *options]).options.settled(manifest)
+    if differences := RunOptions.read(folder).differences(now, but=MACHINE):
         raise InputError(folder, f"its bundle is there, and {', '.join(differences)}", "the options of that run")
 
 

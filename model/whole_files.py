@@ -87,9 +87,10 @@ def check_replaceable(final: Path) -> None:
     Raises:
         InputError: it is a mount or the working directory, or its parent cannot be written.
     """
-    if final.is_dir() and (os.path.ismount(final) or final.samefile(Path.cwd())):
+    place = final.resolve()
+    if os.path.ismount(place) or place == Path.cwd():
         raise InputError(final, "it cannot be replaced as a whole", f"a new folder, such as {final / 'new'}")
-    try_folder(final.resolve().parent)
+    try_folder(place.parent)
 
 
 @contextlib.contextmanager

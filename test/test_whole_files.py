@@ -264,3 +264,6 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path: P
         check_replaceable(Path())
     with pytest.raises(InputError, match=r"/proc: it cannot be replaced as a whole"):
         check_replaceable(Path("/proc"))
+    (tmp_path / "link").symlink_to("/proc")
+    with pytest.raises(InputError, match=r"/link: it cannot be replaced as a whole"):
+        check_replaceable(tmp_path / "link")

@@ -33,6 +33,8 @@ SUFFIXES = (".dcm", ".ima")
 
 SERIES, INSTANCE = "0020|000e", "0008|0018"
 MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES = "0008|0060", "0008|0008", "0028|0008"
+CT_MODALITIES = ("", "CT", "OT")
+"""Of images that may be a CT: not said, CT, and other, as SimpleITK writes images of its own."""
 LOCALISERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 """Values of the image type (0008,0008); the first is the standard's."""
 _IDENTITY = (SERIES, INSTANCE, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES)

@@ -201,7 +201,7 @@ def check_ct(volume: Volume) -> None:
     Raises:
         InputError: it is.
     """
-    if volume.modality not in ("", "CT", "OT"):  # OT: other, as SimpleITK writes a volume of its own
+    if volume.modality not in dicom.CT_MODALITIES:
         raise InputError(volume.name, f"images of modality {volume.modality}", "a CT in HU")
 
 

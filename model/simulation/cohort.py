@@ -160,8 +160,6 @@ def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int
         InputError: a lung mask cannot be used, or `output` cannot be written, already holds something else, or the beginning of
             another cohort. Nothing has been written then. While the rows are taken: another run is writing there.
     """
-    for path in cohort.lungs:
-        read_lungs(path)
     origin = _origin(cohort, cases)
     if not (output / UNFINISHED_FILE).exists():
         check_free(output)

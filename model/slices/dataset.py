@@ -126,10 +126,10 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_slice(path: Path) -> bool:
     """A picture by its suffix, or DICOM; what has no suffix, such as LICENSE, is DICOM only if it begins so."""
-    if path.suffix.lower() in PICTURE_SUFFIXES or not is_dicom(path):
-        return path.suffix.lower() in PICTURE_SUFFIXES
+    if path.suffix:
+        return path.suffix.lower() in PICTURE_SUFFIXES or is_dicom(path)
     try:
-        return path.suffix != "" or read_identity(path) is not None
+        return is_dicom(path) and read_identity(path) is not None
     except OSError:
         return True  # reading it will say what is wrong
 

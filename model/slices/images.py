@@ -37,8 +37,8 @@ _COLOURED = 30
 _MOST_COLOUR = 1e-4
 """Share of coloured pixels in the patient at most. An overlay of little emphysema covers no more than a thousandth."""
 
-_MODALITIES = ("", "CT", "OT", "SC")
-"""Of a DICOM slice: CT, other (as SimpleITK writes a slice of its own), and screen captures."""
+_MODALITIES = (*dicom.CT_MODALITIES, "SC")
+"""Of a DICOM slice: a screen capture may be one, too."""
 
 _AXIAL = "an axial CT slice of the chest"
 

@@ -89,12 +89,11 @@ class LungCrop:
         Raises:
             InputError: there are none, or they are too small in the picture.
         """
-        lungs = find_lungs(hounsfield, spacing_mm)
-        crop = Crop.around(lungs)
-        if crop.height < _LEAST_HEIGHT:
-            found = f"its lungs are too small: with their margin {crop.width:.0f} x {crop.height:.0f} pixels"
-            raise InputError("slice", found, f"at least {_LEAST_HEIGHT * ASPECT:.0f} x {_LEAST_HEIGHT} pixels")
-        return cls.of(hounsfield, lungs)
+        found = cls.of(hounsfield, find_lungs(hounsfield, spacing_mm))
+        if found.crop.height < _LEAST_HEIGHT:
+            size = f"its lungs are too small: with their margin {found.crop.width:.0f} x {found.crop.height:.0f} pixels"
+            raise InputError("slice", size, f"at least {_LEAST_HEIGHT * ASPECT:.0f} x {_LEAST_HEIGHT} pixels")
+        return found
 
     def on_slice(self, values: npt.NDArray[np.float32], shape: tuple[int, int]) -> npt.NDArray[np.float32]:
         """Bring values on the crop's grid, of any resolution, onto the slice's; 0 outside of the crop."""

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -391,6 +391,12 @@ class RunOptions:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(folder / RUN_FILE, f"not the options of a run ({error})", _EXPECTED) from error
 
+    def differences(self, other: RunOptions, but: Collection[str]) -> list[str]:
+        """What `other` has otherwise, of all but some options, in words."""
+        before, now = _flat(self), _flat(other)
+        differing = [name for name in before if name not in but and before[name] != now[name]]
+        return [f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing]
+
     def check_resumable(self, other: RunOptions, folder: Path) -> None:
         """Check that `other`, what is asked for now, goes on with the run that was started with these options.
 
@@ -399,19 +405,17 @@ class RunOptions:
         Raises:
             InputError: anything else differs; every difference is named.
         """
-        before, now = flat_options(self), flat_options(other)
-        differences = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in before if before[name] != now[name]]
-        if differences:
+        if differences := self.differences(other, but=("epochs", "patience")):
             raise InputError(folder, f"it cannot be resumed: {', '.join(differences)}", "the options that it was started with")
 
 
-def flat_options(options: RunOptions) -> dict[str, Any]:
+def _flat(options: RunOptions) -> dict[str, Any]:
     """All that may not change by name; the manifest is known by its digest."""
     free = {option.name for option in fields(options) if option.metadata.get("may_change")}
     values = options.as_document()
     recipe = values.pop("recipe")
     values |= recipe | {"recipe": recipe["name"]}
-    return {name: value for name, value in values.items() if name not in free | {"manifest", "epochs", "patience"}}
+    return {name: value for name, value in values.items() if name not in free | {"manifest"}}
 
 
 def _from_json(kind: Any, value: Any) -> Any:

@@ -38,6 +38,7 @@ from ..lungs.segmentation import segment_lungs
 from ..rendering import View, preview, three_planes
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
+from .charts import SMALLEST_SLICE
 from .uploads import DAMAGED_ZIP, Upload, private_folder, read_upload
 from .volumes import levels, start_mm
 
@@ -46,9 +47,6 @@ ENTITY = "scan"
 
 HISTOGRAM_HU = (-1050, -400)
 HISTOGRAM_BIN_HU = 10
-
-SMALLEST_SLICE = 0.05
-"""Of the largest slice's lung area: below it, a few voxels at the apex or the base would be the largest percentages."""
 
 SUBTYPES = tuple(subtype.name for subtype in fleischner.SUBTYPES)
 

@@ -16,7 +16,7 @@ from .case import SUBTYPES, ViewedCase
 from .charts import HEIGHT_TITLE, height_chart, histogram_chart
 from .linked_planes import linked_planes
 from .planes import SLABS, labelled, plane_picture, png
-from .widgets import as_text, download, draw_chart, window_controls
+from .widgets import as_text, download, draw_chart, show_quality, window_controls
 
 _PICTURES = ("Three linked planes", "One plane, labelled, to download")
 _FROM: dict[Plane, str] = {"axial": "from the base", "coronal": "from the front", "sagittal": "from the right"}
@@ -59,8 +59,7 @@ def _show_warnings(case: ViewedCase) -> None:
         warnings.append("The CT of this case was not found; the maps are shown on black.")
     if warnings:
         st.warning("\n".join(f"- {as_text(warning)}" for warning in warnings))
-    if case.result.quality is not None:
-        st.caption(f"Image quality: {as_text(case.result.quality.text)}.")
+    show_quality(case.result)
     if case.result.provenance is not None and case.result.provenance.lung_mask_source == "automatic":
         st.info("The lungs were segmented automatically. Check the green contour: what lies outside it was not scored.")
 

@@ -14,11 +14,12 @@ LINE_COLOURS = {"centrilobular": "#d55e00", "paraseptal": "#0072b2"}
 """Orange and blue of Okabe and Ito, for the colour-blind. Those of the maps are too light for lines on white."""
 DENSITY_COLOUR, LIMIT_COLOUR = "#7a7f87", "#c0392b"
 MOST_HEIGHTS = 120
+SMALLEST_SLICE = 0.05
+"""Of the largest slice's lung area: below it, a few voxels at the apex or the base would be the largest percentages."""
 HEIGHT_TITLE = (
-    "Emphysema by height in the lung, percent of the lung in each axial slice, without slices that have less than 5 % of the "
-    "largest one's lung"
+    "Emphysema by height in the lung, percent of the lung in each axial slice, without slices that have less than "
+    f"{100 * SMALLEST_SLICE:.0f} % of the largest one's lung"
 )
-"""The slices are left out by `ViewedCase.percent_by_height`."""
 
 
 def with_text_colour(chart: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from .case import SUBTYPES, ViewedCase
 from .charts import HEIGHT_TITLE, height_chart
 from .comparison import COLUMNS, differences, differences_table, region_differences, reservations, side_by_side
 from .planes import png
-from .widgets import as_text, download, draw_chart, window_controls
+from .widgets import as_text, download, draw_chart, show_quality, window_controls
 
 FIRST, SECOND = "compare-first", "compare-second"
 """Keys of the fields that choose the scans, in Streamlit's session state."""
@@ -53,8 +53,7 @@ def comparison_tab(cases: Mapping[str, Callable[[], ViewedCase]]) -> None:
                 st.warning("\n".join(f"- {as_text(warning)}" for warning in case.result.warnings))
             for subtype in fleischner.SUBTYPES:
                 st.html(score_scale(subtype, metrics.of(subtype)))
-            if case.result.quality is not None:
-                st.caption(f"Image quality: {as_text(case.result.quality.text)}.")
+            show_quality(case.result)
     for reservation in reservations(pair[0].result, pair[1].result):
         st.warning(as_text(reservation))
     _show_differences(pair, names)

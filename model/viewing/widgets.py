@@ -6,9 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
+from ..container.results import CaseResult
 from ..slices.images import LUNG_WINDOW, Window
 from .charts import with_text_colour
 from .planes import WINDOWS
@@ -38,6 +40,12 @@ def window_controls(place: DeltaGenerator, key: str) -> Window:
 def download(place: DeltaGenerator, label: str, content: str | bytes, name: str, mime: str | None, key: str) -> None:
     """A button that leaves the page as it is: were it drawn anew, a second download soon after could find its file gone."""
     place.download_button(label, content, name, mime, key=f"{key}-{name}", on_click="ignore")
+
+
+def show_quality(result: CaseResult) -> None:
+    """The measures of a scan's image quality, where there are some."""
+    if result.quality is not None:
+        st.caption(f"Image quality: {as_text(result.quality.text)}.")
 
 
 def draw_chart(place: DeltaGenerator, title: str, chart: dict[str, Any]) -> None:

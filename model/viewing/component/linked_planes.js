@@ -166,7 +166,7 @@ async function start() {
   await viewer.attachToCanvas(element("canvas"));
   viewer.onLocationChange = report;
   const draw = viewer.drawScene.bind(viewer);
-  viewer.drawScene = () => { draw(); drawScaleBar(); }; // NiiVue lays out its tiles while it draws
+  viewer.drawScene = () => { const drawn = draw(); drawScaleBar(); return drawn; }; // NiiVue lays out its tiles while it draws
   for (const [name, colour] of Object.entries(args.colours)) viewer.addColormap(name, colourMap(colour));
   showPlanes(3);
 }
