@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn
+
+from .errors import InputError, printable
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -47,6 +50,27 @@ def granted_cpus() -> int:
     except (OSError, ValueError):  # no such file, or "max": no limit
         pass
     return cpus
+
+
+def exit_code(run: Callable[[], int | None], output: Path | None = None) -> int:
+    """Run what a command does; returns its exit code, after one line on stderr where it failed.
+
+    Args:
+        run: returns the exit code, None for 0.
+        output: what the command writes; an `OSError` that does not name it, such as that of a full disk, is printed with it.
+
+    Returns:
+        What `run` returned; 2 for an input that cannot be used; 1 for what the machine failed at.
+    """
+    try:
+        return run() or 0
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        text = str(error) if output is None or str(output) in str(error) else f"{output}: {error}"
+        print(printable(text), file=sys.stderr)
+        return 1
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .errors import InputError, printable
 from .network import DenseLogits
-from .weights import EightBitBundle
+from .weights import EIGHT_BIT_FILES, EightBitBundle
 
 FLOATING_POINT = "bf16"
 """What OpenVINO computes the layers in that are not in 8-bit integers; float32 where the CPU has no bfloat16."""
@@ -37,17 +37,18 @@ class EightBitRuntime:
             raise InputError(
                 "--precision int8", "the package openvino is not installed", "what requirements/int8.lock lists"
             ) from error
+        network = "the 8-bit network" if bundle.folder is None else bundle.folder / EIGHT_BIT_FILES[0]
         try:
             self._compiled = compiled(openvino.Core().read_model(bundle.model, bundle.weights), threads)
             self._offsets = bundle.offsets
             self._one_at_a_time = threading.Lock()
         except RuntimeError as error:
             reason = printable(str(error).strip().splitlines()[-1])
-            raise InputError("the 8-bit network", f"OpenVINO cannot use it ({reason})", "one of this version") from error
+            raise InputError(network, f"OpenVINO cannot use it ({reason})", "one of this version") from error
         shape = tuple(self._compiled.input(0).shape)
         expected = (1, 1, *bundle.metadata.input_shape)
         if shape != expected or len(self._compiled.outputs) != 1:
-            raise InputError("the 8-bit network", f"its input is {shape}", f"the bundle's, {expected}")
+            raise InputError(network, f"its input is {shape}", f"the bundle's, {expected}")
 
     def __call__(self, image: Tensor) -> DenseLogits:
         """Dense logits, float32, of an image of 1 x 1 x Z x Y x X."""

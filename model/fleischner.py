@@ -1,4 +1,5 @@
-"""The Fleischner Society's visual scoring system: subtypes, grades, and the percentage of lung that each grade stands for.
+"""The Fleischner Society's visual scoring system: subtypes, grades, and the intervals of Table 1 of the paper (percent of the
+lung volume).
 
 Source: Lynch et al., Radiology 2015 (the scoring system); Xie et al., Sci Rep 2023, Table 1 b and c (the intervals).
 This is the only module that holds those intervals.
@@ -59,6 +60,18 @@ class Subtype:
     def score(self, percentage: float) -> int:
         """Return the visual score for `percentage` of the lung (0 to 100, in percent); raises as `grade` does."""
         return self.grade(percentage).score
+
+
+def interval_text(grade: Grade, last: bool) -> str:
+    """Return the interval of a grade in words, such as "1 to 5 %".
+
+    Args:
+        grade: of any subtype.
+        last: whether it is its subtype's highest grade, which is given without its upper end, 100 %.
+    """
+    if grade.lower == 0:
+        return f"below {grade.upper:g} %"
+    return f"from {grade.lower:g} %" if last else f"{grade.lower:g} to {grade.upper:g} %"
 
 
 def _subtype(name: str, abbreviation: str, *rows: tuple[str, float, float]) -> Subtype:

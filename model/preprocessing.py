@@ -235,7 +235,7 @@ def prepare(scan: Scan, regions: Regions, profile: Profile) -> NetworkInput:
     index = np.ix_(*profile.interpolation.nearest(crop.shape, profile.input_shape))
     resized_labels = labels[index]
     if not labels_on_map_grid(resized_labels).any():
-        raise InputError("lung mask", "nothing of it is left at the network's resolution", "a mask of whole lungs")
+        raise InputError(scan.lung_mask_name, "nothing of it is left at the network's resolution", "a mask of whole lungs")
     if profile.blank_outside:
         image = image * torch.from_numpy(resized_labels > 0)
     suspect = None

@@ -79,13 +79,8 @@ class View:
         return width, height
 
     def most_affected(self, plane: Plane) -> int:
-        """The slice with the most activation, or in the middle of the lungs where there is none."""
-        others = tuple(axis for axis in range(3) if axis != AXES[plane])
-        burden = np.asarray(sum(activation.sum(axis=others, dtype=np.float64) for activation in self.maps.values()))
-        if burden.any():
-            return int(burden.argmax())
-        filled = np.flatnonzero(self.lung.any(axis=others))
-        return int(filled[len(filled) // 2])
+        """See `most_affected_slice`."""
+        return most_affected_slice(list(self.maps.values()), self.lung, plane)
 
 
 def plane_slice(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
@@ -97,7 +92,7 @@ def plane_slice(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
     return cut if plane == "axial" else cut[::-1]
 
 
-def preview(scan: Scan, result: Subtyping, name: str, trained_on: str) -> bytes:
+def preview(scan: Scan, result: Subtyping, name: str, trained_on: str, validation: str = "") -> bytes:
     """Draw three axial slices through the most affected levels and a coronal one: CT, then each subtype's map over it.
 
     Args:
@@ -105,6 +100,7 @@ def preview(scan: Scan, result: Subtyping, name: str, trained_on: str) -> bytes:
         result: its result; maps of either type.
         name: of the case.
         trained_on: what the weights were trained on, as their bundle says.
+        validation: a sentence of what they were validated on.
 
     Returns:
         A PNG file.
@@ -119,9 +115,9 @@ def preview(scan: Scan, result: Subtyping, name: str, trained_on: str) -> bytes:
     rows = [("CT", ()), *((subtype, (subtype,)) for subtype in view.maps)]
     tiles = _tiles(view, sections, rows)
     captions = [(_caption(finding), COLOURS[finding.subtype.name]) for finding in result.findings]
-    notes = [f"Weights trained on {without_commands(trained_on)}.", DISCLAIMER]
+    notes = [f"Weights trained on {without_commands(trained_on)}. {validation}".rstrip(), DISCLAIMER]
     warnings = [*scan.warnings, *result.warnings]
-    return _png(_framed(tiles, name, captions, notes, warnings))
+    return _png(_framed(tiles, _in_ascii(name), captions, list(map(_in_ascii, notes)), list(map(_in_ascii, warnings))))
 
 
 def three_planes(view: View) -> bytes:
@@ -139,6 +135,22 @@ def three_planes(view: View) -> bytes:
 def without_commands(trained_on: str) -> str:
     """A bundle's description of its training data without commands in brackets, which are for who repeats it."""
     return re.sub(r"\s*\([^()]*\bpython\b[^()]*\)", "", trained_on)
+
+
+def most_affected_slice(maps: Sequence[np.ndarray], lung: npt.NDArray[np.bool_] | None, plane: Plane) -> int:
+    """The slice with the most activation, or in the middle of the lungs where there is none.
+
+    Args:
+        maps: activation maps, z, y, x; at least one.
+        lung: z, y, x; None where the lungs are not known: then the middle of the maps counts.
+        plane: which slices are counted.
+    """
+    others = tuple(axis for axis in range(3) if axis != AXES[plane])
+    burden = np.asarray(sum(activation.sum(axis=others, dtype=np.float64) for activation in maps))
+    if burden.any():
+        return int(burden.argmax())
+    filled = np.arange(len(burden)) if lung is None else np.flatnonzero(lung.any(axis=others))
+    return int(filled[len(filled) // 2])
 
 
 def most_affected_levels(maps: list[np.ndarray], lung: npt.NDArray[np.bool_]) -> list[int]:
@@ -261,6 +273,11 @@ def _framed(
         draw.text((_MARGIN, top), line, colour, _font(14))
         top += _LINE
     return picture
+
+
+def _in_ascii(text: str) -> str:
+    r"""A text in the letters that Pillow's own font has; others are escaped (as `\u60a3`), so that names stay apart."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def _shortened(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

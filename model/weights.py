@@ -22,7 +22,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,14 +32,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .command_line import LARGEST_SEED, OneLineParser, module_command, whole_number
+from .command_line import LARGEST_SEED, OneLineParser, exit_code, module_command, whole_number
 from .errors import InputError, printable
 from .lungs.quality import TERMS, Range
 from .network import BackboneName, EmphysemaNetwork, HeadName, NetworkConfig, build_network
 from .preprocessing import PAPER_INPUT_SHAPE, PROFILES, MapPlacement, Profile, Shape, check_input_shape
-from .whole_files import recover, whole_folder
+from .whole_files import check_replaceable, recover, whole_folder
 
 METADATA_FILE = "bundle.json"
+SLICE_METADATA_FILE = "slices.json"
+"""What a bundle of `model.slices` has instead."""
 LARGEST_METADATA_FILE = 1 << 20
 FORMAT = 1
 SHARD_BYTES = 50_000_000
@@ -48,8 +50,11 @@ EIGHT_BIT_FILES = ("int8.xml", "int8.bin")
 EXPECTED_BUNDLE = f"a weight bundle: a folder with {METADATA_FILE} and the .safetensors files that it lists"
 EXPECTED_CHECKPOINT = "a state dict or Lightning checkpoint of a released network"
 
-TEXTS = ("name", "origin", "trained_on", "licence", "source_sha256")
+TEXTS = ("name", "origin", "trained_on", "licence", "source_sha256", "validated_on")
 """The fields of `BundleMetadata` that are one line of text."""
+
+OPTIONAL_TEXTS = ("source_sha256", "validated_on")
+"""Those of them that may be None."""
 
 NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")
 """Categories of Unicode that are none: control characters, surrogates (no UTF-8), separators of lines and of paragraphs."""
@@ -61,6 +66,10 @@ PUBLISHED_CHECKPOINTS = {
     "bdb3c22f8bb66f299208806361fbab624bde796710b1b2e08a5a3c2d778ee4ea": "best.ckpt",
 }
 """sha256 of the two files in the authors' repository (github.com/DIAGNijmegen/bodyct-dram-emph-subtype, MIT licence)."""
+
+PUBLISHED_TRAINING = "COPDGene, 2407 subjects (Xie et al., Sci Rep 2023)"
+PUBLISHED_VALIDATION = "COPDGene, evaluation set of 7143 subjects (Xie et al., Sci Rep 2023)"
+"""What the paper says in Methods, "Data collection and partitioning"."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,10 @@ class BundleMetadata:
         performance: measured figures; free form.
         input_shape: size of the network's input in voxels, z, y, x; `bundle.json` holds it only where it is not the paper's.
         validated_range: for some of the measures of `model.lungs.quality.ImageQuality`, the least and the largest value (None:
-            no limit) among the scans that the weights were validated on; scans outside of it are warned of.
+            no limit) among the scans that the weights were tested on; scans outside of it are warned of.
         map_placement: where the voxels of its maps lie; `bundle.json` holds it only where it is not `corners`.
+        validated_on: the scans with visual scores that the weights were validated on; None where they were not, and
+            `bundle.json` lacks it then.
     """
 
     name: str
@@ -93,11 +104,12 @@ class BundleMetadata:
     input_shape: Shape = PAPER_INPUT_SHAPE
     validated_range: dict[str, Range] = field(default_factory=dict)
     map_placement: MapPlacement = "corners"
+    validated_on: str | None = None
 
     def __post_init__(self) -> None:
         for name in TEXTS:
             value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "source_sha256" and value is None):
+            if not isinstance(value, str) and not (name in OPTIONAL_TEXTS and value is None):
                 raise ValueError(f"{name} is {type(value).__name__}, expected text")
         if not isinstance(self.performance, dict):
             raise ValueError(f"performance is {type(self.performance).__name__}, expected an object")
@@ -137,6 +149,7 @@ class EightBitBundle:
         weights: their numbers.
         offsets: what is added to the logits of both subtypes, so that percentages agree with float32 on average.
         record: what made it, on which scans it was calibrated, and how near it is to float32; free form.
+        folder: that it was read from; None for one that was not.
     """
 
     metadata: BundleMetadata
@@ -145,6 +158,7 @@ class EightBitBundle:
     weights: bytes
     offsets: tuple[float, float]
     record: dict[str, Any]
+    folder: Path | None = None
 
 
 def locate_bundle(*places: Path | str) -> Path:
@@ -168,10 +182,18 @@ def locate_bundle(*places: Path | str) -> Path:
         except OSError as error:
             raise InputError(place, f"it cannot be read ({error.strerror})", EXPECTED_BUNDLE) from error
         if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
-            raise InputError(place, f"{len(found)} weight bundles in this folder ({names})", EXPECTED_BUNDLE)
+            raise InputError(place, _what_is_there(place, found), EXPECTED_BUNDLE)
         return found[0]
     raise InputError(", ".join(map(str, places)), "no weight bundle", EXPECTED_BUNDLE)
+
+
+def _what_is_there(place: Path, found: Sequence[Path]) -> str:
+    """Why a folder does not hold one bundle; `found` are those in it."""
+    if found:
+        return f"{len(found)} weight bundles in this folder ({', '.join(path.name for path in found)})"
+    of_slices = [place / SLICE_METADATA_FILE, *place.glob(f"[!.]*/{SLICE_METADATA_FILE}")]
+    held = next((f", but one of the slice network ({path.relative_to(place)})" for path in of_slices if path.is_file()), "")
+    return f"no weight bundle in this folder{held}"
 
 
 def read_metadata(folder: Path | str) -> BundleMetadata:
@@ -233,6 +255,7 @@ def read_eight_bit(folder: Path | str) -> EightBitBundle:
         _verified_content(folder, EIGHT_BIT_FILES[1], weights),
         (centrilobular, paraseptal),
         {name: value for name, value in document.items() if name not in ("files", "offsets")},
+        folder,
     )
 
 
@@ -244,7 +267,7 @@ def write_bundle(
     Line breaks, control characters and what is no UTF-8 are escaped in the texts of the metadata.
 
     Raises:
-        InputError: the folder exists and is no bundle, or holds other files than a bundle's.
+        InputError: the folder exists and is no bundle, holds other files than a bundle's, or cannot be replaced as a whole.
     """
     folder = Path(folder)
     if folder.exists():
@@ -255,6 +278,7 @@ def write_bundle(
             raise InputError(
                 folder, f"it holds files that are not a bundle's ({', '.join(others[:5])})", "a bundle alone to replace"
             )
+    check_replaceable(folder)
     with whole_folder(folder) as partial:
         shards = _shards(network.state_dict())
         files = {}
@@ -271,6 +295,8 @@ def write_bundle(
             del document["validated_range"]
         if metadata.map_placement == "corners":
             del document["map_placement"]
+        if metadata.validated_on is None:
+            del document["validated_on"]
         if eight_bit is not None:
             digests = {}
             for name, content in zip(EIGHT_BIT_FILES, (eight_bit.model, eight_bit.weights), strict=True):
@@ -321,7 +347,7 @@ def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None)
     published = PUBLISHED_CHECKPOINTS.get(sha256)
     if published:
         origin = f"the authors' published {published}, github.com/DIAGNijmegen/bodyct-dram-emph-subtype"
-        trained_on, licence = "COPDGene, 2407 subjects (Xie et al., Sci Rep 2023)", "MIT"
+        trained_on, licence = PUBLISHED_TRAINING, "MIT"
     else:
         origin, licence = f"converted from {checkpoint.name}, which is none of the published files", "unknown"
     metadata = BundleMetadata(
@@ -332,6 +358,7 @@ def convert_checkpoint(checkpoint: Path | str, *, trained_on: str | None = None)
         trained_on=trained_on or "unknown",
         licence=licence,
         source_sha256=sha256,
+        validated_on=PUBLISHED_VALIDATION if published else None,
     )
     return network, metadata
 
@@ -532,34 +559,36 @@ def main(arguments: list[str] | None = None) -> int:
     untrained.add_argument("--base-width", type=int, default=16)
     untrained.add_argument("--seed", type=whole_number(0, LARGEST_SEED), default=0)
     options = parser.parse_args(arguments)
-    try:
-        match options.command:
-            case "convert":
-                if Path(os.path.realpath(options.checkpoint)).is_relative_to(os.path.realpath(options.bundle)):
-                    found = f"it lies in {options.bundle}, which would be replaced"
-                    raise InputError(options.checkpoint, found, "a checkpoint outside of the bundle")
-                network, metadata = convert_checkpoint(options.checkpoint, trained_on=options.trained_on)
-                write_bundle(options.bundle, network, metadata)
-                print(printable(f"{options.bundle}: {metadata.origin}"))
-            case "untrained":
-                write_bundle(options.bundle, *untrained_bundle(options.base_width, options.seed))
-                print(printable(f"{options.bundle}: untrained, outputs carry no meaning"))
-            case "show":
-                folder = locate_bundle(options.bundle)
-                read_metadata(folder)
-                print((folder / METADATA_FILE).read_text(encoding="utf-8"), end="")
-            case "verify":
-                bundle = read_bundle(options.bundle)
-                if has_eight_bit(options.bundle):
-                    read_eight_bit(options.bundle)
-                print(printable(f"{options.bundle}: {bundle.metadata.name} is whole, sha256 {bundle.sha256}"))
-    except (InputError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(printable(f"{options.bundle}: {error}"), file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _run(options), options.bundle)
+
+
+def _run(options: argparse.Namespace) -> None:
+    match options.command:
+        case "convert":
+            if Path(os.path.realpath(options.checkpoint)).is_relative_to(os.path.realpath(options.bundle)):
+                found = f"it lies in {options.bundle}, which would be replaced"
+                raise InputError(options.checkpoint, found, "a checkpoint outside of the bundle")
+            network, metadata = convert_checkpoint(options.checkpoint, trained_on=options.trained_on)
+            write_bundle(options.bundle, network, metadata)
+            print(printable(f"{options.bundle}: {metadata.origin}"))
+        case "untrained":
+            try:
+                network, metadata = untrained_bundle(options.base_width, options.seed)
+            except ValueError as error:
+                found, _, expected = str(error).partition(", expected ")
+                raise InputError("--base-width", found, expected) from None
+            write_bundle(options.bundle, network, metadata)
+            print(printable(f"{options.bundle}: untrained, outputs carry no meaning"))
+        case "show":
+            folder = locate_bundle(options.bundle)
+            document = _metadata_document(folder)
+            document["validated_on"] = _parsed_metadata(folder, document).validated_on  # shown where it is null, too
+            print(json.dumps(document, indent=2))
+        case "verify":
+            bundle = read_bundle(options.bundle)
+            if has_eight_bit(options.bundle):
+                read_eight_bit(options.bundle)
+            print(printable(f"{options.bundle}: {bundle.metadata.name} is intact, sha256 {bundle.sha256}"))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What all command lines share: whole numbers, and the CPUs that a process may use."""
+"""What all command lines share: whole numbers, exit codes, and the CPUs that a process may use."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import evaluate
-from model.command_line import granted_cpus, whole_number
+from model.command_line import exit_code, granted_cpus, whole_number
+from model.errors import InputError
 
 
 @pytest.mark.parametrize(("text", "number"), [("0", 0), ("7", 7), ("007", 7), ("-0", 0)])
@@ -45,3 +47,24 @@ def test_a_container_uses_the_cpus_that_it_is_granted(quota: str | None, cpus: i
     monkeypatch.setattr(Path, "read_text", read_text)
     assert granted_cpus() == cpus
     assert evaluate.build_parser().parse_args([]).workers == min(cpus, 4)
+
+
+def test_a_command_ends_with_one_line_for_an_input_and_for_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    output = Path("out")
+    codes: list[int | None] = [None, 0, 1, 2]
+    assert [exit_code(partial(codes.pop, 0), output) for _ in range(4)] == [0, 0, 1, 2]
+    assert exit_code(lambda: fail(InputError("a.mha", "it is empty", "a scan")), output) == 2
+    assert exit_code(lambda: fail(OSError(28, "No space left on device"))) == 1
+    assert exit_code(lambda: fail(OSError(28, "No space left on device")), output) == 1
+    assert exit_code(lambda: fail(OSError(28, "No space left on device", "out/b\nc.csv")), output) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "a.mha: it is empty; expected a scan",
+        "[Errno 28] No space left on device",
+        "out: [Errno 28] No space left on device",
+        r"[Errno 28] No space left on device: 'out/b\nc.csv'",
+    ]
+    with pytest.raises(RuntimeError):
+        exit_code(lambda: fail(RuntimeError("a mistake of ours")), output)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from model.eight_bit import EightBitRuntime
+from model.errors import InputError
 from model.network import fold_batch_normalisation
 from model.training.quantize import openvino_model
 from model.weights import EIGHT_BIT_FILES, EightBitBundle, read_bundle
@@ -24,6 +25,14 @@ def runtime_of(bundle: Path, folder: Path) -> EightBitRuntime:
     openvino.save_model(model, folder / EIGHT_BIT_FILES[0], compress_to_fp16=False)
     layers, numbers = ((folder / name).read_bytes() for name in EIGHT_BIT_FILES)
     return EightBitRuntime(EightBitBundle(whole.metadata, whole.sha256, layers, numbers, (0.0, 0.0), {}), threads=1)
+
+
+def test_a_network_that_openvino_cannot_read_is_named_with_its_bundle(bundle: Path) -> None:
+    need(importlib.util.find_spec("openvino") is not None, "the package openvino (requirements/int8.lock)")
+    whole = read_bundle(bundle)
+    odd = EightBitBundle(whole.metadata, whole.sha256, b"<net/>", b"", (0.0, 0.0), {}, bundle)
+    with pytest.raises(InputError, match=rf"{bundle}/int8\.xml: OpenVINO cannot use it"):
+        EightBitRuntime(odd, threads=1)
 
 
 @pytest.mark.slow

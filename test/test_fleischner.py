@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from model.fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype
+from model.fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype, interval_text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,14 @@ def test_intervals_cover_0_to_100_without_gap_or_overlap(subtype: Subtype) -> No
     for below, above in zip(subtype.grades, subtype.grades[1:], strict=False):
         assert below.upper == above.lower
         assert above.score == below.score + 1
+
+
+def test_intervals_are_written_as_table_1_has_them() -> None:
+    texts = [[interval_text(grade, grade is subtype.grades[-1]) for grade in subtype.grades] for subtype in SUBTYPES]
+    assert texts == [
+        ["below 1 %", "1 to 5 %", "5 to 10 %", "10 to 20 %", "20 to 30 %", "from 30 %"],
+        ["below 1 %", "1 to 5 %", "from 5 %"],
+    ]
 
 
 @pytest.mark.parametrize("percentage", [-0.1, 100.1, math.nan, math.inf])

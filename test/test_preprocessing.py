@@ -140,8 +140,9 @@ def test_maps_count_only_where_emphysema_is_suspected(scan: Scan) -> None:
 def test_a_lung_that_vanishes_at_the_networks_resolution_is_refused(scan: Scan) -> None:
     regions = Regions.of(scan)
     nothing = dataclasses.replace(regions, labels=np.zeros_like(regions.labels))
-    with pytest.raises(InputError, match="nothing of it is left at the network's resolution"):
-        prepare(scan, nothing, PAPER_PROFILE)
+    named = dataclasses.replace(scan, lung_mask_name="case/lungs.mha")
+    with pytest.raises(InputError, match="^case/lungs.mha: nothing of it is left at the network's resolution"):
+        prepare(named, nothing, PAPER_PROFILE)
 
 
 def test_a_map_comes_back_by_trilinear_interpolation_inside_the_lung_alone(scan: Scan) -> None:

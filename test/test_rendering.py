@@ -21,6 +21,7 @@ from model.rendering import (
     contour,
     grey_levels,
     most_affected_levels,
+    most_affected_slice,
     overlay,
     plane_slice,
     preview,
@@ -51,6 +52,22 @@ def test_a_single_affected_slice_is_shown_once() -> None:
     activation = np.zeros((50, 2, 2), np.uint8)
     activation[24] = 255  # the middle, which is the first choice where nothing is active
     assert most_affected_levels([activation], lung) == [34, 24, 14]
+
+
+def test_without_activation_the_most_affected_slice_is_in_the_middle_of_the_lungs() -> None:
+    """Of lungs in slices 60 to 89; of the whole scan where they are not known."""
+    lung = np.zeros((100, 4, 6), bool)
+    lung[60:90, 1:3, 2:5] = True
+    nothing = np.zeros(lung.shape, np.uint8)
+    assert [most_affected_slice([nothing, nothing], lung, plane) for plane in ("axial", "coronal", "sagittal")] == [75, 2, 3]
+    assert most_affected_slice([nothing], None, "axial") == 50
+    assert View(nothing, lung, {"centrilobular": nothing}, (1.0, 1.0, 1.0)).most_affected("axial") == 75
+
+
+def test_both_subtypes_count_for_the_most_affected_slice() -> None:
+    cle, pse = np.zeros((2, 8, 2, 2), np.uint8)
+    cle[1], cle[5], pse[5] = 90, 50, 50
+    assert most_affected_slice([cle, pse], cle > 0, "axial") == 5
 
 
 def test_grey_levels_span_the_lung_window() -> None:
@@ -131,6 +148,15 @@ def test_a_long_name_in_wide_letters_ends_before_the_edge_of_the_preview(phantom
     assert heading.shape[1] - 40 < columns.max() < heading.shape[1] - 10
 
 
+def test_names_in_letters_that_the_preview_lacks_stay_apart(phantom: Phantom) -> None:
+    scan = Scan.from_images(*phantom.images())
+    result = result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs)
+    names = ("患者_张三", "患者_李四", r"\u60a3\u8005_\u5f20\u4e09")
+    one, other, escaped = (preview(scan, result, name, "nothing") for name in names)
+    assert one != other
+    assert one == escaped
+
+
 def test_the_preview_shows_no_percentage_of_another_grade() -> None:
     found = finding(CENTRILOBULAR, 1, 4.9712, np.zeros((1, 1, 1)))
     assert _caption(found) == "Centrilobular: 1 (trace), 4.97 % of the lung"
@@ -144,6 +170,13 @@ def test_warnings_are_in_the_preview(phantom: Phantom) -> None:
     assert warned.shape[0] > plain.shape[0]
     assert (warned == WARNING_COLOUR).all(axis=2).any()
     assert not (plain == WARNING_COLOUR).all(axis=2).any()
+
+
+def test_what_the_weights_were_validated_on_is_in_the_preview(phantom: Phantom) -> None:
+    scan = Scan.from_images(*phantom.images())
+    result = result_of(scan, 0 * phantom.lungs, 0 * phantom.lungs)
+    said, other, unsaid = (preview(scan, result, "scan", "nothing", text) for text in ("Not validated.", "Validated on: X.", ""))
+    assert len({said, other, unsaid}) == 3
 
 
 def test_commands_are_left_out_of_what_weights_were_trained_on() -> None:

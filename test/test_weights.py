@@ -84,6 +84,7 @@ def test_a_converted_checkpoint_becomes_a_bundle_with_the_same_tensors(
     assert bundle.metadata.profile == "released"
     assert bundle.metadata.source_sha256 == hashlib.sha256((tmp_path / "some.ckpt").read_bytes()).hexdigest()
     assert "none of the published files" in bundle.metadata.origin
+    assert bundle.metadata.validated_on is None
     for name, value in bundle.network.state_dict().items():
         assert torch.equal(value, state[f"model.{released_name(name)}"]), name
 
@@ -96,6 +97,7 @@ def test_a_published_file_is_recognised_by_its_sha256(tmp_path: Path, monkeypatc
     assert "published paper.ckpt" in metadata.origin
     assert metadata.licence == "MIT"
     assert "COPDGene" in metadata.trained_on
+    assert metadata.validated_on == "COPDGene, evaluation set of 7143 subjects (Xie et al., Sci Rep 2023)"
 
 
 @pytest.mark.parametrize(
@@ -194,12 +196,27 @@ def test_metadata_hold_where_maps_lie_only_where_it_is_not_at_the_corners(tmp_pa
     assert read_bundle(tmp_path / "even").metadata.preprocessing.map_placement == "even"
 
 
+def test_metadata_hold_what_the_weights_were_validated_on_where_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, metadata = untrained_bundle(base_width=2, seed=0)
+    write_bundle(tmp_path / "plain", network, metadata)
+    write_bundle(tmp_path / "validated", network, replace(metadata, validated_on="500 scans\nof a hospital"))
+    assert "validated_on" not in json.loads((tmp_path / "plain" / METADATA_FILE).read_text())
+    said = [None, "500 scans\\nof a hospital"]
+    assert [read_bundle(tmp_path / name).metadata.validated_on for name in ("plain", "validated")] == said
+    for name, text in zip(("plain", "validated"), said, strict=True):
+        assert main(["show", str(tmp_path / name)]) == 0
+        assert json.loads(capsys.readouterr().out)["validated_on"] == text
+
+
 def test_a_bundle_keeps_an_8_bit_network_beside_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network, metadata = untrained_bundle(base_width=2, seed=0)
     write_bundle(tmp_path / "plain", network, metadata)
     made = EightBitBundle(metadata, "", b"<net/>", b"numbers", (0.1, -0.2), {"made_with": "a tool"})
     write_bundle(tmp_path / "both", network, metadata, made)
-    assert replace(read_eight_bit(tmp_path / "both"), sha256="") == made
+    assert replace(read_eight_bit(tmp_path / "both"), sha256="", folder=None) == made
+    assert read_eight_bit(tmp_path / "both").folder == tmp_path / "both"
     assert read_eight_bit(tmp_path / "both").sha256 == read_bundle(tmp_path / "both").sha256
     assert read_bundle(tmp_path / "both").metadata == read_bundle(tmp_path / "plain").metadata
     assert main(["verify", str(tmp_path / "both")]) == 0
@@ -225,11 +242,14 @@ def test_a_seed_that_torch_does_not_take_is_refused(seed: str, tmp_path: Path, c
 
 
 def test_an_untrained_bundle_says_so_and_is_the_same_each_time(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert main(["untrained", str(tmp_path / name), "--base-width", "4"]) == 0
-    one, two = (read_bundle(tmp_path / name) for name in ("one", "two"))
+    for name, seed in (("one", "0"), ("two", "0"), ("other", "1")):
+        assert main(["untrained", str(tmp_path / name), "--base-width", "4", "--seed", seed]) == 0
+        torch.rand(1)  # the state that the caller's random numbers are in does not matter
+    one, two, other = (read_bundle(tmp_path / name) for name in ("one", "two", "other"))
     assert one.metadata.trained_on == "untrained: outputs carry no meaning"
     assert one.sha256 == two.sha256
+    weight = "backbone.conv1.weight"
+    assert not torch.equal(one.network.state_dict()[weight], other.network.state_dict()[weight])
 
 
 def test_writing_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
@@ -240,6 +260,16 @@ def test_writing_replaces_a_bundle_but_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it exists and is no bundle"):
         write_bundle(tmp_path / "precious", network, metadata)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "precious"]
+
+
+def test_a_bundle_in_the_working_directory_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_bundle(write_dark_detector(tmp_path / "bundle")).sha256
+    monkeypatch.chdir(tmp_path / "bundle")
+    assert main(["untrained", ".", "--base-width", "2"]) == 2
+    assert capsys.readouterr().err == ".: it cannot be replaced as a whole; expected a new folder, such as new\n"
+    assert read_bundle(tmp_path / "bundle").sha256 == before
 
 
 def test_a_checkpoint_inside_the_bundle_that_it_would_replace_is_refused(
@@ -323,6 +353,8 @@ def edit_metadata(folder: Path, **changes: Any) -> None:
         (lambda folder: edit_metadata(folder, surprise=1), "a field is missing or wrong"),
         (lambda folder: edit_metadata(folder, name=7), "name is int, expected text"),
         (lambda folder: edit_metadata(folder, source_sha256=[]), "source_sha256 is list, expected text"),
+        (lambda folder: edit_metadata(folder, validated_on=500), "validated_on is int, expected text"),
+        (lambda folder: edit_metadata(folder, validated_on="a\n"), r"validated_on is 'a\\n', expected one line"),
         (lambda folder: edit_metadata(folder, performance=[]), "performance is list, expected an object"),
         (lambda folder: edit_metadata(folder, profile=[]), "a field is missing or wrong"),
         (
@@ -388,9 +420,21 @@ def test_the_first_place_that_holds_something_is_taken(tmp_path: Path) -> None:
         locate_bundle(*places[:2])
 
 
+def test_a_folder_with_a_bundle_of_the_slice_network_alone_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "weights" / "slices").mkdir(parents=True)
+    (tmp_path / "weights" / "README.md").write_text("Where they came from")
+    with pytest.raises(InputError, match="weights: no weight bundle in this folder; expected a weight bundle"):
+        locate_bundle(tmp_path / "weights")
+    (tmp_path / "weights" / "slices" / "slices.json").write_text("{}")
+    for place, name in ((tmp_path / "weights", r"slices/slices\.json"), (tmp_path / "weights" / "slices", r"slices\.json")):
+        with pytest.raises(InputError, match=rf"no weight bundle in this folder, but one of the slice network \({name}\)"):
+            locate_bundle(place)
+
+
 def test_show_prints_the_metadata_and_verify_the_sha256(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_dark_detector(tmp_path / "bundle")
     assert main(["show", str(folder)]) == 0
     assert json.loads(capsys.readouterr().out)["trained_on"] == "nothing"
     assert main(["verify", str(folder)]) == 0
-    assert hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest() in capsys.readouterr().out
+    digest = hashlib.sha256((folder / METADATA_FILE).read_bytes()).hexdigest()
+    assert f"dark-detector is intact, sha256 {digest}" in capsys.readouterr().out

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pandas import DataFrame, Series
 
 from ..command_line import MapType
@@ -59,7 +58,7 @@ class Written:
         map_type: of the activation maps.
         lung_mask: the lungs that were scored; they are also written where they were found in the CT itself.
         preview: a picture.
-        report: a page to print.
+        report: a printable report.
         dicom: DICOM objects, of a CT that came as a DICOM series.
     """
 
@@ -93,7 +92,7 @@ class HeaderLoader(FileLoader):  # type: ignore[misc]
             FileLoaderError: the file cannot be a scan or mask; the cause is an `InputError`.
         """
         try:
-            return [{"path": fname, "size": read_header(fname)}]
+            return [{"path": fname, "size": read_header(fname).size}]
         except InputError as error:
             raise FileLoaderError(str(error)) from error
 
@@ -225,6 +224,8 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
                 outputs.write_records(self._records)
                 if 0 in self._finished:
                     self._write_scores(self._finished[0])
+                else:  # they are of another case, or of this one before it changed
+                    self._outputs.remove_scores()
         self._outputs.remove_notes()
 
     def process_case(self, *, idx: int, case: Series) -> CaseResult:
@@ -319,10 +320,11 @@ class EmphysemaAlgorithm(Algorithm):  # type: ignore[misc]
             maps = {finding.subtype.name: scan.to_file_grid(finding.activation_map) for finding in findings}
             outputs.write_maps(case.entity, maps)
             if self._written.lung_mask or case.lung_mask_source == "automatic":
-                outputs.write_lung_mask(case.entity, scan.to_file_grid(scan.lung.astype(np.uint8)))
+                outputs.write_lung_mask(case.entity, scan.to_file_grid(scan.lung))
             if self._written.preview:
-                trained_on = self._subtyper.metadata.trained_on
-                outputs.write_preview(case.entity, preview(scan, subtyping, case.entity, trained_on))
+                run = result.provenance
+                assert run is not None, "the case was scored"
+                outputs.write_preview(case.entity, preview(scan, subtyping, case.entity, run.trained_on, run.validation))
             if self._written.report:
                 outputs.write_report(case.entity, *report_page(result, three_planes(View.of(scan, subtyping))))
             if dicom is not None:

@@ -57,6 +57,7 @@ def summary(results: list[CaseResult], seconds: float, output: Path) -> str:
     provenance = next((result.provenance for result in results if result.provenance), None)
     if provenance:
         lines.append(f"weights: {provenance.bundle} (trained on: {provenance.trained_on})")
+        lines.append(provenance.validation)
     lines.append(printable(f"{seconds:.1f} s; written to {output}"))
     lines.append(DISCLAIMER)
     return "\n".join(lines)
@@ -81,26 +82,32 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument("--ct", type=Path, help="score this CT alone, instead of what --input holds"),
         parser.add_argument("--lung-mask", type=Path, help="the lung mask of --ct"),
         parser.add_argument(
-            "--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it, with these weights"
+            "--lungmask-weights",
+            type=Path,
+            help="with --segment-lungs: segment with the lungmask network, using these weights",
         ),
         parser.add_argument(
             "--weights",
             type=Path,
             help=f"weight bundle; default: {grand_challenge.MODEL_FOLDER} if it is there, else the included one",
         ),
-        parser.add_argument("--device", choices=get_args(DeviceName), default="auto"),
-        parser.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto"),
+        parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s"),
+        parser.add_argument(
+            "--precision", choices=get_args(InferencePrecisionName), default="auto", help="default: %(default)s"
+        ),
         parser.add_argument("--map-type", choices=get_args(MapType), default="uint8", help="default: %(default)s"),
         parser.add_argument(
             "--log-format", choices=get_args(LogFormat), default="text", help="json: one object a line; default: %(default)s"
         ),
     ]
     flags = [
-        parser.add_argument("--preview", action="store_true", help="write a picture of each case too"),
-        parser.add_argument("--report", action="store_true", help="write a page to print for each case too, as PDF and HTML"),
-        parser.add_argument("--save-lung-mask", action="store_true", help="write the lungs that were scored too"),
+        parser.add_argument("--preview", action="store_true", help="also write a picture of each case"),
         parser.add_argument(
-            "--dicom", action="store_true", help="write segmentations and a report as DICOM too, for CTs that came as DICOM"
+            "--report", action="store_true", help="also write a printable report of each case, as PDF and HTML"
+        ),
+        parser.add_argument("--save-lung-mask", action="store_true", help="also write the lungs that were scored"),
+        parser.add_argument(
+            "--dicom", action="store_true", help="also write segmentations and a report as DICOM, for CTs that came as DICOM"
         ),
         parser.add_argument("--segment-lungs", action="store_true", help="find the lungs of CTs that have no lung mask"),
         parser.add_argument(
@@ -123,9 +130,9 @@ def parsed_options(arguments: list[str]) -> argparse.Namespace:
             preset.append(flag.option_strings[0])
     parsed = parser.parse_args([*preset, *arguments])
     if parsed.lung_mask is not None and parsed.ct is None:
-        parser.error("--ct and --lung-mask go together")
+        parser.error("--lung-mask needs --ct")
     if parsed.ct is not None and parsed.lung_mask is None and not parsed.segment_lungs:
-        parser.error("--ct and --lung-mask go together, unless there is --segment-lungs")
+        parser.error("--ct needs --lung-mask or --segment-lungs")
     if parsed.lungmask_weights is not None and not parsed.segment_lungs:
         parser.error("--lungmask-weights goes with --segment-lungs")
     return parsed
@@ -155,10 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int:
     """Score what the options name into a folder that is this run's alone; return the exit code."""
     try:
-        if options.ct:
-            cases = [Case.of(options.ct, options.lung_mask)]
-        else:
-            cases = grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
+        cases = cases_to_score(options)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
         with ReadAhead(cases) as scans, observed_by(log_stage):
             if not options.resume:  # else it is known only with the bundle which case comes first
@@ -179,6 +183,20 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
     else:
         report(summary(algorithm.results, seconds, options.output))
     return algorithm.exit_code
+
+
+def cases_to_score(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options name.
+
+    Raises:
+        InputError: as `find_cases`; nothing is named, and the platform's folder is not there.
+    """
+    if options.ct:
+        return [Case.of(options.ct, options.lung_mask)]
+    if options.input == grand_challenge.INPUT_FOLDER and not options.input.exists():
+        expected = f"a folder with {grand_challenge.CT_FOLDER} and {grand_challenge.MASK_FOLDERS[0]}, or --input or --ct"
+        raise InputError(options.input, "no such folder", expected)
+    return grand_challenge.find_cases(options.input, segment_lungs=options.segment_lungs)
 
 
 def scored(cases: list[Case], scans: ReadAhead, options: argparse.Namespace, outputs: OutputFolder) -> EmphysemaAlgorithm:

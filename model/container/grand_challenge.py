@@ -22,9 +22,10 @@ import SimpleITK as sitk
 
 from .. import SHIPPED_WEIGHTS
 from ..errors import InputError, printable
-from ..imaging.dicom import SUFFIXES, may_be_dicom, read_identity
+from ..imaging.dicom import is_slice, may_be_dicom
 from ..imaging.native import captured_stderr
 from ..imaging.readers import FILE_SUFFIXES, FORMATS, is_image_file
+from ..imaging.writing import write_image
 from ..whole_files import WholeFiles
 from .results import CaseResult, LungMaskSource, SubtypeScore, read_results, results_text, score_text
 from .resume import FinishedCase, Record, note_text, read_note, read_records, records_text
@@ -282,7 +283,7 @@ def _images_in(folder: Path) -> list[_Image]:
     files = [path for path in visible if not path.is_dir()]
     if any(is_image_file(path.name) for path in files):
         return images
-    if any(_is_slice(path) for path in files) or (not images and any(may_be_dicom(path.name) for path in files)):
+    if any(is_slice(path) for path in files) or (not images and any(may_be_dicom(path.name) for path in files)):
         images.insert(0, _Image(folder, stem_of(folder)))
     return images
 
@@ -310,28 +311,12 @@ def _series_folder(folder: Path, seen: set[Path]) -> Path | None:
     except OSError:
         return folder
     files = [path for path in entries if path not in folders]
-    if any(is_image_file(path.name) or _is_slice(path) for path in files):
+    if any(is_image_file(path.name) or is_slice(path) for path in files):
         return folder
     inner = [series for path in folders if (series := _series_folder(path, seen))]
     if len(inner) == 1:
         return inner[0]
-    return folder if inner or any(_is_slice(path, unreadable=True) for path in files) else None
-
-
-def _is_slice(path: Path, *, unreadable: bool = False) -> bool:
-    """Whether a file is DICOM by its suffix or its beginning; the index of an export is none.
-
-    Args:
-        unreadable: what is returned for a file that may be DICOM by its name and cannot be read.
-    """
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        return path.name != "DICOMDIR" and path.is_file() and read_identity(path) is not None
-    except InputError:  # a damaged one
-        return True
-    except OSError:
-        return unreadable and may_be_dicom(path.name)
+    return folder if inner or any(is_slice(path, unreadable=True) for path in files) else None
 
 
 def map_path(folder: Path, subtype: str, entity: str) -> Path:
@@ -350,15 +335,8 @@ def preview_path(folder: Path, entity: str) -> Path:
 
 
 def report_path(folder: Path, entity: str, suffix: Literal[".pdf", ".html"]) -> Path:
-    """Where the page to print lies in an output folder, if it was asked for."""
+    """Where the printable report lies in an output folder, if it was asked for."""
     return folder / REPORT_FOLDER / f"{entity}{suffix}"
-
-
-def _write_map(image: sitk.Image, partial: Path, final: Path) -> None:
-    try:
-        sitk.WriteImage(image, str(partial), useCompression=True)
-    except RuntimeError as error:
-        raise OSError(f"{final}: the map cannot be written ({str(error).rpartition('Reason: ')[2].strip()})") from error
 
 
 def finished_cases(folder: Path) -> dict[str, FinishedCase]:
@@ -403,7 +381,8 @@ class OutputFolder(WholeFiles):
         super().__init__(folder, (NOTES_FOLDER, *WRITTEN_FOLDERS))
         try:
             if not keep:
-                for name in (RESULTS_FILE, RESULTS_TABLE, *SCORE_FILES.values()):
+                self.remove_scores()
+                for name in (RESULTS_FILE, RESULTS_TABLE):
                     (folder / name).unlink(missing_ok=True)
         except OSError as error:
             self.close()
@@ -464,21 +443,21 @@ class OutputFolder(WholeFiles):
         finals = [map_path(self.folder, subtype, entity) for subtype in images]
         partials = [self.partial(final) for final in finals]
         with captured_stderr(), ThreadPoolExecutor(len(images)) as beside:
-            for _ in beside.map(_write_map, images.values(), partials, finals):
+            for _ in beside.map(write_image, images.values(), partials, finals):
                 pass
 
     def write_lung_mask(self, entity: str, image: sitk.Image) -> None:
         """Write the lungs that were scored as compressed .mha."""
         final = lung_mask_path(self.folder, entity)
         with captured_stderr():
-            _write_map(image, self.partial(final), final)
+            write_image(image, self.partial(final), final)
 
     def write_preview(self, entity: str, png: bytes) -> None:
         """Write the preview picture."""
         self.partial(preview_path(self.folder, entity)).write_bytes(png)
 
     def write_report(self, entity: str, pdf: bytes, html: str) -> None:
-        """Write the page to print, in both formats."""
+        """Write the printable report, in both formats."""
         self.partial(report_path(self.folder, entity, ".pdf")).write_bytes(pdf)
         self.partial(report_path(self.folder, entity, ".html")).write_text(html, encoding="utf-8")
 
@@ -486,6 +465,11 @@ class OutputFolder(WholeFiles):
         """Write the DICOM objects, each into the folder of its kind."""
         for kind in DICOM_FOLDERS:
             objects.write(kind, self.partial(self._dicom(entity, kind)))
+
+    def remove_scores(self) -> None:
+        """Remove the score files of an earlier run."""
+        for name in SCORE_FILES.values():
+            (self.folder / name).unlink(missing_ok=True)
 
     def write_score(self, subtype: str, score: SubtypeScore) -> None:
         """Write the score file of one subtype."""

@@ -1,4 +1,4 @@
-"""A page to print for each case, as PDF and as HTML: scores on their scales, measurements, slices, warnings and weights.
+"""A printable report of each case, as PDF and as HTML: scores on their scales, measurements, slices, warnings and weights.
 
 Both show the same content. No browser is needed to make them.
 """
@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .. import DISCLAIMER
-from ..fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype
+from ..fleischner import CENTRILOBULAR, PARASEPTAL, SUBTYPES, Subtype, interval_text
 from ..rendering import COLOURS, Colour, without_commands
 from .results import CaseResult, SubtypeScore
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 TITLE = "Emphysema subtypes on chest CT"
 _COLUMNS = ("region", "volume, ml", "centrilobular, %", "paraseptal, %", "LAA-950, %", "Perc15, HU")
 _EXPLAINED = (
-    "Percentages are of the region. LAA-950: voxels below -950 HU. Perc15: 15th percentile of the density. Scores: Fleischner "
-    "Society; intervals: Xie et al., Sci Rep 2023, Table 1."
+    "Percentages are of the region. LAA-950: voxels below -950 HU. Perc15: 15th percentile of the density. Scores carry the "
+    "names of the Fleischner grades; their intervals (percent of the lung volume) are those of Xie et al., Sci Rep 2023, Table "
+    "1, not the definitions of the Fleischner Society. An interval includes its lower end."
 )
 _QUALITY_EXPLAINED = (
-    "Noise: standard deviation in homogeneous lung. Edge width: sharpness of the edge to the chest wall. Cut off: surface of "
-    "the lungs where the image ends. A measure outside of the range of the scans that the weights were found right on is among "
-    "the warnings."
+    "Noise: standard deviation in homogeneous lung. Edge width: sharpness of the edge to the chest wall. Lung surface outside "
+    "the image: the part of the lungs' surface where the image ends. A warning is given when a measure lies outside the range "
+    "of the scans that the weights were tested on."
 )
 
 
@@ -105,7 +106,11 @@ def report_page(result: CaseResult, slices: bytes) -> tuple[bytes, str]:
 def _scale(subtype: Subtype, found: SubtypeScore) -> Scale:
     extent = "" if found.percentage is None else f", {subtype.percentage_text(found.percentage)} % of the lung"
     grades = tuple(
-        Grade(f"{grade.score} {grade.severity}", f"{grade.lower:.0f} to {grade.upper:.0f} %", grade.score == found.score)
+        Grade(
+            f"{grade.score} {grade.severity}",
+            interval_text(grade, last=grade == subtype.grades[-1]),
+            grade.score == found.score,
+        )
         for grade in subtype.grades
     )
     title = f"{subtype.name.capitalize()} emphysema: score {found.score} of {len(grades) - 1}, {found.severity}{extent}"
@@ -123,12 +128,12 @@ def _row(name: str, volume: int, cle: float | None, pse: float | None, laa950: f
 def _notes(result: CaseResult) -> list[str]:
     run = result.provenance
     assert run is not None
-    source = {"given": "came with the CT", "automatic": "was made from the CT: check the contour"}
-    notes = [f"Weights: {run.bundle}, trained on {without_commands(run.trained_on)}."]
+    source = {"given": "supplied with the CT", "automatic": "segmented automatically; check the green contour"}
+    notes = [f"Weights: {run.bundle}, trained on {without_commands(run.trained_on)}.", run.validation]
     if run.sha256:
         notes.append(f"sha256 of the weights: {run.sha256}.")
     if run.lung_mask_source:
-        notes.append(f"The lung mask {source[run.lung_mask_source]}.")
+        notes.append(f"Lung mask: {source[run.lung_mask_source]}.")
     notes.append(f"emphysema-subtyping {run.version}, profile {run.profile}, {run.device}, {run.precision}.")
     return notes
 
@@ -226,7 +231,7 @@ def _pdf(page: Page) -> bytes:
         story += [text("Image quality", heading), _pdf_quality(page.quality, width), text(_QUALITY_EXPLAINED, plain)]
     story.append(Spacer(1, 2 * mm))
     picture = Image(io.BytesIO(page.slices))
-    scaling = min(width / picture.imageWidth, 0.5 * height / picture.imageHeight)
+    scaling = min(width / picture.imageWidth, 0.45 * height / picture.imageHeight)
     picture.drawWidth, picture.drawHeight = scaling * picture.imageWidth, scaling * picture.imageHeight
     story += [picture, Spacer(1, 2 * mm), *(text(note) for note in page.notes)]
     if not page.warnings:
@@ -317,5 +322,5 @@ def _pdf_quality(quality: Sequence[tuple[str, str]], width: float) -> Table:
 
 
 def _latin(text: str) -> str:
-    """What PDF's standard fonts can show: other letters become question marks."""
-    return text.encode("cp1252", "replace").decode("cp1252")
+    r"""A text in the letters that PDF's standard fonts have; others are escaped (as `\u60a3`), so that names stay apart."""
+    return text.encode("cp1252", "backslashreplace").decode("cp1252")

@@ -153,17 +153,19 @@ class Quality:
 
     @property
     def measures(self) -> dict[str, str]:
-        """Each measure that there is, by its name, with its unit."""
+        """Each measure that there is, by its name, with its unit; rounded as in warnings (`model.lungs.quality.TERMS`)."""
         known = {
-            "noise": (self.noise_hu, "HU"),
-            "edge width": (self.edge_width_mm, "mm"),
-            "pixel spacing": (self.pixel_spacing_mm, "mm"),
-            "slice spacing": (self.slice_spacing_mm, "mm"),
-            "slice thickness": (self.slice_thickness_mm, "mm"),
-            "cut off": (self.cut_off_percentage, "% of the surface"),
-            "mean density": (self.mean_lung_hu, "HU"),
+            "noise": (self.noise_hu, "HU", 0),
+            "edge width": (self.edge_width_mm, "mm", 2),
+            "pixel spacing": (self.pixel_spacing_mm, "mm", 2),
+            "slice spacing": (self.slice_spacing_mm, "mm", 2),
+            "slice thickness": (self.slice_thickness_mm, "mm", 2),
+            "lung surface outside the image": (self.cut_off_percentage, "%", 1),
+            "mean density": (self.mean_lung_hu, "HU", 0),
         }
-        return {name: f"{value:g} {unit}" for name, (value, unit) in known.items() if value is not None}
+        return {
+            name: f"{round(value, decimals):g} {unit}" for name, (value, unit, decimals) in known.items() if value is not None
+        }
 
     @property
     def text(self) -> str:
@@ -185,6 +187,14 @@ class Provenance:
     version: Annotated[str, Described("Of this software.")] = ""
     device: Annotated[str | None, Described("Where the network ran: cpu or cuda.")] = None
     precision: Annotated[str | None, Described("What the network computed in: float32, bfloat16, float16 or int8.")] = None
+    validated_on: Annotated[
+        str | None, Described("The scans with visual scores that the weights were validated on; absent where they were not.")
+    ] = None
+
+    @property
+    def validation(self) -> str:
+        """What the weights were validated on, or that they were not; one sentence."""
+        return f"Validated on: {self.validated_on}." if self.validated_on else "Not validated on scans with visual scores."
 
 
 @dataclass(frozen=True)
@@ -302,6 +312,7 @@ def provenance(subtyper: EmphysemaSubtyper, lung_mask_source: LungMaskSource) ->
         version=__version__,
         device=subtyper.device.type,
         precision=str(subtyper.precision).removeprefix("torch."),
+        validated_on=subtyper.metadata.validated_on,
     )
 
 

@@ -1,1 +1,1 @@
-"""Reads scans: geometry, file and DICOM readers, integrity of files, memory, and `Scan`."""
+"""Reads scans: geometry, file and DICOM readers, integrity of files, memory, and `Scan`; writes images."""

@@ -45,7 +45,7 @@ _ROWS, _COLUMNS = "0028|0010", "0028|0011"
 _CLASS, _PHOTOMETRIC_INTERPRETATION, _MODALITY_LUT, _STACK = "0008|0016", "0028|0004", "0028|3000", "0020|9056"
 _ONE_SCAN = {"0010|0020": "patient", "0020|000d": "study", "0020|0052": "frame of reference"}
 _TAGS = (
-    *(SERIES, MODALITY, NUMBER_OF_FRAMES, _CLASS, _PHOTOMETRIC_INTERPRETATION, _MODALITY_LUT, _ROWS, _COLUMNS),
+    *(SERIES, MODALITY, IMAGE_TYPE, NUMBER_OF_FRAMES, _CLASS, _PHOTOMETRIC_INTERPRETATION, _MODALITY_LUT, _ROWS, _COLUMNS),
     *(_POSITION, _ORIENTATION, _PIXEL_SPACING, _INTERCEPT, _SLOPE, _THICKNESS, _SPACING_BETWEEN_SLICES, *_ONE_SCAN),
 )
 
@@ -80,6 +80,22 @@ def may_be_dicom(name: str) -> bool:
     """Whether a file may be DICOM, by its name alone; many are named by their identifiers, as 1.2.840.10008.1."""
     suffix = Path(name).suffix.lower()
     return suffix in ("", *SUFFIXES) or suffix[1:].isdigit()
+
+
+def is_slice(path: Path, *, unreadable: bool = False) -> bool:
+    """Whether a file is DICOM by its suffix or its beginning, be it damaged or not; the index of an export is no slice.
+
+    Args:
+        unreadable: what is returned for a file that may be DICOM by its name and cannot be read.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        return path.name != "DICOMDIR" and path.is_file() and read_identity(path) is not None
+    except InputError:  # a damaged one
+        return True
+    except OSError:
+        return unreadable and may_be_dicom(path.name)
 
 
 Tags = Mapping[str, str]
@@ -207,8 +223,14 @@ def _has_frames(tags: Tags) -> bool:
 
 
 def modality_of(tags: Tags) -> str:
+    """The first value of the modality, in capitals: empty where the file has none, `unknown` where it is no common one."""
     found = tags.get(MODALITY, "").partition("\\")[0].strip().upper()
     return found if found in ("", *_MODALITIES) else "unknown"
+
+
+def is_localiser(tags: Tags) -> bool:
+    """Whether a value of the image type says that a file is a localiser."""
+    return any(kind.strip().upper() in LOCALISERS for kind in tags.get(IMAGE_TYPE, "").split("\\"))
 
 
 def _single(path: Path, tags: Tags) -> Series:

@@ -3,8 +3,8 @@
 They were observed to fill a truncated NIfTI file with uninitialised memory, and likewise a compressed MetaImage whose header
 states more slices than the file holds; to drop slices that the header does not mention; to miss flipped bits in a compressed
 MetaImage, because they do not compare its checksum; to follow a header that names another file, even a device or a file in
-another patient's folder; to crash on a negative or huge number of dimensions and on overlong lines; and to loop forever on an
-infinite position.
+another patient's folder; to crash on a negative or huge number of dimensions and on overlong lines; to loop forever on an
+infinite position; and to assume voxels of 1 mm where the header states no spacing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import struct
 import zlib
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
 from ..errors import InputError
+from .geometry import ImageGeometry
 
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
@@ -33,6 +36,15 @@ _LONGEST_FIELD = 500
 
 _DESCRIBED = (".mha", ".mhd", ".nrrd")
 """Formats whose header is text."""
+
+_PATIENT_SPACE = re.compile(r"(right-anterior|left-anterior|left-posterior)-superior(-time)?|(ras|las|lps)t?", re.IGNORECASE)
+"""Spaces of NRRD that name directions of the patient."""
+
+_NO_ORIENTATION = "the file states no orientation: right and left may be swapped"
+
+_NIFTI_METRE, _NIFTI_MICRON = 1, 3
+_TRANSFORMS_APART_MM = 1.0
+"""Corners of an image lie less far apart if its transforms differ by rounding alone."""
 
 _DIMENSIONS = ("1", "2", "3", "4")
 _SLACK = 4096
@@ -61,6 +73,43 @@ def check_header(path: Path) -> None:
     if scaled:
         raise InputError(path, "its header scales the values by an intensity function, which is not applied", "values in HU")
     _data_file(path, fields)
+
+
+def check_grid(path: Path, geometry: ImageGeometry) -> tuple[str, ...]:
+    """Check that a header states the voxel spacing: where it does not, readers take 1 mm.
+
+    Args:
+        path: a file that passed `check_header`, and whose header a reader has read.
+        geometry: the grid that the reader found there.
+
+    Returns:
+        warnings, one sentence each: the header does not say how the axes lie in the patient, or says it twice, differently.
+
+    Raises:
+        InputError: it does not state the spacing.
+    """
+    name = path.name.lower()
+    states_spacing = True
+    warnings: tuple[str, ...] = ()
+    if name.endswith((".nii", ".nii.gz")):
+        states_spacing, warnings = _nifti_grid(path, geometry)
+    elif name.endswith(_DESCRIBED):
+        with path.open("rb") as stream:
+            fields = _header(stream, path)
+        if name.endswith(".nrrd"):
+            states_spacing = _distances(fields.get("spacings", "")) >= 3 or _distances(fields.get("spacedirections", "")) >= 3
+            if not _PATIENT_SPACE.fullmatch(fields.get("space", "")):
+                warnings = (_NO_ORIENTATION,)
+        else:
+            states_spacing = "ElementSpacing" in fields or "ElementSize" in fields
+    if not states_spacing:
+        raise InputError(path, "its header states no voxel spacing", "spacing in mm")
+    return warnings
+
+
+def _distances(value: str) -> int:
+    """For how many axes a field of NRRD states a distance or a vector: neither `nan` nor `none`."""
+    return sum("n" not in entry.lower() for entry in re.findall(r"\([^()]*\)|[^\s()]+", value))
 
 
 def check_payload(path: Path, needed: int) -> None:
@@ -125,6 +174,47 @@ def _check_nifti_place(path: Path) -> None:
     numbers = (*struct.unpack(f"{order}4f", header[76:92]), *struct.unpack(f"{order}18f", header[256:328]))
     if not all(abs(number) < _FARTHEST for number in numbers):
         raise InputError(path, "its header states an implausible position or voxel size", "voxel sizes and transforms in mm")
+
+
+def _nifti_grid(path: Path, geometry: ImageGeometry) -> tuple[bool, tuple[str, ...]]:
+    """Whether a header states voxel sizes, and warnings about its transforms, the qform and the sform."""
+    with _nifti(path) as stream:
+        header = stream.read(_NIFTI_HEADER)
+    order = _nifti_order(header)
+    qfac, *sizes = struct.unpack(f"{order}4f", header[76:92])
+    has_sizes = all(sizes)
+    codes = struct.unpack(f"{order}2h", header[252:256])
+    numbers = np.array(struct.unpack(f"{order}18f", header[256:328]))
+    units = {_NIFTI_METRE: 1000.0, _NIFTI_MICRON: 0.001}.get(header[123] & 7, 1.0)
+    qform = _qform(numbers[:3], numbers[3:6], np.array([*sizes[:2], -sizes[2] if qfac < 0 else sizes[2]]))
+    matrices = {"qform": qform, "sform": numbers[6:].reshape(3, 4)}
+    stated = {name: units * matrix for (name, matrix), code in zip(matrices.items(), codes, strict=True) if code > 0}
+    if not stated:
+        return has_sizes, (_NO_ORIENTATION,)
+    axes = np.reshape(geometry.direction, (3, 3)) * geometry.spacing
+    used = np.column_stack([axes, geometry.origin]) * [[-1], [-1], [1]]  # towards right, anterior, superior
+    corners = np.array(list(product(*((0, size - 1) for size in geometry.size), (1,))))
+    apart = [name for name, matrix in stated.items() if np.abs(corners @ (matrix - used).T).max() > _TRANSFORMS_APART_MM]
+    if not apart:
+        return has_sizes, ()
+    if len(apart) == len(stated):
+        return has_sizes, (f"the file's voxel sizes and its {' and '.join(apart)} differ; the voxel sizes were used",)
+    (taken,) = stated.keys() - apart
+    return has_sizes, (f"the file's qform and sform differ; the {taken} was used",)
+
+
+def _qform(imaginary: np.ndarray, offset: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The matrix (3 x 4) of a quaternion, an offset and voxel sizes (the third with its sign): method 2 of NIfTI-1."""
+    b, c, d = imaginary
+    a = math.sqrt(max(1 - float(imaginary @ imaginary), 0))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    return np.column_stack([rotation * sizes, offset])
 
 
 def _nifti(path: Path) -> BinaryIO:

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from ..errors import InputError, check_name, printable
 from . import dicom
 from .geometry import ImageGeometry
-from .integrity import check_header, check_payload, data_file_of, has_checksum, matches_checksum
+from .integrity import check_grid, check_header, check_payload, data_file_of, has_checksum, matches_checksum
 from .memory import check_memory
 from .native import captured_stderr
 
@@ -72,6 +72,7 @@ class Volume:
         Raises:
             InputError: not a 3D image with one number per voxel, or a grid that `read_header` refuses.
         """
+        image = _three_dimensional(image)
         _check_voxels(name, image.GetSize(), image.GetNumberOfComponentsPerPixel())
         _voxel_bytes(image, name)
         _check_geometry(name, ImageGeometry.of(image))
@@ -99,19 +100,35 @@ def files_behind(path: Path) -> list[Path]:
     return [path]
 
 
-def read_header(path: Path | str) -> tuple[int, int, int]:
-    """Read and check the header of a file or of a folder's DICOM series, without its voxels; return the size in x, y, z.
+@dataclass(frozen=True)
+class Header:
+    """What is known of a 3D image before its voxels are read.
+
+    Attributes:
+        size: x, y, z.
+        voxel_bytes: of all voxels in memory.
+        geometry: None for a series of several files, whose grid follows from all of them.
+        warnings: as `Volume` has them.
+    """
+
+    size: tuple[int, int, int]
+    voxel_bytes: int
+    geometry: ImageGeometry | None
+    warnings: tuple[str, ...] = ()
+
+
+def read_header(path: Path | str) -> Header:
+    """Read and check the header of a file or of a folder's DICOM series, without its voxels.
 
     Raises:
         InputError: it is missing, empty, no image, not a 3D image with one number per voxel, or too large for the memory.
     """
     path = Path(path)
     with _readable(path):
-        return _checked_header(path, _series_of(path))[0]
+        return _checked_header(path, _series_of(path))
 
 
-def _checked_header(path: Path, series: dicom.Series) -> tuple[tuple[int, int, int], int]:
-    """The size in x, y, z, and the size of all voxels in bytes."""
+def _checked_header(path: Path, series: dicom.Series) -> Header:
     several = len(series.files) > 1
     reader = _file_information(path, series.files[0])
     geometry = _in_three_dimensions(ImageGeometry.of(reader))
@@ -122,8 +139,10 @@ def _checked_header(path: Path, series: dicom.Series) -> tuple[tuple[int, int, i
     voxel_bytes = _voxel_bytes(reader, path)
     check_memory(path, math.prod(size), voxel_bytes)
     # The distance of several files follows from their positions, not from a tag of the first: it is checked after reading.
-    _check_geometry(path, series.geometry or geometry, axes=2 if several else 3)
-    return checked_size, math.prod(size) * voxel_bytes
+    geometry = series.geometry or geometry
+    _check_geometry(path, geometry, axes=2 if several else 3)
+    warnings = series.warnings if path.is_dir() else (*series.warnings, *check_grid(path, geometry))
+    return Header(checked_size, math.prod(size) * voxel_bytes, None if several else geometry, warnings)
 
 
 def _in_three_dimensions(geometry: ImageGeometry) -> ImageGeometry:
@@ -133,6 +152,12 @@ def _in_three_dimensions(geometry: ImageGeometry) -> ImageGeometry:
         return geometry
     direction = np.reshape(geometry.direction, (count, count))[:3, :3]
     return ImageGeometry(geometry.size[:3], geometry.spacing[:3], geometry.origin[:3], tuple(direction.ravel().tolist()))
+
+
+def _three_dimensional(image: sitk.Image) -> sitk.Image:
+    """An image without the axes beyond the third, if there is one place along each of them."""
+    further = image.GetSize()[3:]
+    return image[(slice(None),) * 3 + (0,) * len(further)] if further and set(further) == {1} else image
 
 
 def _check_voxels(source: Path | str, size: tuple[int, ...], components: int) -> tuple[int, int, int]:
@@ -168,7 +193,8 @@ def read_volume(path: Path | str) -> Volume:
     with _readable(path):
         series = _series_of(path)
         files = series.files
-        _, needed = _checked_header(path, series)
+        header = _checked_header(path, series)
+        needed = header.voxel_bytes
         with_checksum = has_checksum(path)
     with ThreadPoolExecutor(1) as beside:  # a check that decompresses the file runs beside the reader, to save time
         check = partial(check_payload, path, needed) if with_checksum else beside.submit(check_payload, path, needed).result
@@ -187,12 +213,11 @@ def read_volume(path: Path | str) -> Volume:
         raise InputError(path, "its voxels are damaged", "a whole file")
     if complaint:
         logger.info("%s: the reader complained%s", printable(str(path)), _reason(path, None, messages))
-    if image.GetDimension() > 3:
-        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
+    image = _three_dimensional(image)
     if series.geometry:
         series.geometry.apply(image)
     _check_geometry(path, ImageGeometry.of(image))
-    return Volume(image, str(path), series.warnings, series.slice_thickness_mm, series.modality)
+    return Volume(image, str(path), header.warnings, series.slice_thickness_mm, series.modality)
 
 
 def check_ct(volume: Volume) -> None:

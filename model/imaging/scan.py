@@ -40,12 +40,14 @@ class Scan:
     Attributes:
         hounsfield: z, y, x; int16, or float32 where the file holds floating-point numbers; HU.
         lung: z, y, x; bool.
-        lobes: z, y, x; uint8 labels 1 to 5 (see `model.lungs.anatomy`) where the mask is one of lobes, else None.
+        lobes: z, y, x; uint8 labels where the mask is one of lobes, else None: 1 to 5 are those of `model.lungs.anatomy`, 255
+            stands for every label above it or that is no whole number.
         spacing: z, y, x; mm.
         geometry: the CT file's own.
         orientation: from the CT file's axes to the patient's.
         warnings: what was unusual about the input or was corrected, one sentence each.
         slice_thickness_mm: as a DICOM series has it; else None.
+        lung_mask_name: for messages.
     """
 
     hounsfield: npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -56,6 +58,7 @@ class Scan:
     orientation: Orientation
     warnings: tuple[str, ...] = ()
     slice_thickness_mm: float | None = None
+    lung_mask_name: str = "lung mask"
 
     @classmethod
     def read(cls, ct: Path | str, lung_mask: Path | str | None = None, *, lobes: bool = False) -> Scan:
@@ -116,8 +119,9 @@ class Scan:
             spacing=orientation.spacing(geometry),
             geometry=geometry,
             orientation=orientation,
-            warnings=(*ct.warnings, *lung_mask.warnings, *mask_warnings, *ct_warnings),
+            warnings=(*ct.warnings, *(f"lung mask: {text}" for text in lung_mask.warnings), *mask_warnings, *ct_warnings),
             slice_thickness_mm=ct.slice_thickness_mm,
+            lung_mask_name=lung_mask.name,
         )
 
     @property
@@ -131,7 +135,12 @@ class Scan:
         return box_of(self.lung, self.spacing, margin_mm)
 
     def to_file_grid(self, array: np.ndarray) -> sitk.Image:
-        """Make an image of an array in the patient's frame, with the CT file's size, spacing, origin and direction."""
+        """Make an image of an array in the patient's frame, with the CT file's size, spacing, origin and direction.
+
+        True and false become 1 and 0.
+        """
+        if array.dtype == np.bool_:
+            array = array.astype(np.uint8)
         return self.geometry.apply(sitk.GetImageFromArray(np.ascontiguousarray(self.orientation.to_file(array))))
 
 
@@ -144,9 +153,9 @@ class _Voxels:
 
 
 def _labels_on_grid(mask: Volume, geometry: ImageGeometry) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
-    """A mask on the CT's grid, with warnings: nearest neighbour where it lies on another; labels above 255 count as 1.
+    """A mask on the CT's grid, with warnings: nearest neighbour where it lies on another.
 
-    The labels may be a view of the mask.
+    Labels above 255 and fractions become 255: lung, and none of the lobes. The labels may be a view of the mask.
     """
     stored = sitk.GetArrayViewFromImage(mask.image)
     labels = _as_labels(stored)
@@ -178,7 +187,7 @@ def _as_labels(array: np.ndarray) -> npt.NDArray[np.uint8]:
         return array
     with np.errstate(invalid="ignore"):
         whole = (array > 0) & (array <= 255) & (array == np.floor(array))
-        return np.where(whole, array, array > 0).astype(np.uint8)
+        return np.where(whole, array, np.where(array > 0, 255, 0)).astype(np.uint8)
 
 
 def _check_volume(volume_ml: float, name: str) -> None:

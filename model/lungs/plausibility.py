@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ..imaging.scan import Scan
 from .anatomy import Bools, body_of, coarse_steps, length_mm, trachea_of
+from .quality import PADDED_HU
 
 TISSUE_HU = -300
 """Soft tissue lies above this, the upper end of the network's window."""
@@ -24,11 +25,17 @@ BODY_HU = -500
 LUMEN_HU = -910
 """The median of a section through an airway lies below this, even with a smooth kernel; that of aerated lung lies above."""
 
+SURROUNDING_HU = -950
+"""The median of air around the patient lies below this."""
+
 SMALLEST_VOLUME_ML = 1000.0
 """A choice, not from a source: a mask of less does not hold both lungs of an adult."""
 
 _AIRWAY_STEPS_MM = (5.0, 1.0, 1.0)
 """Distance of the voxels in which airways are searched: z, y, x."""
+
+_RIM_VOXELS = 2
+"""Of about 2.5 mm: between a mask and the chest wall, some are too dark for tissue."""
 
 _AIRWAY_FROM_MIDDLE_MM = 30.0
 _SHORTEST_AIRWAY_MM = 30.0
@@ -71,7 +78,7 @@ class MaskFigures:
         hounsfield = scan.hounsfield[:: steps[0], :: steps[1], :: steps[2]]
         lung = scan.lung[:: steps[0], :: steps[1], :: steps[2]]
         inside = hounsfield[lung]
-        body = body_of(hounsfield > BODY_HU)
+        body = body_of((hounsfield > BODY_HU) | _cut_lung(hounsfield, lung))
         middle = float(np.average(np.arange(body.shape[2]), weights=body.sum(axis=(0, 1)))) if body.any() else body.shape[2] / 2
         air = body & (hounsfield < BODY_HU)
         missed = air & ~lung
@@ -90,6 +97,20 @@ class MaskFigures:
             small_pieces=float(sizes[:-2].sum() / sizes.sum()),
             airway_mm=_airway_length(scan, middle * steps[2] * scan.spacing[2]),
         )
+
+
+def _cut_lung(hounsfield: np.ndarray, lung: Bools) -> Bools:
+    """Lung at the sides, the front or the back of the field of view, which cuts it off: it has no wall there.
+
+    Air around the patient that a mask covers up to the border is darker, and no lung.
+    """
+    beyond = np.pad(hounsfield < PADDED_HU, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    in_slices = ndimage.generate_binary_structure(2, 1)[None]
+    near = ndimage.binary_dilation(lung, in_slices, iterations=_RIM_VOXELS)
+    border = near & (ndimage.binary_dilation(beyond, in_slices) & ~beyond)[:, 1:-1, 1:-1]
+    labels, count = ndimage.label(border)
+    medians = ndimage.median(hounsfield, labels, np.arange(1, count + 1))
+    return np.isin(labels, 1 + np.flatnonzero(medians > SURROUNDING_HU))
 
 
 def mask_warnings(figures: MaskFigures) -> list[str]:

@@ -117,17 +117,17 @@ TERMS = {
 
 
 def quality_warnings(quality: ImageQuality, validated_range: Mapping[str, Range]) -> list[str]:
-    """Say which measures lie outside of the range in which a network was validated, one sentence each."""
+    """Say which measures lie outside the range of the scans that a network was tested on, one sentence each."""
     warnings = []
     for name, (term, unit, decimals) in TERMS.items():
         value = getattr(quality, name)
         low, high = validated_range.get(name, (None, None))
         if value is None or ((low is None or value >= low) and (high is None or value <= high)):
             continue
-        ends = [f"{word} {end:.{decimals}f} {unit}" for word, end in (("from", low), ("to", high)) if end is not None]
+        ends = " ".join(f"{word} {end:.{decimals}f} {unit}" for word, end in (("from", low), ("to", high)) if end is not None)
         warnings.append(
-            f"image quality: {term}: {value:.{decimals}f} {unit}; these weights were validated {' '.join(ends)}, and their "
-            "percentages may be wrong on this scan"
+            f"image quality: {term}: {value:.{decimals}f} {unit}, outside the range of the scans that these weights were "
+            f"tested on ({ends}); the percentages may be wrong"
         )
     return warnings
 

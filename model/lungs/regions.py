@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,9 @@ _SMALLEST_LOBE_FRACTION = 0.01
 
 _SIDES_APART_MM = 40.0
 """Centres of a right and a left lobe are at least this far apart; those of one lung differ by less from right to left."""
+
+_ANOTHER = "255, above or fractional"
+"""What labels are in the file that `Scan.lobes` has as 255."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Regions:
             others = sorted(present - set(LOBES.values()))
             misplaced = "" if others else _misplaced(labels, scan.spacing)
             if others:
-                listed = ", ".join(map(str, others[:5])) + (" and more" if len(others) > 5 else "")
+                named = [_ANOTHER if label == 255 else str(label) for label in others]
+                listed = ", ".join(named[:5]) + (" and more" if len(named) > 5 else "")
                 warnings = (f"the mask of lobes has other labels than 1 to 5 ({listed}): lobes are not reported",)
             elif misplaced:
                 warnings = (f"the labels do not lie where lobes 1 to 5 lie ({misplaced}): lobes are not reported",)
@@ -70,10 +75,11 @@ def _lobe_members(present: set[int]) -> dict[str, tuple[int, ...]]:
 
 
 def _misplaced(labels: Labels, spacing: Spacing) -> str:
-    """Which two labels do not lie to each other as their lobes do; empty if all do. Lobes that are absent are not compared.
+    """Which labels do not lie as their lobes do; empty if all do. Lobes that are absent are not compared.
 
     The centres of the lobes are compared, on voxels about 2.5 mm apart: every right lobe lies to the right of every left one,
-    the upper lobe of a lung above its lower lobe, and the middle lobe anterior to the right lower lobe.
+    the lobes of a lung on one side, its upper lobe above its lower lobe, and the middle lobe anterior to the right lower lobe.
+    Labels of one side alone belong to one lung.
     """
     steps = coarse_steps(spacing, labels > 0)
     coarse = labels[:: steps[0], :: steps[1], :: steps[2]]
@@ -87,4 +93,10 @@ def _misplaced(labels: Labels, spacing: Spacing) -> str:
     for one, other, axis, where, apart_mm in compared:
         if one in centres and other in centres and centres[other][axis] - centres[one][axis] <= apart_mm:
             return f"label {LOBES[one]} does not lie {where} label {LOBES[other]}"
+    for one, other in (pair for side in (right, left) for pair in combinations(side, 2)):
+        if one in centres and other in centres and abs(centres[other][2] - centres[one][2]) >= _SIDES_APART_MM:
+            return f"label {LOBES[other]} does not lie on the side of label {LOBES[one]}"
+    sides = {name.partition("_")[0] for name in centres}
+    if len(sides) == 1 and tell_sides(labels > 0, spacing) is not None:
+        return f"all are of lobes of the {sides.pop()} lung, and the mask covers two lungs"
     return ""

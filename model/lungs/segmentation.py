@@ -21,7 +21,7 @@ from scipy import ndimage
 from ..errors import InputError
 from ..imaging.geometry import ImageGeometry, Orientation, Spacing
 from ..imaging.readers import Volume
-from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML
+from ..imaging.scan import AIR_HU, LUNG_VOLUME_ML, UNSIGNED_PADDING_HU
 from .anatomy import LEFT, RIGHT, Bools, Labels, body_of, depth, largest_part, length_mm, tell_sides, trachea_of, within
 
 Hounsfield = npt.NDArray[np.int16]
@@ -78,7 +78,7 @@ def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
     Raises:
         InputError: no lungs were found, or the network cannot be used.
     """
-    image = _finite(ct.image)
+    image = _with_air(ct.image)
     if lungmask_weights is not None:
         labels = _by_lungmask(image, ct.name, lungmask_weights)
     else:
@@ -87,12 +87,13 @@ def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
     return Volume(labels, f"{ct.name} (segmented lungs)")
 
 
-def _finite(ct: sitk.Image) -> sitk.Image:
-    """The CT with values that are not a number replaced by air."""
-    if ct.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+def _with_air(ct: sitk.Image) -> sitk.Image:
+    """The CT with air in place of unsigned padding and of values that are not finite; the same image where it has neither."""
+    voxels = sitk.GetArrayViewFromImage(ct)
+    is_air = ~np.isfinite(voxels) | (voxels >= UNSIGNED_PADDING_HU)
+    if not is_air.any():
         return ct
-    voxels = np.nan_to_num(sitk.GetArrayFromImage(ct), nan=AIR_HU, posinf=BRIGHTEST_HU, neginf=AIR_HU)
-    return ImageGeometry.of(ct).apply(sitk.GetImageFromArray(voxels))
+    return ImageGeometry.of(ct).apply(sitk.GetImageFromArray(np.where(is_air, np.int16(AIR_HU), voxels)))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,15 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
+from model.container import grand_challenge
 from model.container.algorithm import EmphysemaAlgorithm, Written
-from model.container.command import granted_threads
+from model.container.command import granted_threads, main
 from model.container.grand_challenge import RECORDS_FILE, OutputFolder, find_cases
 from model.container.reading import ReadAhead
+from model.container.results import provenance
 from model.imaging.geometry import ImageGeometry
 from model.subtyping import EmphysemaSubtyper
+from model.weights import read_bundle, write_bundle
 from test.conftest import ROOT
 from test.container.schema import problems_of
 from test.imaging.series import SCANNER_TAGS, write_dicom_series
@@ -108,6 +111,13 @@ def test_results_and_score_files_have_the_documented_fields(scored: tuple[Path, 
             "severity": metrics[f"{prefix}_severity"],
             "percentage": metrics[f"{prefix}_percentage"],
         }
+
+
+def test_results_say_what_the_weights_were_validated_on(bundle: Path, tmp_path: Path) -> None:
+    whole = read_bundle(bundle)
+    write_bundle(tmp_path / "bundle", whole.network, dataclasses.replace(whole.metadata, validated_on="500 scans"))
+    found = [provenance(EmphysemaSubtyper.from_bundle(path, "cpu"), "given") for path in (bundle, tmp_path / "bundle")]
+    assert [run.validated_on for run in found] == [None, "500 scans"]
 
 
 def test_the_scores_are_those_of_the_phantom(scored: tuple[Path, Path], lesioned: Phantom) -> None:
@@ -497,6 +507,15 @@ def test_a_missing_file_is_refused(phantom: Phantom, bundle: Path, tmp_path: Pat
     assert_refused(done, tmp_path / "output", "no.pth", "it cannot be read (No such file or directory); expected weights of")
 
 
+def test_without_a_named_input_the_refusal_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(grand_challenge, "INPUT_FOLDER", tmp_path / "input")
+    assert main(["--output", str(tmp_path / "output")]) == 2
+    expected = "a folder with images/ct and images/lung-mask, or --input or --ct"
+    assert f"{tmp_path / 'input'}: no such folder; expected {expected}" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["missing", "damaged", "of another kind"])
 def test_a_bundle_that_cannot_be_used_is_refused(phantom: Phantom, tmp_path: Path, kind: str) -> None:
     write_case(tmp_path / "input", *phantom.images())
@@ -518,8 +537,8 @@ def test_a_bundle_that_cannot_be_used_is_refused(phantom: Phantom, tmp_path: Pat
     ("arguments", "environment", "message"),
     [
         (["--device", "tpu"], {}, "argument --device: invalid choice: 'tpu'"),
-        (["--ct", "a.mha"], {}, "--ct and --lung-mask go together, unless there is --segment-lungs"),
-        (["--lung-mask", "a.mha", "--segment-lungs"], {}, "--ct and --lung-mask go together"),
+        (["--ct", "a.mha"], {}, "--ct needs --lung-mask or --segment-lungs"),
+        (["--lung-mask", "a.mha", "--segment-lungs"], {}, "--lung-mask needs --ct"),
         (["--lungmask-weights", "unet.pth"], {}, "--lungmask-weights goes with --segment-lungs"),
         ([], {"EMPHYSEMA_PRECISION": "float8"}, "argument --precision: invalid choice: 'float8'"),
     ],

@@ -1,4 +1,4 @@
-"""The page to print: what it says, in both formats, and that it is one page."""
+"""The printable report: what it says, in both formats, and that it is one page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -60,7 +61,11 @@ EXPECTED = (
     "Centrilobular emphysema: score 3 of 5, moderate, 14.2 % of the lung",
     "Paraseptal emphysema: score 1 of 2, mild",
     "advanced destructive",
+    "below 1 %",
     "10 to 20 %",
+    "from 30 %",
+    "from 5 %",
+    "those of Xie et al., Sci Rep 2023, Table 1, not the definitions of the Fleischner Society.",
     "16.9",
     "-957",
     "5266",
@@ -71,11 +76,12 @@ EXPECTED = (
     "one; odd",
     "two",
     "trained on nothing, or little.",
+    "Not validated on scans with visual scores.",
     "Image quality",
-    "20.4 HU",
+    "20 HU",
     "1.06 mm",
     "-815 HU",
-    "0.02 % of the surface",
+    "lung surface outside the image",
 )
 
 
@@ -86,6 +92,43 @@ def test_both_formats_say_what_was_found(slices: bytes, tmp_path: Path) -> None:
     for expected in EXPECTED:
         assert expected in text
         assert expected in text_of_html(html)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"validated_on": "500 scans of a hospital"}, "Validated on: 500 scans of a hospital."),
+        ({}, "Not validated on scans with visual scores."),
+        ({"lung_mask_source": "given"}, "Lung mask: supplied with the CT."),
+        ({"lung_mask_source": "automatic"}, "Lung mask: segmented automatically; check the green contour."),
+    ],
+)
+def test_the_notes_say_where_weights_and_lung_mask_come_from(slices: bytes, changes: dict[str, Any], said: str) -> None:
+    assert RESULT.provenance is not None
+    result = dataclasses.replace(RESULT, provenance=dataclasses.replace(RESULT.provenance, **changes))
+    assert said in text_of_html(report_page(result, slices)[1])
+
+
+@pytest.mark.parametrize(
+    ("validated_on", "said"),
+    [("500 scans", "Validated on: 500 scans."), (None, "Not validated on scans with visual scores.")],
+)
+def test_the_printed_table_says_what_the_weights_were_validated_on(validated_on: str | None, said: str) -> None:
+    assert RESULT.provenance is not None
+    result = dataclasses.replace(RESULT, provenance=dataclasses.replace(RESULT.provenance, validated_on=validated_on))
+    assert said in summary([result], 1.0, Path("output")).splitlines()
+
+
+def test_measures_of_image_quality_are_rounded_as_in_warnings() -> None:
+    assert Quality(20.44, 1.0, 1.4115, 3.725, 5.0, 0.0, -825.6).measures == {
+        "noise": "20 HU",
+        "edge width": "1 mm",
+        "pixel spacing": "1.41 mm",
+        "slice spacing": "3.73 mm",
+        "slice thickness": "5 mm",
+        "lung surface outside the image": "0 %",
+        "mean density": "-826 HU",
+    }
 
 
 def test_the_scores_that_were_found_are_marked_on_their_scales(slices: bytes) -> None:
@@ -113,7 +156,7 @@ def test_a_name_is_text_and_no_markup(slices: bytes, tmp_path: Path) -> None:
     assert "<script>" not in html
     assert "<script>alert(1)</script> & Größe 患者" in text_of_html(html)
     text, _ = text_of_pdf(pdf, tmp_path)
-    assert "<script>alert(1)</script> & Größe ??" in text
+    assert r"<script>alert(1)</script> & Größe \u60a3\u8005" in text
 
 
 def test_the_same_case_has_the_same_bytes(slices: bytes) -> None:
@@ -155,7 +198,7 @@ def test_texts_of_the_pdf_stay_in_their_fields(slices: bytes, tmp_path: Path) ->
     at = max(place for place in range(len(names)) if names[place : place + 2] == ["advanced", "destructive"])
     assert names[at - 1] == "5"
     assert right - field < words[at - 1][1] < words[at + 1][2] < right
-    at = names.index("12.34")
-    assert names[at - 2 : at + 5] == ["5", "mm", "12.34", "%", "of", "the", "surface"]
-    before, behind = words[at][1] - words[at - 1][2], words[at + 5][1] - words[at + 4][2]
+    at = names.index("outside")
+    assert names[at - 4 : at + 5] == ["slice", "thickness", "lung", "surface", "outside", "the", "image", "mean", "density"]
+    before, behind = words[at - 2][1] - words[at - 3][2], words[at + 3][1] - words[at + 2][2]
     assert min(before, behind) > 6

@@ -41,6 +41,7 @@ REGRESSION = {
         "version": "0.1.0",
         "device": "cpu",
         "precision": "bfloat16",
+        "validated_on": "500 scans of a hospital",
     },
     "warnings": ["One lung."],
     "error_messages": [],
@@ -103,6 +104,19 @@ def test_files_of_other_versions_are_read(tmp_path: Path) -> None:
     assert failed.warnings == ()
 
 
+def test_weights_that_were_not_validated_are_told_by_the_lack_of_the_field(tmp_path: Path) -> None:
+    """Or by null, which other writers may set."""
+    null = changed("provenance.bundle", "b")
+    null["provenance"]["validated_on"] = None
+    results = read_results(written(tmp_path, [REGRESSION, CLASSIFICATION, null]))
+    assert [result.provenance.validated_on for result in results if result.provenance] == [
+        "500 scans of a hospital",
+        None,
+        None,
+    ]
+    assert "validated_on" not in json.loads(results_text(results[1:]))[1]["provenance"]
+
+
 def changed(place: str, value: Any = None) -> dict[str, Any]:
     """The regression result with one field changed, or left out."""
     document = copy.deepcopy(REGRESSION)
@@ -128,6 +142,7 @@ WRONG = [
     (changed("metrics.regions.left.volume_ml", -1), "metrics.regions.left.volume_ml is -1"),
     (changed("metrics.regions", [1]), "metrics.regions is [1]"),
     (changed("provenance.lung_mask_source", "found"), "provenance.lung_mask_source is 'found'"),
+    (changed("provenance.validated_on", 500), "provenance.validated_on is 500"),
     (changed("provenance"), "metrics without provenance"),
     (changed("warnings", ["one", 2]), "warnings[1] is 2"),
     (changed("metrics", 3), "metrics: 3 is no object"),

@@ -12,7 +12,17 @@ import pytest
 
 from model.container.grand_challenge import OutputFolder
 from model.container.logs import time_left
-from model.container.resume import Record, content_fingerprint, read_records, records_text, stat_fingerprint
+from model.container.results import read_results
+from model.container.resume import (
+    FinishedCase,
+    Record,
+    content_fingerprint,
+    note_text,
+    read_note,
+    read_records,
+    records_text,
+    stat_fingerprint,
+)
 from test.phantom import Phantom, write_case
 from test.trust.provoke import Forks
 
@@ -145,6 +155,17 @@ def test_maps_of_cases_that_are_no_longer_there_are_removed_and_unknown_ones_rep
     assert "1 maps of earlier runs are of no case of this one, such as " in done.stdout
 
 
+@pytest.mark.parametrize("first", ["a", "0"], ids=["damaged since", "new"])
+def test_a_first_case_that_fails_leaves_no_score_files_of_an_earlier_one(again: Path, bundle: Path, first: str) -> None:
+    for name in ("b", "c"):
+        (again / f"input/images/ct/{name}.mha").unlink()
+    assert (again / "output/paraseptal-emphysema-score.json").is_file()
+    (again / f"input/images/ct/{first}.mha").write_bytes(b"damaged")
+    assert FORKS.run((), arguments(again, bundle, "--resume")).returncode == 2
+    assert "metrics" not in results_of(again)[0]
+    assert list((again / "output").glob("*-score.json")) == []
+
+
 def test_a_run_that_cannot_begin_leaves_the_results_that_it_was_to_continue(again: Path, bundle: Path) -> None:
     done = FORKS.run((), [f"--input={again / 'nowhere'}", f"--output={again / 'output'}", f"--weights={bundle}", "--resume"])
     assert done.returncode == 2
@@ -204,6 +225,21 @@ def test_notes_that_cannot_be_read_let_every_case_be_scored(tmp_path: Path, cont
     (tmp_path / "notes").write_text(content)
     assert read_records(tmp_path / "notes") == {}
     assert read_records(tmp_path / "missing") == {}
+
+
+def test_notes_of_another_format_are_not_read(tmp_path: Path, stopped: Path) -> None:
+    result = read_results(stopped / "output/results.json")[0]
+    record = Record("stat", {"lobes": "False"}, ("images/a.mha",), "sha256")
+    finished = FinishedCase(result, record)
+    path = tmp_path / "notes"
+    for text, read, content, nothing in (
+        (records_text({"a": record}), read_records, {"a": record}, {}),
+        (note_text(finished), read_note, finished, None),
+    ):
+        path.write_text(text)
+        assert read(path) == content
+        path.write_text(json.dumps(json.loads(text) | {"format": 2}))
+        assert read(path) == nothing
 
 
 @pytest.mark.parametrize(

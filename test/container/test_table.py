@@ -46,6 +46,12 @@ def test_a_case_is_a_row_with_a_column_for_each_field_of_each_region() -> None:
     assert row["warnings"] == "one; odd; two"
 
 
+def test_what_the_weights_were_validated_on_is_a_column_where_a_case_has_it() -> None:
+    assert RESULT.provenance is not None
+    validated = dataclasses.replace(RESULT, provenance=dataclasses.replace(RESULT.provenance, validated_on="500 scans"))
+    assert [row["validated_on"] for row in rows(RESULT, validated)] == ["", "500 scans"]
+
+
 def test_a_case_that_failed_is_a_row_with_its_error() -> None:
     good, failed = rows(RESULT, failed_result("b.mha: the file is empty", "b"))
     assert list(good)[-2:] == ["warnings", "error_messages"]

@@ -21,7 +21,7 @@ import SimpleITK as sitk
 from model.container.grand_challenge import Case
 from model.container.reading import read_case
 from model.errors import InputError
-from model.imaging.dicom import check_slices, read_series, read_tags
+from model.imaging.dicom import IMAGE_TYPE, check_slices, is_localiser, is_slice, read_series, read_tags
 from model.imaging.geometry import ImageGeometry
 from model.imaging.readers import read_header, read_volume
 from model.imaging.scan import Scan
@@ -147,6 +147,44 @@ def test_slices_named_by_their_identifiers_are_read(phantom: Phantom, tmp_path: 
     for path in sorted(folder.iterdir()):
         path.rename(folder / f"1.2.840.113619.2.55.{int(path.stem)}")
     assert np.array_equal(sitk.GetArrayFromImage(read_volume(folder).image), phantom.hounsfield)
+
+
+def test_a_file_is_a_slice_by_its_suffix_or_beginning_even_if_damaged(phantom: Phantom, tmp_path: Path) -> None:
+    whole = (write_dicom_series(phantom.images()[0], tmp_path / "series") / "0000.dcm").read_bytes()
+    for name, content, expected in (
+        ("IM1", whole, True),
+        ("IM2", whole[:200], True),
+        ("text.dcm", b"no DICOM at all", True),
+        ("slice.v2", whole, True),
+        ("DICOMDIR", whole, False),
+        ("LICENSE", b"no slice", False),
+        ("empty", b"", False),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert is_slice(tmp_path / name) == expected, name
+        assert is_slice(tmp_path / name, unreadable=True) == expected, name
+    assert not is_slice(tmp_path / "series")
+    for name, may_be_one in (("IM3", True), ("notes.txt", False)):
+        (tmp_path / name).symlink_to("/proc/self/mem")  # reading its beginning is an error of input and output
+        assert not is_slice(tmp_path / name)
+        assert is_slice(tmp_path / name, unreadable=True) == may_be_one
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("ORIGINAL\\PRIMARY\\LOCALIZER", True),
+        ("ORIGINAL\\PRIMARY\\ scout ", True),
+        ("DERIVED\\SECONDARY\\AXIAL\\Topogram", True),
+        ("ORIGINAL\\PRIMARY\\AXIAL", False),
+        ("", False),
+    ],
+)
+def test_a_localiser_is_recognised_by_its_image_type(phantom: Phantom, tmp_path: Path, kind: str, expected: bool) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series", tags=lambda _: {IMAGE_TYPE: kind})
+    tags = read_tags(folder / "0000.dcm")
+    assert tags is not None
+    assert is_localiser(tags) == expected
 
 
 def with_sequences(data_set: pydicom.Dataset, *, undefined: bool) -> None:

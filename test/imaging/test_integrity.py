@@ -266,3 +266,119 @@ def test_what_follows_a_checksum_or_another_order_of_bytes_does_not_make_a_whole
     header = re.sub(rb"CompressedDataSize = \d+", b"CompressedDataSize = %d" % len(swapped), header)
     path.write_bytes(header + b"ElementDataFile = LOCAL\n" + swapped)
     assert (sitk.GetArrayFromImage(read_volume(path).image) == sitk.GetArrayFromImage(image)).all()
+
+
+def without_spacing(image: sitk.Image, path: Path) -> Path:
+    """Write an image, and take the distances of its voxels from its header."""
+    sitk.WriteImage(image, str(path))
+    content = path.read_bytes()
+    if path.suffix == ".nii":
+        content = content[:80] + bytes(12) + content[92:]
+    else:
+        content = re.sub(rb"(ElementSpacing|space directions).*\n", b"", content)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nii"])
+def test_a_header_that_states_no_spacing_is_refused(image: sitk.Image, tmp_path: Path, suffix: str) -> None:
+    """The readers take 1 mm."""
+    path = without_spacing(image, tmp_path / f"ct{suffix}")
+    for read in (read_header, read_volume):
+        with pytest.raises(InputError, match=rf"ct{suffix}: its header states no voxel spacing; expected spacing in mm"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "is_stated"),
+    [("2 2 5", True), ("2 2 nan", False), ("nan nan nan", False), ("NaN 2 2", False)],
+)
+def test_spacings_of_nrrd_may_be_unknown(image: sitk.Image, tmp_path: Path, spacing: str, is_stated: bool) -> None:
+    path = without_spacing(image, tmp_path / "ct.nrrd")
+    content = re.sub(rb"space.*\n", b"", path.read_bytes())
+    path.write_bytes(content.replace(b"kinds", f"spacings: {spacing}\nkinds".encode()))
+    if is_stated:
+        assert read_volume(path).geometry.spacing == (2, 2, 5)
+    else:
+        with pytest.raises(InputError, match="its header states no voxel spacing"):
+            read_header(path)
+
+
+def test_the_other_name_of_the_spacing_in_a_metaimage_is_read(image: sitk.Image, tmp_path: Path) -> None:
+    path = edited(image, tmp_path / "ct.mha", ("ElementSpacing = 1 1 1", "ElementSize = 2 2 5"))
+    assert read_volume(path).geometry.spacing == (2, 2, 5)
+
+
+NO_ORIENTATION = ("the file states no orientation: right and left may be swapped",)
+
+
+@pytest.mark.parametrize(
+    ("space", "warnings"),
+    [
+        *((f"space: {name}", ()) for name in ("left-posterior-superior", "RAS", "Left-Anterior-Superior")),
+        *((line, NO_ORIENTATION) for line in ("space dimension: 3", "space: scanner-xyz", "space: 3D-right-handed")),
+    ],
+)
+def test_a_nrrd_file_whose_space_is_not_the_patients_is_read_with_a_warning(
+    image: sitk.Image, tmp_path: Path, space: str, warnings: tuple[str, ...]
+) -> None:
+    path = edited(image, tmp_path / "ct.nrrd", ("space: left-posterior-superior", space))
+    assert (read_volume(path).warnings, read_header(path).warnings) == (warnings, warnings)
+
+
+def nifti(image: sitk.Image, path: Path, codes: tuple[int, int], changes: dict[tuple[int, int], float] | None = None) -> Path:
+    """Write a NIfTI file with codes for qform and sform, and change numbers of the sform, by row and column."""
+    sitk.WriteImage(image, str(path))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, *codes)
+    for (row, column), value in (changes or {}).items():
+        struct.pack_into("<f", content, 280 + 16 * row + 4 * column, value)
+    path.write_bytes(content)
+    return path
+
+
+MIRRORED = {(0, 0): 1.0, (0, 3): -100.0}
+SHEARED = {(1, 2): 0.3}
+MOVED = {(2, 3): 350.0}
+QFORM, SFORM = (f"the file's qform and sform differ; the {name} was used" for name in ("qform", "sform"))
+
+
+@pytest.mark.parametrize("direction", [None, (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1), (0, 0, 1, 1, 0, 0, 0, -1, 0)])
+@pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (1, 2), (4, 4)])
+def test_a_nifti_file_that_states_one_orientation_gives_no_warning(
+    image: sitk.Image, tmp_path: Path, codes: tuple[int, int], direction: tuple[float, ...] | None
+) -> None:
+    turned = sitk.Image(image)
+    turned.SetSpacing((0.7, 0.8, 2.5))
+    turned.SetOrigin((-170.0, -150.3, 812.5))
+    turned.SetDirection(direction or turned.GetDirection())
+    assert read_volume(nifti(turned, tmp_path / "ct.nii", codes)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("codes", "changes", "warning", "corner"),
+    [
+        ((0, 0), {}, NO_ORIENTATION[0], (0, 0, 0)),
+        ((1, 1), MIRRORED, SFORM, (100, -120, 300)),
+        ((1, 2), MIRRORED, QFORM, (-100, -120, 300)),
+        ((1, 1), SHEARED, QFORM, (-100, -120, 300)),
+        ((1, 1), MOVED, SFORM, (-100, -120, 350)),
+        ((1, 2), MOVED, QFORM, (-100, -120, 300)),
+        ((0, 1), {(0, 0): -2.0}, "the file's voxel sizes and its sform differ; the voxel sizes were used", (-100, -120, 300)),
+    ],
+)
+def test_a_nifti_file_without_one_orientation_is_read_with_a_warning(
+    image: sitk.Image,
+    tmp_path: Path,
+    codes: tuple[int, int],
+    changes: dict[tuple[int, int], float],
+    warning: str,
+    corner: tuple[int, int, int],
+) -> None:
+    moved = sitk.Image(image)
+    moved.SetOrigin((-100.0, -120.0, 300.0))
+    volume = read_volume(nifti(moved, tmp_path / "ct.nii", codes, changes))
+    assert volume.warnings == (warning,)
+    assert volume.geometry.origin == corner
+    if changes == MIRRORED:
+        assert volume.geometry.direction[0] == (-1 if warning == SFORM else 1)

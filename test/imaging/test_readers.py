@@ -100,7 +100,8 @@ def test_a_fourth_dimension_of_one_place_is_dropped(phantom: Phantom, tmp_path: 
     ct, _ = phantom.images("RAS")
     path = tmp_path / f"ct{suffix}"
     sitk.WriteImage(sitk.JoinSeries([ct]), str(path), useCompression=compressed)
-    assert read_header(path) == ct.GetSize()
+    header = read_header(path)
+    assert (header.size, header.geometry) == (ct.GetSize(), ImageGeometry.of(read_volume(path).image))
     volume = read_volume(path)
     assert volume.geometry.same_grid(ImageGeometry.of(ct))
     assert np.array_equal(sitk.GetArrayFromImage(volume.image), sitk.GetArrayFromImage(ct))
@@ -120,3 +121,8 @@ def test_the_reason_that_the_library_gives_names_no_source_file(tmp_path: Path) 
     with pytest.raises(InputError, match=r"\(ITK only supports orthonormal direction cosines\.") as refused:
         read_volume(path)
     assert "/ITK/" not in str(refused.value)
+
+
+def test_the_header_of_several_files_gives_their_size_and_no_grid(phantom: Phantom, tmp_path: Path) -> None:
+    header = read_header(write_dicom_series(phantom.images()[0], tmp_path / "series"))
+    assert (header.size, header.geometry) == ((80, 64, 50), None)

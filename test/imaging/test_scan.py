@@ -235,3 +235,24 @@ def test_images_in_memory_are_checked_as_files_are(
     ct, mask = phantom.images()
     with pytest.raises(InputError, match=message):
         Scan.from_images(change_ct(ct) if change_ct else ct, change_mask(mask) if change_mask else mask)
+
+
+def test_an_image_in_memory_may_have_a_fourth_axis_of_one_place(asymmetric: Phantom) -> None:
+    ct, mask = asymmetric.images("RAS")
+    assert_same_patient(Scan.from_images(sitk.JoinSeries([ct]), sitk.JoinSeries([mask])), asymmetric)
+
+
+def test_a_mask_goes_back_to_the_files_grid_as_ones(asymmetric: Phantom) -> None:
+    ct, mask = asymmetric.images("PIR")
+    back = Scan.from_images(ct, mask).to_file_grid(Scan.from_images(ct, mask).lung)
+    assert back.GetPixelID() == sitk.sitkUInt8
+    assert np.array_equal(sitk.GetArrayFromImage(back), sitk.GetArrayFromImage(mask) > 0)
+
+
+def test_warnings_about_the_file_of_the_mask_say_so(phantom: Phantom, tmp_path: Path) -> None:
+    for name, image in zip(("ct", "mask"), phantom.images(), strict=True):
+        path = tmp_path / f"{name}.nrrd"
+        sitk.WriteImage(image, str(path))
+        path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", b"space dimension: 3"))
+    warning = "the file states no orientation: right and left may be swapped"
+    assert Scan.read(tmp_path / "ct.nrrd", tmp_path / "mask.nrrd").warnings == (warning, f"lung mask: {warning}")

@@ -102,6 +102,34 @@ def test_a_mask_that_covers_the_table_and_the_air_around_it_is_reported_by_what_
     assert warning.startswith("the mask covers the table or the air around the patient: ")
 
 
+def cropped(chest: Phantom, mask: npt.NDArray[np.bool_], shape: str) -> Phantom:
+    """A narrow field of view that cuts 10 mm off the lungs on the right, the left, the front and the back."""
+    rows, columns = (np.flatnonzero((chest.lungs > 0).any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    box = np.s_[:, rows[0] + 5 : rows[-1] - 4, columns[0] + 5 : columns[-1] - 4]
+    hounsfield, inside = chest.hounsfield[box].copy(), mask[box].copy()
+    if shape == "round":
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in hounsfield.shape[1:]), indexing="ij")
+        hounsfield[:, y**2 + x**2 > 1] = -2000
+        inside[:, y**2 + x**2 > 1] = False
+    return dataclasses.replace(chest, hounsfield=hounsfield, lungs=inside.astype(np.uint8))
+
+
+@pytest.mark.parametrize("shape", ["square", "round"])
+def test_lungs_that_the_field_of_view_cuts_off_lie_inside_the_body(chest: Phantom, shape: str) -> None:
+    scan = Scan.from_images(*cropped(chest, chest.lungs > 0, shape).images("PIR"))
+    assert MaskFigures.of(scan).outside_body < 0.01
+    assert mask_warnings(MaskFigures.of(scan)) == []
+
+
+def test_lungs_that_are_cut_off_hide_no_mask_that_covers_the_air_around_the_patient(chest: Phantom) -> None:
+    columns = np.flatnonzero((chest.lungs > 0).any(axis=(0, 1)))
+    box = np.s_[..., columns[0] + 5 : columns[-1] - 4]
+    air = (chest.lungs > 0) | (chest.hounsfield == AIR_HU)
+    patient = dataclasses.replace(chest, hounsfield=chest.hounsfield[box], lungs=air[box].astype(np.uint8))
+    warnings = mask_warnings(MaskFigures.of(Scan.from_images(*patient.images())))
+    assert any("the table or the air around the patient" in text for text in warnings), warnings
+
+
 @pytest.mark.parametrize("shift", [(0, 0, 20), (0, -18, 0), (24, 0, 0), (-16, 8, 8)])
 def test_a_mask_that_lies_elsewhere_is_reported_by_the_tissue_in_it_and_the_air_outside(
     chest: Phantom, shift: tuple[int, int, int]

@@ -115,18 +115,19 @@ def test_coarse_or_small_lungs_have_no_noise_or_edges_but_a_quality(phantom: Pha
 QUALITY = ImageQuality(65.7, 0.41, 0.84, 5.0, None, 0.0, -827.0)
 
 
-def test_what_lies_outside_of_the_validated_range_is_warned_of_with_the_numbers() -> None:
+def test_what_lies_outside_the_range_of_the_tested_scans_is_warned_of_with_the_numbers() -> None:
     known = {
         "noise_hu": (None, 50.0),
         "edge_width_mm": (0.7, 1.4),
         "slice_thickness_mm": (None, 3.0),
         "mean_lung_hu": (-900, -700),
     }
+    outside = "outside the range of the scans that these weights were tested on"
     assert quality_warnings(QUALITY, known) == [
-        f"image quality: {found}, and their percentages may be wrong on this scan"
+        f"image quality: {found}; the percentages may be wrong"
         for found in (
-            "the noise in the lungs: 66 HU; these weights were validated to 50 HU",
-            "the width of edges (sharpness): 0.41 mm; these weights were validated from 0.70 mm to 1.40 mm",
+            f"the noise in the lungs: 66 HU, {outside} (to 50 HU)",
+            f"the width of edges (sharpness): 0.41 mm, {outside} (from 0.70 mm to 1.40 mm)",
         )
     ]
     assert quality_warnings(QUALITY, {}) == []
@@ -137,7 +138,8 @@ def test_noise_of_a_sharp_kernel_differs_from_that_of_a_low_dose() -> None:
     assert quality_warnings(QUALITY, known) == []  # 66 HU, edges of 0.41 mm
     low_dose = dataclasses.replace(QUALITY, noise_hu=58.0, edge_width_mm=1.0)
     (warning,) = quality_warnings(low_dose, known)
-    assert "the noise in the lungs, for edges of 1 mm: 58 HU; these weights were validated to 30 HU" in warning
+    assert "the noise in the lungs, for edges of 1 mm: 58 HU, outside the range" in warning
+    assert "(to 30 HU)" in warning
     assert quality_warnings(dataclasses.replace(low_dose, edge_width_mm=None), known) == []
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from model.imaging.scan import Scan
@@ -120,6 +121,36 @@ def test_lobes_of_another_labelling_are_not_reported(
     else:
         assert regions.members == {"right": (1,), "left": (2,)}
         assert np.array_equal(regions.labels, np.where(other.lungs > 0, phantom.lungs, 0)[regions.box])
+
+
+@pytest.mark.parametrize(
+    ("right", "left", "reason"),
+    [
+        (1, 1, "all are of lobes of the left lung, and the mask covers two lungs"),
+        (4, 4, "all are of lobes of the right lung, and the mask covers two lungs"),
+        (2, 1, "label 2 does not lie on the side of label 1"),
+        (3, 5, "label 5 does not lie on the side of label 3"),
+    ],
+)
+def test_labels_of_lungs_are_not_taken_for_those_of_lobes(phantom: Phantom, right: int, left: int, reason: str) -> None:
+    lungs = np.choose(phantom.lungs, [0, right, left]).astype(np.uint8)
+    lungs[35:][phantom.lungs[35:] == 1] = 0  # the right lung lies lower
+    regions = Regions.of(scan_of(dataclasses.replace(phantom, lungs=lungs), lobes=True))
+    assert regions.warnings == (f"the labels do not lie where lobes 1 to 5 lie ({reason}): lobes are not reported",)
+    assert regions.members == {"right": (1,), "left": (2,)}
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(256, np.uint16), (512, np.int32), (1e9, np.float64), (0.5, np.float32)])
+def test_labels_above_255_and_fractions_are_lung_and_no_lobes(phantom: Phantom, factor: float, kind: type) -> None:
+    ct, lungs = phantom.images()
+    stored = sitk.GetImageFromArray((factor * (phantom.lungs > 0)).astype(kind))
+    stored.CopyInformation(lungs)
+    scan = Scan.from_images(ct, stored, lobes=True)
+    assert np.array_equal(scan.lung, phantom.lungs > 0)
+    regions = Regions.of(scan)
+    found = "the mask of lobes has other labels than 1 to 5 (255, above or fractional)"
+    assert regions.warnings == (f"{found}: lobes are not reported",)
+    assert regions.members == {"right": (1,), "left": (2,)}
 
 
 @STORED

@@ -140,6 +140,24 @@ def test_voxels_that_are_not_a_number_change_nothing(chest: Phantom) -> None:
     np.testing.assert_array_equal(sitk.GetArrayFromImage(labels_of(ct)), segmented(chest))
 
 
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [(np.int16, 32767), (np.int32, 63536 - 1024), (np.float32, 63536 - 1024), (np.float64, np.inf), (np.float32, -np.inf)],
+)
+def test_padding_beside_the_patient_is_air_however_it_is_stored(chest: Phantom, kind: type, padding: float) -> None:
+    """-2000 without its sign is 63536. Taken for tissue, it would enclose the air between the field of view and the patient."""
+    _, y, x = millimetres(chest)
+    outside = (y / 145) ** 2 + (x / 147) ** 2 > 1
+    hounsfield: np.ndarray = chest.hounsfield.astype(kind)
+    hounsfield[outside] = padding
+    ct = sitk.GetImageFromArray(hounsfield)
+    ct.CopyInformation(chest.images()[0])
+    found = sitk.GetArrayFromImage(labels_of(ct))
+    np.testing.assert_array_equal(found, segmented(with_hounsfield(chest, (outside, -2000))))
+    assert dice(found, chest.lungs) > 0.99
+    assert ct[0, 0, 0] == padding, "the caller's image stays as it was"
+
+
 @pytest.mark.parametrize("filled", ["lungs", "everything"])
 def test_a_ct_without_lungs_is_refused_by_name(chest: Phantom, filled: str) -> None:
     tissue, air = (chest.lungs > 0, BODY_HU), (chest.lungs >= 0, AIR_HU)
