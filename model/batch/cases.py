@@ -86,7 +86,7 @@ class Listing:
         others = list(left_out)
         for case in sorted(cases, key=lambda case: (case.entity, str(case.ct))):
             if case.lung_mask is None and not segment_lungs:
-                others.append(LeftOut(case.ct, NO_MASK))
+                others.append(LeftOut(case.ct, f"{NO_MASK} ({case.entity})" if case.series else NO_MASK))
             elif case.entity in kept:
                 others.append(LeftOut(case.ct, f"{kept[case.entity].ct} has the same name, {case.entity}"))
             else:
@@ -111,8 +111,3 @@ def entity_of(parts: Iterable[str]) -> str:
         return name
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
     return f"{os.fsencode(name)[: LONGEST_ENTITY - 9].decode(errors='ignore')}-{digest}"
-
-
-def is_file_name(entity: str) -> bool:
-    """Whether files can be named so, without leaving their folder."""
-    return Path(entity).name == entity and not entity.startswith(".") and len(os.fsencode(entity)) <= LONGEST_ENTITY

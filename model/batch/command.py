@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 from .. import DISCLAIMER, __version__
 from ..cohort.summary import CASES_TABLE
@@ -50,7 +50,9 @@ def build_parser() -> OneLineParser:
         "--address", help="of a running Ray cluster (host:port, or auto); default: a Ray of its own on this machine"
     )
     where.add_argument(
-        "--networks", type=whole_number(1), help="networks at a time; default: one for each GPU, or as many as the CPUs bear"
+        "--networks",
+        type=whole_number(1),
+        help="networks at a time; default: one for each GPU, or without a GPU one for each four CPUs and 4 GB",
     )
     where.add_argument(
         "--networks-per-gpu", type=whole_number(1), default=1, help="networks that share a GPU, default: %(default)s"
@@ -70,15 +72,17 @@ def build_parser() -> OneLineParser:
     )
     how = parser.add_argument_group("how cases are scored, as with process.py")
     how.add_argument("--segment-lungs", action="store_true", help="also score CTs that have no lung mask")
-    how.add_argument("--lungmask-weights", type=Path, help="with --segment-lungs: let the lungmask network do it")
+    how.add_argument(
+        "--lungmask-weights", type=Path, help="with --segment-lungs: segment with the lungmask network, using these weights"
+    )
     how.add_argument("--weights", type=Path, help=f"weight bundle; default: {MODEL_FOLDER}, else the included one")
     how.add_argument("--device", choices=get_args(DeviceName), default="auto")
     how.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto")
     how.add_argument("--map-type", choices=get_args(MapType), default="uint8")
-    how.add_argument("--preview", action="store_true", help="write a picture of each case too")
-    how.add_argument("--report", action="store_true", help="write a page to print for each case too")
-    how.add_argument("--save-lung-mask", action="store_true", help="write the lungs that were scored too")
-    how.add_argument("--dicom", action="store_true", help="write DICOM objects too, for CTs that came as DICOM")
+    how.add_argument("--preview", action="store_true", help="also write a picture of each case")
+    how.add_argument("--report", action="store_true", help="also write a printable report of each case")
+    how.add_argument("--save-lung-mask", action="store_true", help="also write the lungs that were scored")
+    how.add_argument("--dicom", action="store_true", help="also write DICOM objects, for CTs that came as DICOM")
     how.add_argument("--verify", action="store_true", help="tell inputs by sha256 instead of by size and time of modification")
     how.add_argument("--retry-crashed", action="store_true", help="also try cases again that ended their workers")
     parser.add_argument("--log-format", choices=get_args(LogFormat), default="text", help="json: one object a line")
@@ -144,6 +148,12 @@ class CaseRecorder:
         if self._journal.tables_are_due:
             self._journal.write_tables()
 
+    def keep(self, problem: str) -> None:
+        """Say why a case was not scored again, whose earlier result is kept."""
+        print_error(problem)
+        self._done += 1
+        self.count(2)
+
     def count(self, exit_code: int) -> None:
         """Count a case that was scored (0), that cannot be used (2), or that failed otherwise (1)."""
         self.failed += exit_code != 0
@@ -163,28 +173,40 @@ def unfinished(
 ) -> tuple[list[CohortCase], CaseRecorder]:
     """The cases that no earlier run has finished with the same bundle, options and input; and a recorder that knows the others.
 
-    Of these, those that ended their workers count as failed: they are not tried again unless `retry_crashed`.
+    Of these, those that ended their workers count as failed: they are not tried again unless `retry_crashed`. So do those that
+    were scored and whose input cannot be looked at: their results are kept. Those whose files lie elsewhere now are noted anew.
     """
+    unseen: dict[str, str] = {}
 
     def state(case: CohortCase) -> str:
         entry = journal.entry(case.entity) if case.entity in journal.entities else None
         if entry is not None and entry.crashed and not retry_crashed:
             return "crashed"
-        if entry is None or not is_finished(case, entry, identity, settings):
-            return ""
+        try:
+            if entry is None or not is_finished(case, entry, identity, settings):
+                return ""
+        except InputError as error:
+            unseen[case.entity] = str(error)
+            return "unseen"
         if not journal.is_in_folder(entry):
             logger.info("%s: scored again: its folder does not hold the result of the journal", printable(case.entity))
             return ""
-        return "finished"
+        return "finished" if entry == entry.of_files(case) else "moved"
 
     with ThreadPoolExecutor(CHECKING_THREADS) as threads:
         states = list(threads.map(state, cases))
     left = [case for case, found in zip(cases, states, strict=True) if not found]
     if len(left) < len(cases):
         logger.info("%d of %d cases were finished before", len(cases) - len(left), len(cases))
-    recorder = CaseRecorder(journal, len(cases), len(cases) - len(left))
-    for _ in range(states.count("crashed")):
-        recorder.count(1)
+    recorder = CaseRecorder(journal, len(cases), len(cases) - len(left) - len(unseen))
+    for case, found in zip(cases, states, strict=True):
+        entry = journal.entry(case.entity) if found == "moved" else None
+        if entry is not None:
+            journal.add(entry.of_files(case))
+        elif found == "unseen":
+            recorder.keep(unseen[case.entity])
+        elif found == "crashed":
+            recorder.count(1)
     return left, recorder
 
 
@@ -212,6 +234,9 @@ def score_with_ray(
         logger.info("networks: %d, on %s in %s", ray_run.plan.networks, source.device, source.precision)
         left, recorder = unfinished(cases, journal, identity, settings, retry_crashed=options.retry_crashed)
         for outcome in ray_run.score(iter(left)):
+            if outcome.value is not None and outcome.value.kept:
+                recorder.keep(outcome.value.kept)
+                continue
             entry, exit_code = entry_of(outcome)
             for message in entry.result.error_messages:
                 print_error(message)
@@ -259,6 +284,10 @@ def score_shard(options: argparse.Namespace, cases: Sequence[CohortCase], settin
             except SystemExit:  # on SIGTERM
                 journal.stop(case.entity)
                 raise
+            if scored.kept:
+                journal.stop(case.entity)
+                recorder.keep(scored.kept)
+                continue
             entry = Entry.of(case, scored.result, scored.record, attempts=attempts, seconds=scored.seconds)
             recorder.add(entry, scored.exit_code if is_input else 1)
     return recorder
@@ -284,7 +313,11 @@ def dry_run(listing: Listing, options: argparse.Namespace) -> str:
         note = " [in the tables already]" if case.entity in known else ""
         lines.append(printable(f"{case.entity}: {files}, {mask}{note}"))
     lines += [printable(f"left out: {other.path}: {other.reason}") for other in listing.left_out]
-    return "\n".join([*lines, f"{len(listing.cases)} cases, {len(listing.left_out)} left out"])
+    return "\n".join([*lines, f"{_cases(len(listing.cases))}, {len(listing.left_out)} left out"])
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,20 +341,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _merge(folders: Sequence[Path], output: Path) -> int:
-    known: dict[str, tuple[str, Path]] = {}
+    known: dict[str, tuple[dict[str, Any], Path]] = {}
     for folder in folders:
         one = Index([folder])
         if not one.places:
             raise InputError(folder, "no journal of a run is in it", "an output folder of cohort.py")
         for _, document in one.documents() if len(folders) > 1 else ():
-            entity, ct = document["result"]["entity"], document["ct"]
-            other, where = known.setdefault(entity, (ct, folder))
-            if other != ct:
-                raise InputError(folder, f"{entity} is {ct}, in {where} it is {other}", "one name for each scan")
+            entity, ct, record = document["result"]["entity"], document["ct"], document.get("record") or {}
+            files = {"ct": ct, "lung_mask": document["lung_mask"], "stat": record.get("stat")}
+            other, where = known.setdefault(entity, (files, folder))
+            if other["ct"] != ct:
+                raise InputError(folder, f"{entity} is {ct}, in {where} it is {other['ct']}", "one name for each scan")
+            if other["stat"] is None:
+                known[entity] = files, folder
+            elif files["stat"] and files["lung_mask"] == other["lung_mask"] and files["stat"] != other["stat"]:
+                found = f"{entity} is {ct}, whose files have another name, size or time in {where}"
+                raise InputError(folder, found, "one name for each scan")
     with tables_locked(output):
         index = Index(folders)
         write_tables(index, output)
-    report(f"{len(index.places)} cases; written to {output / CASES_TABLE}")
+    report(f"{_cases(len(index.places))}; written to {output / CASES_TABLE}")
     return 0
 
 

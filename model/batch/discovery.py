@@ -17,16 +17,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..cohort.layout import TRUTH_FOLDER
+from ..cohort.layout import TRUTH_FOLDER, is_file_name
 from ..cohort.summary import CASES_TABLE, read_columns
 from ..cohort.tables import read_table
 from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, composed, find_cases, stem_of
 from ..errors import InputError
 from ..imaging.readers import is_image_file
-from .cases import CohortCase, LeftOut, Listing, entity_of, is_file_name
+from .cases import CohortCase, LeftOut, Listing, entity_of
 from .series import READING_THREADS, Part, cases_of, may_be_slices, read_parts
 
 CT_ENDING = re.compile(r"(?:^|[_-])ct$", re.IGNORECASE)
@@ -110,10 +110,11 @@ def read_list(path: Path) -> list[CohortCase]:
 
 @dataclass
 class _Names:
-    """Images of one folder that share a name but for the ending."""
+    """Images of one folder that share a name but for the ending, and the series in a folder beside them of that name."""
 
     cts: list[Path] = field(default_factory=list)
     masks: list[tuple[str, Path]] = field(default_factory=list)
+    series: list[CohortCase] = field(default_factory=list)
 
 
 class _Tree:
@@ -162,7 +163,7 @@ class _Tree:
         for name in names:
             if is_image_file(name):
                 self._image(folder / name)
-        parts, left_out = read_parts(folder, [name for name in names if may_be_slices(name)], threads)
+        parts, left_out = read_parts(folder, may_be_slices(names), threads)
         self._parts += parts
         self.left_out += left_out
         return [folder / name for name in folders]
@@ -222,26 +223,36 @@ class _Tree:
         for found in cases_of(self._parts, self._root):
             if isinstance(found, LeftOut):
                 self.left_out.append(found)
-                continue
-            names = self._named.get((found.ct.parent, composed(found.ct.name)), _Names())
-            mask, lobes = self._mask(names)
-            names.masks.clear()
-            yield CohortCase(found.entity, found.ct, mask, lobes, series=found.series)
+            else:
+                self._beside(found.ct).series.append(found)
         for (folder, name), names in sorted(self._named.items()):
             yield from self._pairs(folder, name, names)
 
+    def _beside(self, folder: Path) -> _Names:
+        """The images beside a series' folder that have its name; none if a CT there has it without the folder's ending."""
+        name = composed(folder.name)
+        stem = CT_ENDING.sub("", name)
+        return self._named[folder.parent, name if self._named[folder.parent, stem].cts else stem]
+
     def _pairs(self, folder: Path, name: str, names: _Names) -> Iterator[CohortCase]:
-        parts = folder.relative_to(self._root).parts
+        if len(names.series) == 1:
+            mask, lobes = self._mask(names)
+            names.masks.clear()
+            yield replace(names.series[0], lung_mask=mask, lobes=lobes)
+        else:
+            yield from names.series
         if len(names.cts) > 1:
             found = ", ".join(path.name for path in names.cts)
             self.left_out += [LeftOut(path, f"several CTs have one name ({found})") for path in names.cts]
         elif names.cts:
+            parts = folder.relative_to(self._root).parts
             own = parts if parts or name else (folder.resolve().name,)
             stem = CT_ENDING.sub("", stem_of(names.cts[0]))
             yield CohortCase(entity_of((*own, stem)), names.cts[0], *self._mask(names))
             return
         if not names.cts:
-            reason = "named as a mask, and no CT has its name; a list of cases (CSV) can name it"
+            found = "several series have its name" if names.series else "named as a mask, and no CT has its name"
+            reason = f"{found}; a list of cases (CSV) can name it"
             self.left_out += [LeftOut(path, reason) for _, path in names.masks]
 
     def _mask(self, names: _Names) -> tuple[Path | None, bool]:

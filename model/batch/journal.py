@@ -72,21 +72,32 @@ class Entry:
         crashed: str = "",
     ) -> Entry:
         """The entry of a case that is finished now."""
+        ct, lung_mask = _files(case)
         return cls(
             result=result,
             record=record,
-            ct=str(case.ct.absolute()),
-            lung_mask=str(case.lung_mask.absolute()) if case.lung_mask else "",
+            ct=ct,
+            lung_mask=lung_mask,
             attempts=attempts,
             seconds=round(seconds, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             crashed=crashed,
         )
 
+    def of_files(self, case: CohortCase) -> Entry:
+        """The entry with the files of the case as they lie now."""
+        ct, lung_mask = _files(case)
+        return replace(self, ct=ct, lung_mask=lung_mask)
+
     @property
     def entity(self) -> str:
         assert self.result.entity is not None, "the entry is one of a case"
         return self.result.entity
+
+
+def _files(case: CohortCase) -> tuple[str, str]:
+    """CT and lung mask of a case as its entry has them."""
+    return str(case.ct.absolute()), str(case.lung_mask.absolute()) if case.lung_mask else ""
 
 
 class Place(NamedTuple):
@@ -355,10 +366,12 @@ def opened(output: Path, name: str = DRIVER) -> Iterator[Journal]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             own.touch()
+            what = "this output"
             stack.enter_context(locked(folder, shared=is_shard))
+            if is_shard:
+                what = f"shard {name.replace('-of-', '/')} of this output"
             stack.enter_context(locked(own))
         except BlockingIOError:
-            what = f"shard {name.replace('-of-', '/')} of this output" if is_shard else "this output"
             raise InputError(output, f"another run is writing {what}", "one run for each output, or for each shard") from None
         except OSError as error:
             raise InputError(output, f"the output folder cannot be written ({error.strerror})", "a folder") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -152,12 +153,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """What came of a case: its result, and what was noted of it if it was scored."""
+    """What came of a case: its result, and what was noted of it if it was scored.
+
+    Attributes:
+        kept: why the case was not scored again and its earlier result, which this is, was kept; else empty.
+    """
 
     result: CaseResult
     record: Record | None
     seconds: float
     exit_code: int
+    kept: str = ""
 
 
 class CaseScorer:
@@ -188,6 +194,8 @@ class CaseScorer:
     def score(self, case: CohortCase, volumes: CaseVolumes | str) -> ScoredCase:
         """Score a case that was read, or list it with what stood in its way; write its folder as `process.py` does.
 
+        Where the input of a case that was scored before cannot be looked at any more, its folder is left as it is.
+
         Raises:
             InputError: its folder cannot be written.
         """
@@ -196,6 +204,11 @@ class CaseScorer:
         start = time.perf_counter()
         settings = self._settings
         folder = settings.folder_of(case.entity)
+        if isinstance(volumes, str):
+            earlier = finished_cases(folder).get(case.entity)
+            problem = unseen(case) if earlier else None
+            if earlier and problem:
+                return ScoredCase(earlier.result, earlier.record, 0.0, 2, kept=str(problem))
         with contextlib.closing(_free_folder(folder)) as outputs:
             algorithm = EmphysemaAlgorithm(
                 [case.container_case],
@@ -247,7 +260,11 @@ def _free_folder(folder: Path) -> OutputFolder:
 
 
 def is_finished(case: CohortCase, entry: Entry | None, identity: Identity, settings: Settings) -> bool:
-    """Whether an earlier result stands: the same bundle, options and input, and all that was written is there."""
+    """Whether an earlier result stands: the same bundle, options and input, and all that was written is there.
+
+    Raises:
+        InputError: the case was scored, and its input cannot be looked at: whether it has changed is not known.
+    """
     if entry is None or entry.result.metrics is None or entry.record is None:
         return False
     files = case.container_case
@@ -257,11 +274,37 @@ def is_finished(case: CohortCase, entry: Entry | None, identity: Identity, setti
         found = FinishedCase(entry.result, entry.record)
         options = options_of_case(identity.options, files.lobes)
         reason = reason_to_repeat(found, identity.of(files.lung_mask_source), options, stat, content)
-    except (InputError, OSError):
-        return False
+    except OSError as error:
+        raise _kept(case, error) from error
+    problem = unseen(case) if stat != entry.record.stat else None
+    if problem:
+        raise problem
     folder = settings.folder_of(case.entity)
     if not reason and not all((folder / name).is_file() for name in entry.record.files):
         reason = "files that were written are missing"
     if reason:
         logger.info("%s: scored again: %s", printable(case.entity), reason)
     return not reason
+
+
+def unseen(case: CohortCase) -> InputError | None:
+    """What says that the input of a case cannot be looked at, as where a share is not mounted; None if it can.
+
+    The folder of a series is then missing or empty, or holds links that lead nowhere.
+    """
+    try:
+        for path in case.container_case.files:
+            inside = list(path.iterdir()) if path.is_dir() else [path]
+            if not inside:
+                raise FileNotFoundError(errno.ENOENT, "an empty folder", str(path))
+            for file in inside:
+                file.stat()
+    except OSError as error:
+        return _kept(case, error)
+    return None
+
+
+def _kept(case: CohortCase, error: OSError) -> InputError:
+    """Why the result of a case is kept, although nobody can tell whether it still stands."""
+    found = f"it cannot be looked at ({error.strerror}); the earlier result of {case.entity} is kept"
+    return InputError(error.filename or case.ct, found, "the input of the earlier result")

@@ -16,15 +16,15 @@ from ..errors import InputError
 from ..imaging.dicom import (
     IMAGE_TYPE,
     INSTANCE,
-    LOCALISERS,
-    MODALITY,
     NUMBER_OF_FRAMES,
     SERIES,
     SUFFIXES,
     Tags,
-    may_be_dicom,
+    is_localiser,
+    modality_of,
     read_identity,
 )
+from ..imaging.readers import is_image_file
 from .cases import CohortCase, LeftOut, entity_of
 
 FEWEST_SLICES = 10
@@ -32,9 +32,34 @@ READING_THREADS = 16
 """Most of the time is spent waiting for the storage."""
 
 
-def may_be_slices(name: str) -> bool:
-    """Whether a file may be of a DICOM series, by its name alone."""
-    return name != "DICOMDIR" and may_be_dicom(name)
+OTHER_SUFFIXES = (
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff"),
+    *(".csv", ".doc", ".docx", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".parquet", ".pdf", ".tsv", ".txt"),
+    *(".xls", ".xlsx", ".xml", ".yaml", ".yml", ".7z", ".bz2", ".gz", ".tar", ".tgz", ".xz", ".zip"),
+    *(".h5", ".hdf5", ".hdr", ".mgz", ".nhdr", ".npy", ".npz", ".pkl", ".pt", ".pth", ".raw", ".stl", ".vtk", ".zraw"),
+    *(".dll", ".exe", ".inf", ".ini", ".py", ".sh"),
+)
+"""Of files that are not opened: pictures, tables and texts, archives, other data, and programs on discs for patients."""
+
+
+def may_be_slices(names: Sequence[str]) -> list[str]:
+    """Those files of a folder that may be of a DICOM series, by their names alone: all of no other known type.
+
+    The voxels of an Analyze image lie in a file `.img` beside its header.
+    """
+    analyze = {Path(name).stem for name in names if Path(name).suffix.lower() in (".hdr", ".nhdr")}
+    found = []
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        is_other = is_image_file(name) or suffix in OTHER_SUFFIXES or (suffix == ".img" and Path(name).stem in analyze)
+        if name != "DICOMDIR" and not is_other:
+            found.append(name)
+    return found
+
+
+def digest_of(uid: str) -> str:
+    """Six digits that tell a series from others of its folder."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:6]
 
 
 @dataclass(frozen=True)
@@ -115,11 +140,11 @@ def _frames(tags: Tags) -> int:
 
 def _reason(tags: Tags) -> str:
     """Why a series is no scan to score, as far as the header of one file says."""
-    modality = tags.get(MODALITY, "")
+    modality = modality_of(tags)
     kinds = [value.strip().upper() for value in tags.get(IMAGE_TYPE, "").split("\\")]
     if modality != "CT":
         return f"the modality is {modality or 'not known'}, not CT"
-    if LOCALISERS & set(kinds):
+    if is_localiser(tags):
         return "a localiser"
     if "DERIVED" in kinds[:1] or "SECONDARY" in kinds[1:2]:
         return f"a derived series ({'/'.join(kinds[:3])}); a list of cases (CSV) can name it"
@@ -177,7 +202,7 @@ def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut
         if not reason and slices < FEWEST_SLICES:
             reason = f"{slices} slices; expected {FEWEST_SLICES} or more"
         if reason:
-            yield from (LeftOut(part.folder, f"{reason} ({part.slices} files)") for part in group)
+            yield from (LeftOut(part.folder, f"{reason} ({_described(part)})") for part in group)
         else:
             scans.append(group)
     several: dict[Path, int] = defaultdict(int)
@@ -188,9 +213,14 @@ def cases_of(parts: Sequence[Part], root: Path) -> Iterator[CohortCase | LeftOut
         parts_of_name = folder.relative_to(root).parts or (folder.resolve().name,)
         entity = entity_of(parts_of_name)
         if several[folder] > 1:
-            entity = entity_of([f"{entity}-{hashlib.sha256(group[0].uid.encode()).hexdigest()[:6]}"])
+            entity = entity_of([f"{entity}-{digest_of(group[0].uid)}"])
         series = () if _is_a_folder(group) else tuple(path for part in group for path in part.files)
         yield CohortCase(entity, folder, series=series)
+
+
+def _described(part: Part) -> str:
+    """How many files a series has in a folder, and its digits where the folder holds others."""
+    return f"{part.slices} files" if part.alone else f"{part.slices} files, series {digest_of(part.uid)}"
 
 
 def _is_a_folder(group: Sequence[Part]) -> bool:

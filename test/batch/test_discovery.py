@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pydicom
 import pytest
 import SimpleITK as sitk
 from pyarrow import parquet
@@ -82,6 +83,38 @@ def test_a_mask_of_lobes_beside_a_series_belongs_to_it(pacs: Path, tmp_path: Pat
     touch(tmp_path, "3_lobes.nii.gz")
     (case,) = find_cohort(tmp_path, segment_lungs=False).cases
     assert case == CohortCase("3", tmp_path / "3", tmp_path / "3_lobes.nii.gz", lobes=True)
+
+
+def test_a_series_in_a_folder_that_is_named_ct_has_the_mask_beside_it(pacs: Path, tmp_path: Path) -> None:
+    for folder, mask in (("p/CT", "p/CT_mask"), ("q/CT", "q/mask"), ("r/late_ct", "r/late_ct_mask"), ("s/x-ct", "s/x_mask")):
+        shutil.copytree(pacs / "alone/study/3", tmp_path / folder)
+        for path in (tmp_path / folder).iterdir():
+            header = pydicom.dcmread(path)
+            header.SeriesInstanceUID = f"1.9.{ord(folder[0])}"
+            header.save_as(path)
+        touch(tmp_path, f"{mask}.nii.gz")
+    touch(tmp_path, "s/x.mha")  # the mask is its own
+    found = pairs(find_cohort(tmp_path, segment_lungs=True))
+    assert found == {
+        "p_CT": ("CT", "CT_mask.nii.gz"),
+        "q_CT": ("CT", "mask.nii.gz"),
+        "r_late_ct": ("late_ct", "late_ct_mask.nii.gz"),
+        "s_x": ("x.mha", "x_mask.nii.gz"),
+        "s_x-ct": ("x-ct", None),
+    }
+
+
+def test_a_mask_beside_a_folder_with_several_series_belongs_to_none(pacs: Path, tmp_path: Path) -> None:
+    shutil.copytree(pacs / "two", tmp_path / "two")
+    touch(tmp_path, "two/study_mask.nii.gz")
+    listing = find_cohort(tmp_path, segment_lungs=True)
+    names = [case.entity for case in listing.cases]
+    assert [case.lung_mask for case in listing.cases] == [None, None]
+    assert reasons(listing, tmp_path) == {
+        "two/study_mask.nii.gz": "several series have its name; a list of cases (CSV) can name it"
+    }
+    left = find_cohort(tmp_path, segment_lungs=False).left_out
+    assert [other.reason for other in left if other.path.name == "study"] == [f"{NO_MASK} ({name})" for name in names]
 
 
 def test_names_pair_however_their_accents_are_encoded(tmp_path: Path) -> None:
@@ -186,6 +219,23 @@ def test_dicom_series_are_told_apart_by_their_uid(pacs: Path, tmp_path: Path) ->
         path.resolve() for path in by_name["mixed_study"].series
     ]
     assert by_name["mixed_study"].with_one_folder(tmp_path) == linked
+
+
+@pytest.mark.parametrize("name", ["{}.dicom", "{}.DICOM", "{}.dic", "{}.img", "{}.CT", "1.2.840.{}.x", "{}.dcm_", "{}.dc3"])
+def test_a_series_is_found_whatever_its_files_are_called(pacs: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    for number, path in enumerate(sorted((pacs / "alone/study/3").iterdir())):
+        shutil.copy(path, tmp_path / "a" / name.format(number))
+    assert find_cohort(tmp_path, segment_lungs=True) == Listing((CohortCase("a", tmp_path / "a"),))
+
+
+def test_files_of_other_known_types_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mha", "a.json", "b.nii.gz", "c.hdr", "c.img", "d.CSV", "e.png", "f.zip", "g.raw", "DICOMDIR")
+    touch(tmp_path, "alone.img", "1.2.840.7", "x.weights")
+    opened: list[str] = []
+    monkeypatch.setattr(series, "read_identity", lambda path: opened.append(path.name))
+    assert find_cohort(tmp_path, segment_lungs=True).left_out == ()
+    assert sorted(opened) == ["1.2.840.7", "alone.img", "x.weights"]
 
 
 def test_a_series_may_lie_in_the_input_folder_itself(pacs: Path, tmp_path: Path) -> None:
@@ -317,12 +367,19 @@ def test_many_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
 def test_series_that_are_no_scans_are_left_out_with_the_reason(pacs: Path) -> None:
     left = reasons(find_cohort(pacs, segment_lungs=True), pacs)
     assert left == {
-        "mixed/study": "a localiser (2 files)",
+        "mixed/study": f"a localiser (2 files, series {series.digest_of('1.2.2')})",
         "no/mpr": "a derived series (DERIVED/SECONDARY/REFORMATTED); a list of cases (CSV) can name it (12 files)",
         "no/mr": "the modality is MR, not CT (12 files)",
         "no/short": "3 slices; expected 10 or more (3 files)",
         "no/short/broken.dcm": "not a DICOM file, or its beginning is damaged",
     }
+
+
+@pytest.mark.parametrize("modality", ["ct", "CT\\OT"])
+def test_a_modality_that_is_read_as_ct_is_scored(tmp_path: Path, modality: str) -> None:
+    image = sitk.GetImageFromArray(np.zeros((12, 4, 4), np.int16))
+    write_dicom_series(image, tmp_path / "a", tags=lambda _: {"0008|0060": modality})
+    assert find_cohort(tmp_path, segment_lungs=True).cases == (CohortCase("a", tmp_path / "a"),)
 
 
 def test_a_list_names_cases_by_paths_relative_to_it(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_two_drivers_are_refused_and_shards_only_where_they_are_the_same(tmp_pat
 
     with opened(tmp_path):
         assert tried(DRIVER) == "another run is writing this output; expected one run for each output, or for each shard"
-        assert tried("1-of-2").startswith("another run is writing")
+        assert tried("1-of-2").startswith("another run is writing this output;")
     with opened(tmp_path, "1-of-2"):
         assert tried("2-of-2") == "open"
         assert tried("1-of-2").startswith("another run is writing shard 1/2")
@@ -279,6 +279,35 @@ def test_one_command_merges_outputs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["--merge", str(tmp_path / "a"), str(tmp_path / "other"), "--output", str(tmp_path / "new")]) == 2
     assert "a is /elsewhere/a.mha, in " in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_outputs_in_which_one_path_stands_for_different_scans_are_not_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of two sites that mount their data at the same path of a container."""
+    others = {
+        "failed": dataclasses.replace(failure("a"), ct="/data/a.mha"),
+        "site-b": dataclasses.replace(entry("a"), record=Record("other", {}, ())),
+        "without-mask": dataclasses.replace(entry("a"), lung_mask="", record=Record("of the CT alone", {}, ())),
+        "again": entry("a"),
+    }
+    for name, one in {"site-a": entry("a"), **others}.items():
+        with opened(tmp_path / name) as journal:
+            journal.add(one)
+
+    def merged(*names: str) -> int:
+        return main(["--merge", *(str(tmp_path / name) for name in names), "--output", str(tmp_path / "all")])
+
+    for names in (("site-a", "site-b"), ("failed", "site-a", "site-b")):
+        assert merged(*names) == 2
+        assert capsys.readouterr().err == (
+            f"{tmp_path / 'site-b'}: a is /data/a.mha, whose files have another name, size or time in {tmp_path / 'site-a'}; "
+            "expected one name for each scan\n"
+        )
+    assert not (tmp_path / "all").exists()
+    for names in (("site-a", "again"), ("site-a", "without-mask"), ("site-a", "failed")):
+        assert merged(*names) == 0
+        assert capsys.readouterr().out.startswith("1 case; written to ")
 
 
 def test_a_merge_waits_for_the_part_that_writes_and_has_what_was_finished_meanwhile(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import SimpleITK as sitk
 
 from model.batch import command
 from model.batch.cases import CohortCase
+from model.batch.cluster import Outcome, Plan, Work
 from model.batch.command import parsed_options
 from model.batch.journal import opened
-from model.batch.scoring import PackedScorer, Settings, read_packed
+from model.batch.scoring import PackedScorer, Settings, read_packed, unseen
+from model.batch.series import digest_of
 from model.cohort.summary import read_summary
 from model.container.command import main as process
 from model.evaluation.baselines import main as baselines
@@ -112,6 +116,125 @@ def test_a_case_whose_maps_or_options_changed_is_scored_again(
     assert {name for name in after if after[name] != before.get(name)} == {name for name in after if "/a/" in name}
 
 
+@pytest.fixture
+def listed(tree: Path, bundle: Path, tmp_path: Path) -> Path:
+    """A list of one case on a share, scored into `out` beside it."""
+    (tmp_path / "share").mkdir()
+    for name in ("a.nii.gz", "a_mask.nii.gz"):
+        shutil.copy(tree / name, tmp_path / "share" / name)
+    (tmp_path / "list.csv").write_text("ct,lung_mask\nshare/a.nii.gz,share/a_mask.nii.gz\n")
+    assert run(tmp_path / "list.csv", tmp_path / "out", bundle) == 0
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize("options", [[], ["--map-type=float32"], ["--verify"]], ids=["the same", "other maps", "by sha256"])
+def test_a_scored_case_whose_input_cannot_be_looked_at_keeps_its_result(
+    listed: Path, bundle: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    share, output = listed.with_name("share"), listed.with_name("out")
+    before, names = maps(output), sorted(output.rglob("*"))
+    share.rename(share.with_name("unmounted"))
+    capsys.readouterr()
+    assert run(listed, output, bundle, *options) == 2
+    assert capsys.readouterr().err == (
+        f"{share / 'a.nii.gz'}: it cannot be looked at (No such file or directory); the earlier result of a is kept; "
+        "expected the input of the earlier result\n"
+    )
+    assert rows(output)["a"]["state"] == "scored"
+    assert maps(output) == before
+    assert sorted(output.rglob("*")) == names
+    share.with_name("unmounted").rename(share)
+    assert run(listed, output, bundle) == 0
+    assert maps(output) == before
+
+
+def test_a_scored_case_whose_input_vanishes_during_the_run_keeps_its_result(
+    listed: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share, output = listed.with_name("share"), listed.with_name("out")
+    before = maps(output)
+    share.rename(share.with_name("unmounted"))
+    monkeypatch.setattr(command, "is_finished", lambda *_: False)  # as while it was there, with other options
+    assert run(listed, output, bundle, "--map-type=float32") == 2
+    assert "the earlier result of a is kept" in capsys.readouterr().err
+    assert (rows(output)["a"]["state"], maps(output)) == ("scored", before)
+    with opened(output, SHARD) as journal:
+        assert not journal.was_killed
+
+
+def test_a_run_with_ray_keeps_the_entry_of_a_result_that_its_worker_kept(
+    listed: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share, output = listed.with_name("share"), listed.with_name("out")
+    journal = (output / f"journal/{SHARD}.jsonl").read_text()
+    share.rename(share.with_name("unmounted"))
+
+    class Run:
+        plan = Plan(1, 1.0, 0.0, 1, 1, 0.0)
+
+        def __init__(self, work: Work, _: Any) -> None:
+            self._work = work
+            self._scorer: Any = work.make_scorer(1)
+
+        def start(self) -> Any:
+            return self._scorer.identity
+
+        def score(self, cases: Iterator[CohortCase]) -> Iterator[Outcome]:
+            for case in cases:
+                yield Outcome(case, self._scorer.score_packed(case, self._work.read(case)), 1)
+
+    monkeypatch.setattr(command, "is_finished", lambda *_: False)
+    monkeypatch.setattr(command, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(command, "end_on_signals", lambda: None)
+    monkeypatch.setattr(command, "RayRun", Run)
+    options = [f"--input={listed}", f"--output={output}", f"--weights={bundle}", "--precision=float32"]
+    assert command._run(parsed_options(options), time.monotonic()) == 2
+    assert "the earlier result of a is kept" in capsys.readouterr().err
+    assert rows(output)["a"]["state"] == "scored"
+    assert (output / f"journal/{SHARD}.jsonl").read_text() == journal
+    assert (output / "journal/driver.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("state", ["there", "missing", "an empty folder", "a link that leads nowhere"])
+def test_the_input_of_a_series_is_unseen_where_its_folder_shows_no_slices(tmp_path: Path, state: str) -> None:
+    if state != "missing":
+        (tmp_path / "ct").mkdir()
+    if state == "there":
+        (tmp_path / "ct/1.dcm").touch()
+    if state == "a link that leads nowhere":
+        (tmp_path / "ct/1.dcm").touch()
+        (tmp_path / "ct/2.dcm").symlink_to(tmp_path / "archive/2.dcm")
+    found = unseen(CohortCase("a", tmp_path / "ct"))
+    assert (found is None) == (state == "there")
+
+
+def test_a_case_whose_input_has_changed_and_cannot_be_read_fails(listed: Path, bundle: Path) -> None:
+    (listed.with_name("share") / "a.nii.gz").write_bytes(b"damaged")
+    assert run(listed, listed.with_name("out"), bundle) == 2
+    assert rows(listed.with_name("out"))["a"]["state"] == "failed"
+    assert not maps(listed.with_name("out"))
+
+
+def test_the_table_has_the_paths_of_scans_that_were_moved(
+    again: Path, tree: Path, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved, output = shutil.copytree(tree, tmp_path / "moved"), again.rename(tmp_path / "other")
+    before = maps(output)
+    with caplog.at_level(logging.INFO, "process"):
+        assert run(moved, output, bundle) == 2
+    assert "2 of 3 cases were finished before" in caplog.text
+    assert maps(output) == before
+    found = rows(output)
+    assert (found["a"]["ct"], found["a"]["lung_mask"]) == (str(moved / "a.nii.gz"), str(moved / "a_mask.nii.gz"))
+    assert (found["d_study"]["ct"], found["d_study"]["lung_mask"]) == (
+        str(output / "series/d_study"),
+        str(moved / "d/study_mask.nii.gz"),
+    )
+    journal = (output / f"journal/{SHARD}.jsonl").read_text()
+    assert run(moved, output, bundle) == 2
+    assert '"entity": "a"' not in (output / f"journal/{SHARD}.jsonl").read_text().removeprefix(journal)
+
+
 def test_a_case_that_a_killed_run_wrote_with_other_options_and_did_not_note_is_scored_again(
     scored: Path, again: Path, tree: Path, bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,7 +302,8 @@ def test_a_dry_run_lists_and_writes_nothing(tree: Path, tmp_path: Path, capsys: 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"a: {tree / 'a.nii.gz'}, {tree / 'a_mask.nii.gz'}"
     assert lines[2] == f"d_study: {tree / 'd/study'} (50 files), {tree / 'd/study_mask.nii.gz'}"
-    assert lines[-2:] == [f"left out: {tree / 'd/study'}: 3 slices; expected 10 or more (3 files)", "3 cases, 1 left out"]
+    reason = f"3 slices; expected 10 or more (3 files, series {digest_of('1.2.4')})"
+    assert lines[-2:] == [f"left out: {tree / 'd/study'}: {reason}", "3 cases, 1 left out"]
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.config import disable_value_validation
 
 from model.dicom_output.derived import DerivedObjects
 from model.dicom_output.software import Software
@@ -229,6 +230,95 @@ def test_a_series_without_what_may_be_missing_has_its_objects(tmp_path: Path) ->
     kept = {tag: SCANNER_TAGS[tag] for tag in ("0020|0052", "0008|0016")}
     derived = pydicom.dcmread(derived_case(tmp_path, tags=lambda _: kept).files["report"])
     assert (derived.PatientName, derived.AccessionNumber) == ("", "")
+
+
+def changed_series(case: DerivedCase, folder: Path, **values: Any) -> Path:
+    """A copy of a case's series with other values in each header, also such as the standard does not allow."""
+    series = shutil.copytree(case.series, folder / "series")
+    for path in series.iterdir():
+        with warnings.catch_warnings(action="ignore"), disable_value_validation():
+            header = pydicom.dcmread(path)
+            for keyword, value in values.items():
+                setattr(header, keyword, value)
+            header.save_as(path)
+    return series
+
+
+def derived(case: DerivedCase, series: Path) -> DerivedObjects:
+    source = SourceSeries.read(series, case.scan.geometry)
+    density = densitometry.measure(case.scan, case.subtyping.regions)
+    return DerivedObjects.of(source, case.scan, case.subtyping, density, SOFTWARE)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("PatientSex", ("U", "m", "female")),
+        ("PatientBirthDate", ("19500000", "00000000", "1950", "19500230", "19500101-19510101")),
+        ("StudyDate", ("20241301", "ANON")),
+        ("StudyTime", ("246000", "101112.123456789")),
+        ("PatientName", (r"Zweistein\Ottilie",)),
+        ("ReferringPhysicianName", (r"Sankt\Nirgendwo",)),
+    ],
+)
+def test_an_invalid_value_of_patient_or_study_is_left_empty(
+    keyword: str, values: tuple[str, ...], case: DerivedCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for value in values:
+        caplog.clear()
+        series = changed_series(case, tmp_path / value, **{keyword: value})
+        source = SourceSeries.read(series, case.scan.geometry)
+        assert not any(header[keyword].value for header in source.slices)
+        assert caplog.messages == [f"{series}: left empty in the DICOM objects, because the value is invalid: {keyword}"]
+    made = derived(case, series)
+    for kind in KINDS:
+        made.write(kind, tmp_path / kind)
+        assert not pydicom.dcmread(tmp_path / kind)[keyword].value
+
+
+def test_numbers_are_as_in_the_source_also_where_the_standard_does_not_allow_them(case: DerivedCase, tmp_path: Path) -> None:
+    """A PACS that has the CT files the objects by them."""
+    numbers = {"PatientID": "X" * 70, "AccessionNumber": "A" * 20, "StudyID": r"a\b"}
+    made = derived(case, changed_series(case, tmp_path, **numbers))
+    for kind in KINDS:
+        made.write(kind, tmp_path / kind)
+        with warnings.catch_warnings(action="ignore"):
+            header = pydicom.dcmread(tmp_path / kind)
+            assert (header.PatientID, header.AccessionNumber, header.StudyID) == ("X" * 70, "A" * 20, ["a", "b"])
+
+
+def test_a_series_whose_slices_share_an_instance_uid_is_refused(case: DerivedCase, tmp_path: Path) -> None:
+    series = changed_series(case, tmp_path)
+    header = pydicom.dcmread(series / "0003.dcm")
+    header.SOPInstanceUID = pydicom.dcmread(series / "0001.dcm").SOPInstanceUID
+    header.save_as(series / "0003.dcm")
+    with pytest.raises(InputError, match=r"0003\.dcm: a slice with the instance UID of 0001\.dcm; expected"):
+        SourceSeries.read(series, case.scan.geometry)
+
+
+def test_a_value_that_cannot_be_read_is_refused_with_the_name_of_its_attribute(case: DerivedCase, tmp_path: Path) -> None:
+    series = shutil.copytree(case.series, tmp_path / "series")
+    path = series / "0000.dcm"
+    header = pydicom.dcmread(path)
+    header.add_new("AcquisitionDuration", "LO", "Q" * 10)  # a number of 8 bytes; the file's syntax states no types
+    header.save_as(path)
+    assert header.file_meta.TransferSyntaxUID == pydicom.uid.ImplicitVRLittleEndian
+    with pytest.raises(InputError, match=r"0000\.dcm: the value of AcquisitionDuration cannot be read; ") as refused:
+        SourceSeries.read(series, case.scan.geometry)
+    assert "QQ" not in str(refused.value)
+
+
+def test_a_slice_thickness_that_is_no_number_is_the_distance_of_the_slices(case: DerivedCase, tmp_path: Path) -> None:
+    series = shutil.copytree(case.series, tmp_path / "series")
+    for path in series.iterdir():
+        header = pydicom.dcmread(path)
+        del header.SliceThickness
+        header.add_new("SliceThickness", "LO", "thin")
+        header.save_as(path)
+    made = derived(case, series)
+    (measures,) = made.lungs.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SliceThickness == pytest.approx(case.scan.geometry.spacing[2])
 
 
 @pytest.mark.parametrize("character_set", ["ISO 2022 IR 87", "ISO 2022 IR 149"], ids=["Japanese", "Korean"])
