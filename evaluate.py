@@ -22,7 +22,7 @@ from typing import Any
 from model.cohort.layout import REFERENCE_FILE
 from model.cohort.readings import Readings, read_pairs, read_predictions, read_reference
 from model.cohort.summary import is_summary
-from model.command_line import OneLineParser, granted_cpus, whole_number
+from model.command_line import OneLineParser, exit_code, granted_cpus, whole_number
 from model.container.grand_challenge import GROUND_TRUTH_FOLDER, INPUT_FOLDER, METRICS_FILE, OUTPUT_FOLDER, PREDICTIONS_FILE
 from model.errors import InputError, printable
 from model.evaluation.agreement import RESAMPLES, Bootstrap
@@ -64,7 +64,7 @@ def build_parser() -> OneLineParser:
     what.add_argument("--against-method", help="likewise for --against")
 
     challenge = parser.add_argument_group("a challenge's jobs")
-    challenge.add_argument("--input", type=Path, default=INPUT_FOLDER, help=f"with {PREDICTIONS_FILE}, default: %(default)s")
+    challenge.add_argument("--input", type=Path, help=f"with {PREDICTIONS_FILE}, default: {INPUT_FOLDER}")
     challenge.add_argument(
         "--ground-truth",
         type=Path,
@@ -92,6 +92,12 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--predictions and --reference go together")
     if not (options.scores or options.predictions) and (options.truth or options.against):
         parser.error("--truth goes with --predictions, --against with --predictions or --scores")
+    if (options.scores or options.predictions) and (options.input or options.ground_truth):
+        parser.error("--input and --ground-truth go without --predictions and --scores")
+    if not (options.scores or options.predictions) and options.method:
+        parser.error("--method goes with --predictions or --scores")
+    if options.against_method and not options.against:
+        parser.error("--against-method goes with --against")
     return options
 
 
@@ -169,14 +175,16 @@ def score_challenge(options: argparse.Namespace) -> tuple[dict[str, bytes], list
     """
     truth = options.ground_truth or ground_truth(GROUND_TRUTH_FOLDER, Path(__file__).resolve().parent)
     reference = read_reference(truth / REFERENCE_FILE)
-    submission = read_submission(options.input, truth, options.workers)
+    submission = read_submission(options.input or INPUT_FOLDER, truth, options.workers)
     voxels = by_subtype(list(submission.voxels.values())) if submission.voxels else {}
     bootstrap = Bootstrap(options.seed, options.resamples)
     report = make_report(reference, submission.readings, bootstrap, allow_missing=True).with_voxels(voxels)
     problems = [f"{name}: {problem}" for name, problem in submission.readings.failures.items()]
     coverage = report.coverage
     problems += [f"{entity}: no job has scored it" for entity in coverage.not_predicted]
-    problems += [f"{entity}: {reference.source} does not hold it" for entity in coverage.not_in_reference]
+    for entity in coverage.not_in_reference:
+        lacking = "has no score of" if entity in reference.failures else "does not hold"
+        problems.append(f"{entity}: {reference.source} {lacking} it")
     code = 0 if options.allow_missing or not problems else 2 if submission.is_input else 1
     return {METRICS_FILE: _json(challenge_document(report, reference, submission))}, problems, code
 
@@ -225,14 +233,11 @@ def run(options: argparse.Namespace) -> tuple[dict[str, bytes], list[str], int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0; 2 for an input that cannot be used; 1 for what the machine failed at."""
     options = _parsed(sys.argv[1:] if arguments is None else arguments)
-    try:
-        files, problems, code = run(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk
-        print(printable(f"{options.output}: {error}"), file=sys.stderr)
-        return 1
+    return exit_code(lambda: _run_and_report(options), options.output)
+
+
+def _run_and_report(options: argparse.Namespace) -> int:
+    files, problems, code = run(options)
     for problem in problems:
         print(printable(problem), file=sys.stderr)
     print(printable(f"written to {options.output}: {', '.join(sorted(files))}"))

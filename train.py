@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from model.cohort.manifest import read_manifest
-from model.errors import InputError, printable
+from model.command_line import exit_code
 from model.training.options import Command, parse
 
 
@@ -30,23 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")  # every process knows
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own
+    return exit_code(lambda: _run(parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _run(command: Command) -> int:
     try:
-        bundle = _run(parse(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+        bundle = _trained(command)
     except FloatingPointError as error:
         print(f"{error}; expected a finite loss: try a smaller --learning-rate, from the start", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk
-        print(printable(str(error)), file=sys.stderr)
         return 1
     if bundle is not None:
         print(f"bundle: {bundle}")
     return 0
 
 
-def _run(command: Command) -> Path | None:
+def _trained(command: Command) -> Path | None:
     # Lightning takes seconds to import; a bad manifest shall not have to wait for it.
     options = command.options
     if command.export_only:

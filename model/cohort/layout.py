@@ -11,13 +11,20 @@ challenge has `reference.csv`, and `ENTITY/truth` for cases whose voxels are kno
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from ..container.grand_challenge import CT_FOLDER, MASK_FOLDERS
+from ..container.grand_challenge import CT_FOLDER, LONGEST_ENTITY, MASK_FOLDERS
 from ..fleischner import SUBTYPES
 
 REFERENCE_FILE = "reference.csv"
 TRUTH_FOLDER = "truth"
+
+
+def is_file_name(entity: str, longest: int = LONGEST_ENTITY) -> bool:
+    """Whether files can be named so, with at most `longest` bytes, without leaving their folder."""
+    fits = 0 < len(os.fsencode(entity)) <= longest
+    return fits and Path(entity).name == entity and not entity.startswith(".")
 
 
 def ct_path(case: Path, entity: str) -> Path:

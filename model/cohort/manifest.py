@@ -8,10 +8,12 @@ understood too (`sid`, `CT_Visual_Emph_Severity_P1`, `CT_Visual_Emph_Paraseptal_
 - `centrilobular_lower, centrilobular_upper, paraseptal_lower, paraseptal_upper`: what is known of the percentage where there is
   no score, in percent of the lung. One empty cell of a pair leaves that side open (0 or 100); two say that nothing is known.
   A score counts before them. With both columns of a subtype, its column of scores may be missing;
-- `leading`: `centrilobular` or `paraseptal`, where a reader said which of them is more of the lung;
-- `uniform_slices`: `yes` where all slices of the scan are the same, so that a slab of it stands for the whole.
+- `leading`: `centrilobular` or `paraseptal`, where a reader said which of them is predominant;
+- `uniform_slices`: `yes` where all slices of the scan are the same, so that a slab of it stands for the whole;
+- `patient`: an identifier.
 
-A score cell may be empty. Something must be known of every scan: a score, a bound, or truth maps.
+A score cell may be empty. Something must be known of every scan: a score, a bound, truth maps, or the predominant subtype. No
+CT and no patient may be in two splits.
 
     python -m model.training.manifest SIMULATED_COHORT [MANIFEST] [--validation 0.1] [--test 0] [--seed 0]
 
@@ -25,19 +27,16 @@ import io
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-import SimpleITK as sitk
-
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
-from ..imaging.geometry import ImageGeometry
-from ..imaging.readers import read_header
+from ..imaging.readers import Header, read_header
 from ..whole_files import whole_file
-from .layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_paths
+from .layout import REFERENCE_FILE, ct_path, is_file_name, lung_mask_path, truth_paths
 from .tables import ENTITY, PERCENTAGE_COLUMNS, SCORE_COLUMNS, parse_extent, read_table
 
 Split = Literal["train", "validation", "test"]
@@ -45,12 +44,15 @@ Split = Literal["train", "validation", "test"]
 COLUMNS = ("entity", "ct", "lung_mask", "centrilobular", "paraseptal", "split")
 BOUND_COLUMNS = {subtype.name: (f"{subtype.name}_lower", f"{subtype.name}_upper") for subtype in SUBTYPES}
 LEADING_COLUMN = "leading"
+PATIENT_COLUMN = "patient"
 UNIFORM_COLUMN = "uniform_slices"
 UNIFORM_VALUES = {"": False, "no": False, "yes": True}
 TRUTH_COLUMNS = tuple(f"{subtype.name}_truth" for subtype in SUBTYPES)
 
 MANIFEST_FILE = "manifest.csv"
 
+LONGEST_NAME = 200
+"""Most bytes in the name of a scan: prepared files and pictures are named after it, with what follows, in 255 bytes."""
 
 Interval = tuple[float, float]
 """The least and the largest percentage of the lung that a scan may have, 0 to 100."""
@@ -77,7 +79,7 @@ class TrainingCase:
         percentages: of the lung, centrilobular and paraseptal, 0 to 100, or None where they are not known.
         intervals: bounds of the percentage for each subtype, where the manifest gives any; a score counts before them.
         uniform_slices: whether all slices are the same.
-        leading: the subtype that more of the lung has, where that is known.
+        leading: the predominant subtype, where that is known.
     """
 
     entity: str
@@ -96,11 +98,6 @@ class TrainingCase:
         """Every file of the case, the CT first."""
         return (self.ct, self.lung_mask, *(self.truth or ()))
 
-    @property
-    def has_score(self) -> bool:
-        """Whether the score of a subtype is known."""
-        return any(score is not None for score in self.scores)
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -116,7 +113,8 @@ class Manifest:
 
 
 def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training: bool = True) -> Manifest:
-    """Read a manifest and check every row: scores, bounds, split, names, files, and that the grids of each scan are equal.
+    """Read a manifest and check every row: scores, bounds, names, files, that the grids of each scan are equal, and that no CT
+    and no patient is in two splits.
 
     Args:
         path: the CSV.
@@ -131,8 +129,9 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
     cases: list[TrainingCase] = []
     problems: list[str] = []
     times = Counter(row["entity"] for row in table.cells)
+    splits_of = _splits_of(table.cells, path.parent)
     for line, row in table.rows:
-        found = list(_row_problems(row, path.parent, times))
+        found = [*_row_problems(row, path.parent, times), *_leaks(row, path.parent, splits_of)]
         if found:
             problems.append(f"row {line} ({row['entity'] or 'no entity'}): {', '.join(found)}")
         else:
@@ -142,7 +141,7 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
             path,
             f"{len(problems)} bad row{'s' if len(problems) > 1 else ''}: {'; '.join(problems)}",
             "files that exist on equal grids, scores of the Fleischner system or bounds in percent, each entity once, "
-            f"split {' or '.join(get_args(Split))}",
+            f"split {' or '.join(get_args(Split))}, no CT or patient in two splits",
         )
     manifest = Manifest(path, tuple(cases), table.sha256)
     splits: tuple[Split, ...] = ("train", "validation") if needs_training else ("validation",)
@@ -156,8 +155,8 @@ def read_manifest(path: Path | str, *, with_truth: bool = False, needs_training:
 
 def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Iterator[str]:
     entity = row["entity"]
-    if not entity or Path(entity).name != entity or entity.startswith("."):
-        yield f"entity {entity!r} cannot be a file name"
+    if not is_file_name(entity, LONGEST_NAME):
+        yield f"entity {entity!r} cannot be a file name of at most {LONGEST_NAME} bytes"
     elif times[entity] > 1:
         yield f"duplicate entity {entity}"
     for subtype in SUBTYPES:
@@ -166,8 +165,8 @@ def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Ite
             yield f"{subtype.name} score {score!r} is not one of 0 to {len(subtype.grades) - 1}"
         yield from _bound_problems(row, subtype)
     known = (*(subtype.name for subtype in SUBTYPES), *(column for pair in BOUND_COLUMNS.values() for column in pair))
-    if not any(row.get(column) for column in (*known, *TRUTH_COLUMNS)):
-        yield "no score, bound or truth map"
+    if not any(row.get(column) for column in (*known, *TRUTH_COLUMNS, LEADING_COLUMN)):
+        yield "no score, bound, truth map or predominant subtype"
     if row.get(LEADING_COLUMN, "") not in ("", *(subtype.name for subtype in SUBTYPES)):
         yield f"{LEADING_COLUMN} {row[LEADING_COLUMN]!r} is not {' or '.join(subtype.name for subtype in SUBTYPES)}"
     if row.get(UNIFORM_COLUMN, "") not in UNIFORM_VALUES:
@@ -184,37 +183,51 @@ def _row_problems(row: dict[str, str], folder: Path, times: Counter[str]) -> Ite
     yield from _file_problems({column: row[column] for column in ("ct", "lung_mask", *truth)}, folder)
 
 
+def _splits_of(rows: Iterable[Mapping[str, str]], folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    """For each CT and patient, the splits that it is in, each with an entity."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        for shared in _in_one_split(row, folder):
+            found.setdefault(shared, {}).setdefault(row["split"], row["entity"])
+    return found
+
+
+def _in_one_split(row: Mapping[str, str], folder: Path) -> Iterator[tuple[str, str]]:
+    """What may not be in two splits: kind and name."""
+    if row["split"] not in get_args(Split):
+        return
+    if row["ct"]:
+        yield "CT", str((folder / row["ct"]).resolve())
+    if row.get(PATIENT_COLUMN):
+        yield "patient", row[PATIENT_COLUMN]
+
+
+def _leaks(row: Mapping[str, str], folder: Path, splits_of: Mapping[tuple[str, str], Mapping[str, str]]) -> Iterator[str]:
+    for kind, name in _in_one_split(row, folder):
+        others = [f"{entity} ({split})" for split, entity in splits_of[kind, name].items() if split != row["split"]]
+        if others:
+            yield f"the same {kind} as {', '.join(others)}"
+
+
 def _file_problems(files: dict[str, str], folder: Path) -> Iterator[str]:
-    sizes: dict[str, tuple[int, int, int]] = {}
+    headers: dict[str, Header] = {}
     for column, name in files.items():
         if not name:
             yield f"no {column}"
             continue
         try:
-            sizes[column] = read_header(folder / name)
+            headers[column] = read_header(folder / name)
         except InputError as error:
             yield str(error)
-    if "ct" not in sizes:
+    ct = headers.pop("ct", None)
+    if ct is None:
         return
-    for column in sizes:
-        if sizes[column] != sizes["ct"]:
-            found = [" x ".join(map(str, sizes[key])) for key in (column, "ct")]
+    for column, header in headers.items():
+        if header.size != ct.size:
+            found = [" x ".join(map(str, size)) for size in (header.size, ct.size)]
             yield f"unequal grids: {column} has {found[0]} voxels, the CT {found[1]}"
-        elif not _same_place(folder / files["ct"], folder / files[column]):
+        elif header.geometry and ct.geometry and not ct.geometry.same_grid(header.geometry):  # else known after reading
             yield f"unequal grids: {column} lies elsewhere than the CT"
-
-
-def _same_place(ct: Path, other: Path) -> bool:
-    """Whether two files lie on one grid; the place of a DICOM series is known only after reading all of it."""
-    if ct.is_dir() or other.is_dir():
-        return True
-    geometries = []
-    for path in (ct, other):
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        geometries.append(ImageGeometry.of(reader))
-    return geometries[0].same_grid(geometries[1])
 
 
 def _score(text: str, subtype: Subtype) -> int | None:

@@ -33,6 +33,9 @@ PAIR_COLUMNS = (ENTITY, *(f"{subtype.abbreviation}_{side}" for subtype in SUBTYP
 VISUAL, SIMULATED = "visual scores", "simulated truth"
 """What tables call a reference."""
 
+NO_SCORE = "no score"
+"""Why a row of a reference is no case."""
+
 RESULTS = f"a folder that holds {RESULTS_FILE} or {CASES_TABLE}, or one output folder a case with a {RESULTS_FILE} in each"
 
 
@@ -69,7 +72,8 @@ class Readings:
 def read_reference(path: Path) -> Readings:
     """Read a table of visual scores, with percentages where it has them.
 
-    Cells may be empty; a row without any score counts as a scan that has no reference.
+    Cells may be empty; a row without any score, also one with percentages, counts as a scan that has no reference, and is among
+    the failures.
 
     Raises:
         InputError: no such table, a column is missing, a value is out of range, or an entity is there twice.
@@ -77,19 +81,23 @@ def read_reference(path: Path) -> Readings:
     table = read_table(path, (ENTITY, *SCORE_COLUMNS))
     problems = entity_problems([row[ENTITY] for row in table.cells])
     cases: dict[str, Reading] = {}
+    failures: dict[str, str] = {}
     for row in table.cells:
         extents, found = _extents(row, list(zip(SCORE_COLUMNS, PERCENTAGE_COLUMNS, strict=True)))
         problems += [f"{row[ENTITY]}: {problem}" for problem in found]
         if any(extent.score is not None for extent in extents):
             cases[row[ENTITY]] = Reading(extents)
+        else:
+            failures[row[ENTITY]] = NO_SCORE
     _raise_for(path, problems)
-    return Readings(path, SIMULATED if GRID_COLUMN in table.columns else VISUAL, cases)
+    return Readings(path, SIMULATED if GRID_COLUMN in table.columns else VISUAL, cases, failures)
 
 
 def read_pairs(path: Path) -> tuple[Readings, Readings]:
     """Read a table with both sides; return the reference and the predictions.
 
-    Cells may be empty; a row without any score on one side counts as a scan that this side does not have.
+    Cells may be empty; a row without any score on one side counts as a scan that this side does not have, and is among the
+    failures of the reference.
 
     Raises:
         InputError: as `read_reference` does.
@@ -98,13 +106,16 @@ def read_pairs(path: Path) -> tuple[Readings, Readings]:
     problems = entity_problems([row[ENTITY] for row in table.cells])
     sides: list[Readings] = []
     for side in ("reference", "predicted"):
-        cases = {}
+        cases: dict[str, Reading] = {}
+        failures: dict[str, str] = {}
         for row in table.cells:
             extents, found = _extents(row, [(f"{subtype.abbreviation}_{side}", "") for subtype in SUBTYPES])
             problems += [f"{row[ENTITY]}: {side} {problem}" for problem in found]
             if any(extent.score is not None for extent in extents):
                 cases[row[ENTITY]] = Reading(extents)
-        sides.append(Readings(path, VISUAL if side == "reference" else path.stem, cases))
+            elif side == "reference":
+                failures[row[ENTITY]] = NO_SCORE
+        sides.append(Readings(path, VISUAL if side == "reference" else path.stem, cases, failures))
     _raise_for(path, problems)
     return sides[0], sides[1]
 

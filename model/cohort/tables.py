@@ -76,7 +76,7 @@ def read_table(path: Path, required: Sequence[str], instead: Mapping[str, Sequen
     Raises:
         InputError: the file cannot be read or is no table, a column is missing or there twice, or there are no rows.
     """
-    expected = f"a CSV with the columns {', '.join(required)}"
+    expected = f"a CSV with the columns {', '.join(required)}, separated by commas or tabs"
     try:
         content = path.read_bytes()
         text = content.decode("utf-8-sig")

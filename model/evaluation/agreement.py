@@ -15,6 +15,9 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix,
 from ..fleischner import Subtype
 from .pairing import Pairs, Scores
 
+LEAST_SPREAD = 1e-12
+"""Up to this, the variance in `kappa_standard_error` is 0: rounding leaves as much of the difference of equal numbers."""
+
 AGREEMENT_WORDS = ((0.20, "slight"), (0.40, "fair"), (0.60, "moderate"), (0.80, "good"), (math.inf, "excellent"))
 """Largest kappa that each word stands for (Kundel and Polansky, Radiology 2003)."""
 
@@ -74,7 +77,7 @@ class Agreement:
         f_measure: macro average over the grades that occur.
         linear_weighted_kappa: at most 1; None where it is not defined (every score of both sides is the same).
         linear_weighted_kappa_ci95: large-sample interval, cut at -1 and 1; None where the standard error is estimated as 0
-            although the scores differ (a handful of cases).
+            although the scores differ (one side has a single grade, or there are a handful of cases).
         agreement: kappa in a word, slight to excellent.
         accuracy_bootstrap_ci95, linear_weighted_kappa_bootstrap_ci95: intervals by resampling the cases; None where
             no sample has the figure.
@@ -224,7 +227,7 @@ def kappa_standard_error(table: Counts) -> float:
     kappa = (float((weights * shares).sum()) - chance) / (1 - chance)
     means = (weights @ columns)[:, None] + rows @ weights
     spread = float((shares * (weights - means * (1 - kappa)) ** 2).sum()) - (kappa - chance * (1 - kappa)) ** 2
-    return float(np.sqrt(max(spread, 0.0) / cases) / (1 - chance))
+    return float(np.sqrt(spread / cases) / (1 - chance)) if spread > LEAST_SPREAD else 0.0
 
 
 def interval(values: npt.NDArray[np.float64]) -> Interval | None:

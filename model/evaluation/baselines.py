@@ -9,6 +9,7 @@ CASES is a folder with one case a folder, each laid out as for `process.py --inp
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from .. import __version__
 from ..cohort.summary import CASES_TABLE, is_summary, read_summary
 from ..cohort.tables import ENTITY
-from ..command_line import OneLineParser, module_command, whole_number
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 from ..container.grand_challenge import Case, OutputFolder, find_cases, lung_mask_path
 from ..container.results import CaseResult, Provenance, case_metrics, failed_result
 from ..errors import InputError, printable
@@ -212,14 +213,14 @@ def build_parser() -> OneLineParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0; 2 if a case cannot be used (the others are scored); 1 for anything else."""
     options = build_parser().parse_args(arguments)
-    try:
-        cases = list_cases(options.cases)
-        rules = RULES if options.calibrated is None else (*RULES, calibrated(options.calibrated))
-        for rule in rules:
-            make_folder(options.output / rule.name)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options), options.output)
+
+
+def _run(options: argparse.Namespace) -> int:
+    cases = list_cases(options.cases)
+    rules = RULES if options.calibrated is None else (*RULES, calibrated(options.calibrated))
+    for rule in rules:
+        make_folder(options.output / rule.name)
     outcomes = map_isolated(partial(score_case, output=options.output, rules=rules), cases, options.workers)
     failed = [(case, outcome.problem) for case, outcome in zip(cases, outcomes, strict=True) if outcome.problem]
     for case, problem in failed:

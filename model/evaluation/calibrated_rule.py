@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from ..cohort.manifest import Manifest, TrainingCase, read_manifest
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, exit_code, module_command
 from ..errors import InputError
 from ..fleischner import SUBTYPES
 from ..imaging.scan import Scan
@@ -183,14 +183,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("manifest", type=Path, help="manifest of scans with known percentages (its validation cases count)")
     parser.add_argument("--output", type=Path, required=True, help="the rule, a JSON file")
     options = parser.parse_args(arguments)
-    try:
-        rule = fit_on_validation(read_manifest(options.manifest))
-        rule.write(options.output)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{options.output}: smoothed by {rule.smoothing_mm:g} mm, below {rule.threshold_hu:g} HU, rim of {rule.rim_mm:g} mm")
-    return 0
+    return exit_code(lambda: _run(options.manifest, options.output), options.output)
+
+
+def _run(manifest: Path, output: Path) -> None:
+    rule = fit_on_validation(read_manifest(manifest))
+    rule.write(output)
+    print(f"{output}: smoothed by {rule.smoothing_mm:g} mm, below {rule.threshold_hu:g} HU, rim of {rule.rim_mm:g} mm")
 
 
 if __name__ == "__main__":

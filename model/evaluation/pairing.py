@@ -72,8 +72,12 @@ def match(reference: Readings, predictions: Readings, *, allow_missing: bool = F
     others = {entity: why for entity, why in predictions.failures.items() if entity not in theirs}
     if others:
         complaints.append(f"no result for {_listed(sorted(others), others)}")
-    if coverage.not_in_reference:
-        complaints.append(f"not in {reference.source}: {_listed(coverage.not_in_reference)}")
+    unscored = [entity for entity in coverage.not_in_reference if entity in reference.failures]
+    if unscored:
+        complaints.append(f"no score in {reference.source}: {_listed(unscored)}")
+    absent = [entity for entity in coverage.not_in_reference if entity not in reference.failures]
+    if absent:
+        complaints.append(f"not in {reference.source}: {_listed(absent)}")
     if complaints and not (allow_missing and coverage.paired):
         expected = "the same entities in both" + (", or --allow-missing" if coverage.paired else "")
         raise InputError(predictions.source, "; ".join(complaints), expected)

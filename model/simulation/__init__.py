@@ -14,6 +14,7 @@ from .case import (
     draw_parameters,
     simulate,
 )
+from .disease import NoRoomError
 from .shapes import LungShape
 
-__all__ = ["CaseParameters", "LungShape", "SimulatedCase", "draw_parameters", "simulate"]
+__all__ = ["CaseParameters", "LungShape", "NoRoomError", "SimulatedCase", "draw_parameters", "simulate"]

@@ -12,8 +12,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from ..cohort.layout import REFERENCE_FILE
-from ..command_line import OneLineParser, module_command, whole_number
-from ..errors import InputError
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 from ..fleischner import CENTRILOBULAR, PARASEPTAL, Subtype
 from .case import Look
 from .cohort import CohortParameters, make_cohort
@@ -91,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for an argument or a mask that cannot be used."""
+    """Run the command; returns the exit code: as of `exit_code`, or 130 where it was interrupted."""
     options = build_parser().parse_args(arguments)
     cohort = CohortParameters(
         seed=options.seed,
@@ -105,21 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         look=options.look,
     )
     try:
-        rows = make_cohort(cohort, options.cases, options.output, options.workers)
-        scores = [
-            (row["cle_score"], row["pse_score"])
-            for row in tqdm(rows, total=options.cases, unit="case", desc="simulating", disable=None)
-        ]
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return exit_code(lambda: _run(cohort, options.cases, options.output, options.workers), options.output)
     except KeyboardInterrupt:
         print(f"{options.output}: not finished; the same command goes on, or delete the folder", file=sys.stderr)
         return 130
+
+
+def _run(cohort: CohortParameters, cases: int, output: Path, workers: int) -> None:
+    rows = make_cohort(cohort, cases, output, workers)
+    scores = [
+        (row["cle_score"], row["pse_score"]) for row in tqdm(rows, total=cases, unit="case", desc="simulating", disable=None)
+    ]
     for name, counts in (("CLE", Counter(cle for cle, _ in scores)), ("PSE", Counter(pse for _, pse in scores))):
         print(f"{name} scores: " + ", ".join(f"{score}: {counts[score]}" for score in sorted(counts)))
-    print(f"{options.output / REFERENCE_FILE}")
-    return 0
+    print(f"{output / REFERENCE_FILE}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -23,10 +21,13 @@ import SimpleITK as sitk
 
 from .. import __version__
 from ..cohort.layout import REFERENCE_FILE, ct_path, lung_mask_path, truth_path
+from ..cohort.processes import process_pool
 from ..cohort.tables import GRID_COLUMN, Extent, reference_row
 from ..errors import InputError, reason
+from ..imaging.writing import write_image
 from ..whole_files import FolderInUseError, check_free, locked, try_folder, whole_file, whole_folder
 from .case import Look, SimulatedCase, draw_parameters, simulate
+from .disease import NoRoomError
 from .scanner import GridName
 from .shapes import LungShape
 
@@ -71,7 +72,11 @@ def read_lungs(path: Path) -> LungShape:
 
 
 def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row]:
-    """Make case `number` and its row of the reference table."""
+    """Make case `number` and its row of the reference table.
+
+    Raises:
+        InputError: its lungs have no room for the emphysema that was drawn.
+    """
     source = cohort.lungs[number % len(cohort.lungs)] if cohort.lungs else None
     lungs = read_lungs(source) if source else None
     parameters = draw_parameters(
@@ -84,7 +89,10 @@ def make_case(cohort: CohortParameters, number: int) -> tuple[SimulatedCase, Row
         lungs=lungs,
         look=cohort.look,
     )
-    case = simulate(parameters, cohort.grid, lungs)
+    try:
+        case = simulate(parameters, cohort.grid, lungs)
+    except NoRoomError as error:
+        raise InputError(cohort.entity(number), str(error), "another seed, lower scores or other lungs") from error
     extents = [
         Extent(case.centrilobular_score, case.centrilobular_percentage),
         Extent(case.paraseptal_score, case.paraseptal_percentage),
@@ -137,18 +145,13 @@ def write_case(case: SimulatedCase, entity: str, output: Path, with_panlobular: 
             image = sitk.GetImageFromArray(array)
             image.SetSpacing(case.spacing[::-1])
             image.SetOrigin(case.origin[::-1])
-            sitk.WriteImage(image, str(path), useCompression=True)
+            write_image(image, path, output / entity / path.relative_to(folder))
 
 
 def _make_and_write(cohort: CohortParameters, number: int, output: Path) -> Row:
     case, row = make_case(cohort, number)
     write_case(case, cohort.entity(number), output, cohort.panlobular > 0)
     return row
-
-
-def _one_thread() -> None:
-    """Each worker is one process on one core; libraries must not start threads of their own beside it."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int = 1) -> Iterator[Row]:
@@ -158,7 +161,8 @@ def make_cohort(cohort: CohortParameters, cases: int, output: Path, workers: int
 
     Raises:
         InputError: a lung mask cannot be used, or `output` cannot be written, already holds something else, or the beginning of
-            another cohort. Nothing has been written then. While the rows are taken: another run is writing there.
+            another cohort. Nothing has been written then. While the rows are taken: another run is writing there, or as
+            `make_case`.
     """
     origin = _origin(cohort, cases)
     if not (output / UNFINISHED_FILE).exists():
@@ -240,8 +244,7 @@ def _made(cohort: CohortParameters, numbers: Sequence[int], output: Path, worker
         for number in numbers:
             yield _make_and_write(cohort, number, output)
     else:
-        # Spawned, not forked: a fork of a process in which ITK has threads may hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with process_pool(workers) as pool:
             yield from pool.map(_make_and_write, [cohort] * len(numbers), numbers, [output] * len(numbers))
 
 

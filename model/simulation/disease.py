@@ -57,6 +57,10 @@ THINNING = 3
 MAX_ATTEMPTS = 12
 
 
+class NoRoomError(Exception):
+    """Lungs have no room for the emphysema that was drawn for them."""
+
+
 @dataclass(frozen=True)
 class CentrilobularParameters:
     """Centrilobular emphysema (CLE).
@@ -404,7 +408,7 @@ def _stop_time(lesions: _Lesions, grid: Grid, lobes: Labels, form: Floats, count
     """The time at which `share` (0 to 1) of the counted voxels with a lobe have been reached; `limit` is a first guess.
 
     Raises:
-        RuntimeError: the lesions cannot take that much of the lungs.
+        NoRoomError: the lesions cannot take that much of the lungs.
     """
     wanted = round(share * int(np.count_nonzero(lobes[counted])))
     for _ in range(MAX_ATTEMPTS):
@@ -412,7 +416,7 @@ def _stop_time(lesions: _Lesions, grid: Grid, lobes: Labels, form: Floats, count
         if stop is not None:
             return float(stop)
         limit = 1.3 * limit + 1
-    raise RuntimeError(f"emphysema could not grow to {100 * share:.1f} % of what room there is in the lungs")
+    raise NoRoomError(f"emphysema could not grow to {100 * share:.1f} % of what room there is in the lungs")
 
 
 def _grow_until(
@@ -425,7 +429,7 @@ def _grow_until(
         `with_walls`), both in mm.
 
     Raises:
-        RuntimeError: the lesions cannot take that much of the lungs.
+        NoRoomError: the lesions cannot take that much of the lungs.
     """
     share = wanted / max(1, int(np.count_nonzero(lobes[counted])))
     thin = (slice(None), slice(None, None, THINNING), slice(None, None, THINNING))
@@ -643,5 +647,5 @@ def _panlobular(
     time[lobes == 0] = NEVER
     limit = _stop(time[counted], float(NEVER) - 1, wanted)
     if limit is None:
-        raise RuntimeError(f"panlobular emphysema has no room for {parameters.percentage:.1f} % of the lungs")
+        raise NoRoomError(f"panlobular emphysema has no room for {parameters.percentage:.1f} % of the lungs")
     return np.asarray(limit - time, np.float32)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..cohort.manifest import TrainingCase
+from ..cohort.processes import process_pool
 from ..errors import InputError
 from ..imaging.readers import files_behind, read_volume
 from ..imaging.scan import Scan
@@ -265,7 +264,9 @@ def _unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
     return torch.from_numpy(np.unpackbits(bits.numpy()).view(np.bool_)).reshape(shape)
 
 
-def prepare_cohort(cases: Sequence[TrainingCase], profile: Profile, folder: Path, workers: int = 0) -> Iterator[int]:
+def prepare_cohort(
+    cases: Sequence[TrainingCase], profile: Profile, folder: Path, workers: int = 0, *, manifest: Path | str = "manifest"
+) -> Iterator[int]:
     """Prepare every case that the cache does not hold yet.
 
     Args:
@@ -273,6 +274,7 @@ def prepare_cohort(cases: Sequence[TrainingCase], profile: Profile, folder: Path
         profile: how the network's input is prepared.
         folder: the cache.
         workers: processes that work beside this one; 0: none.
+        manifest: the file with the rows, for messages.
 
     Yields:
         How many cases are ready, after each.
@@ -291,7 +293,7 @@ def prepare_cohort(cases: Sequence[TrainingCase], profile: Profile, folder: Path
         yield ready
     if problems:
         found = f"{len(problems)} scan{'s' if len(problems) > 1 else ''} cannot be used: {'; '.join(problems)}"
-        raise InputError("manifest", found, "chest CTs in HU with masks of their lungs")
+        raise InputError(manifest, found, "chest CTs in HU with masks of their lungs")
 
 
 def _prepared(cases: list[TrainingCase], profile: Profile, folder: Path, workers: int) -> Iterable[str | None]:
@@ -299,14 +301,8 @@ def _prepared(cases: list[TrainingCase], profile: Profile, folder: Path, workers
     if not workers or len(cases) < 2:
         yield from map(task, cases)
         return
-    # Not forked: a fork of a process whose libraries run threads may hang.
-    with ProcessPoolExecutor(min(workers, len(cases)), multiprocessing.get_context("spawn"), _single_thread) as pool:
+    with process_pool(min(workers, len(cases)), partial(torch.set_num_threads, 1)) as pool:
         yield from pool.map(task, cases)
-
-
-def _single_thread() -> None:
-    torch.set_num_threads(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def _prepare_and_write(case: TrainingCase, profile: Profile, folder: Path) -> str | None:

@@ -9,6 +9,7 @@ folded into the last convolution, so that inference needs no change.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +24,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..cohort.manifest import TrainingCase, read_manifest
-from ..command_line import DeviceName, OneLineParser, module_command, whole_number
-from ..errors import InputError, printable
+from ..command_line import DeviceName, OneLineParser, exit_code, module_command, whole_number
+from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from ..network import EmphysemaNetwork
 from ..preprocessing import Profile
@@ -169,8 +170,11 @@ def calibrated_bundle(
     workers: int,
     subtypes: Sequence[Subtype] = SUBTYPES,
     least_slope: float = SLOPES[0],
+    *,
+    manifest: Path | str = "manifest",
 ) -> dict[str, LogitCalibration]:
-    """Calibrate subtypes of a bundle's network, in place, on cases that the cache holds; what was found, by name.
+    """Calibrate subtypes of a bundle's network, in place, on cases that the cache holds; what was found, by name. `manifest` is
+    the file with the cases, for messages.
 
     Raises:
         InputError: nothing is known of one of the subtypes.
@@ -187,7 +191,8 @@ def calibrated_bundle(
             if (interval := known_interval(case, place, percentages)) is not None and counted[place].any()
         ]
         if not known:
-            raise InputError("manifest", f"nothing is known of {subtype.name} emphysema of any scan", "percentages or scores")
+            found = f"nothing is known of {subtype.name} emphysema of any validation scan"
+            raise InputError(manifest, found, "percentages, scores or bounds")
         parts, intervals = [part for part, _ in known], [interval for _, interval in known]
         calibrations[subtype.name] = fit_calibration(parts, intervals, least_slope)
     bundle.network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -216,54 +221,62 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto", help="default: %(default)s")
     parser.add_argument("--workers", type=whole_number(0), default=2, help="processes that prepare scans, default: %(default)s")
     options = parser.parse_args(arguments)
-    cache = options.cache or options.manifest.parent / "cache"
     if not SLOPES[0] <= options.least_slope <= SLOPES[1]:
         parser.error(f"--least-slope is {options.least_slope:g}, expected {SLOPES[0]:g} to {SLOPES[1]:g}")
-    try:
-        if options.output.exists():
-            raise InputError(options.output, "it exists", "a new folder")
-        bundle = read_bundle(locate_bundle(options.bundle))
-        metadata = bundle.metadata
-        profile = metadata.preprocessing
-        if metadata.network.head != "regression":
-            raise InputError(options.bundle, f"its network is for {metadata.network.head}", "a regression network")
-        if profile.suspect_below_hu is not None:
-            raise InputError(options.bundle, f"its profile is {profile.name}", "one whose maps count everywhere in the lung")
-        manifest = read_manifest(options.manifest, needs_training=False)
-        cases = manifest.of("validation")
-        for _ in tqdm(prepare_cohort(cases, profile, cache, options.workers), desc="preparing", unit="scan", disable=None):
-            pass
-        device, _ = choose_device(options.device)
-        subtypes = [subtype for subtype in SUBTYPES if options.only in (None, subtype.name)]
-        calibrations = calibrated_bundle(bundle, cases, profile, cache, device, options.workers, subtypes, options.least_slope)
-        notes: dict[str, Any] = {
-            "manifest_sha256": manifest.sha256,
-            "bundle_sha256": bundle.sha256,
-            **{name: _rounded(part) for name, part in calibrations.items()},
-        }
-        write_bundle(
-            options.output,
-            bundle.network,
-            replace(
-                metadata,
-                name=options.output.name,
-                origin=f"{metadata.origin}; logits calibrated on {len(cases)} validation scans",
-                performance=metadata.performance | {"calibration": notes},
-            ),
-        )
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk
-        print(printable(f"{options.output}: {error}"), file=sys.stderr)
-        return 1
+    return exit_code(lambda: _run(options), options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.output.exists():
+        raise InputError(options.output, "it exists", "a new folder")
+    cache = options.cache or options.manifest.parent / "cache"
+    bundle = read_bundle(locate_bundle(options.bundle))
+    metadata = bundle.metadata
+    profile = metadata.preprocessing
+    if metadata.network.head != "regression":
+        raise InputError(options.bundle, f"its network is for {metadata.network.head}", "a regression network")
+    if profile.suspect_below_hu is not None:
+        raise InputError(options.bundle, f"its profile is {profile.name}", "one whose maps count everywhere in the lung")
+    manifest = read_manifest(options.manifest, needs_training=False)
+    cases = manifest.of("validation")
+    prepared = prepare_cohort(cases, profile, cache, options.workers, manifest=manifest.path)
+    for _ in tqdm(prepared, desc="preparing", unit="scan", disable=None):
+        pass
+    device, _ = choose_device(options.device)
+    subtypes = [subtype for subtype in SUBTYPES if options.only in (None, subtype.name)]
+    calibrations = calibrated_bundle(
+        bundle,
+        cases,
+        profile,
+        cache,
+        device,
+        options.workers,
+        subtypes,
+        options.least_slope,
+        manifest=manifest.path,
+    )
+    notes: dict[str, Any] = {
+        "manifest_sha256": manifest.sha256,
+        "bundle_sha256": bundle.sha256,
+        **{name: _rounded(part) for name, part in calibrations.items()},
+    }
+    write_bundle(
+        options.output,
+        bundle.network,
+        replace(
+            metadata,
+            name=options.output.name,
+            validated_on=None,  # that was with other logits
+            origin=f"{metadata.origin}; logits calibrated on {len(cases)} validation scans",
+            performance=metadata.performance | {"calibration": notes},
+        ),
+    )
     for name, part in calibrations.items():
         print(
             f"{name}: slope {part.slope:.3f}, offset {part.offset:+.3f}; {part.cases} scans, "
             f"error {part.error_before:.2f} -> {part.error_after:.2f} percentage points"
         )
     print(f"bundle: {options.output}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ class Batch(NamedTuple):
         bounds: B x 2 x 2, float32: least and largest fraction of the lung for each subtype, where the manifest gives any in
             place of a score; nan elsewhere.
         place: B, int64: of each case in the dataset.
-        leading: B, int64: the subtype that more of the lung has, 0 centrilobular or 1 paraseptal; `UNKNOWN` where that is not
-            known; None: it is known of none.
+        leading: B, int64: the predominant subtype, 0 centrilobular or 1 paraseptal; `UNKNOWN` where that is not known; None: it
+            is known of none.
     """
 
     image: Tensor
@@ -84,7 +84,7 @@ class Draw(NamedTuple):
 
 class Knowledge(NamedTuple):
     """What is known of a case without its voxels: name, scores, bounds in percent, whether all its slices are the same, and the
-    leading subtype (a place in `SUBTYPES`, or `UNKNOWN`)."""
+    predominant subtype (a place in `SUBTYPES`, or `UNKNOWN`)."""
 
     entity: str
     scores: Scores = Scores(None, None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, reason
+from ..fleischner import SUBTYPES
 from ..network import EmphysemaNetwork, build_network
 from ..weights import BundleMetadata, write_bundle
 from .options import BEST, CHECKPOINT_FOLDER, RunOptions
@@ -98,6 +99,8 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
         "slices-lstm": "scores alone",
         "voxels": "voxel truth maps, and scores or bounds where there are none",
     }[options.strategy]
+    if options.tile_scores:
+        learnt_from = "scores that tiles have by voxel truth maps, and scores or bounds of scans where there are none"
     monitor = MONITORS[options.recipe.monitor][0].replace("/", " ")
     origin = (
         f"trained by train.py, recipe {options.recipe.name}, from {learnt_from}, starting with {start}; best of its epochs by "
@@ -109,6 +112,8 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
         "batch": options.total_batch,
         **options.provenance(),
     }
+    unknown = [subtype.name for subtype in SUBTYPES if options.only not in (None, subtype.name)]
+    trained_on = [options.trained_on or "not stated", *(f"nothing was known of {name} emphysema" for name in unknown)]
     return BundleMetadata(
         name=name,
         network=options.network,
@@ -118,7 +123,7 @@ def bundle_metadata(options: RunOptions, checkpoint: Mapping[str, Any], name: st
         # maps to the input's grid themselves.
         map_placement="corners" if options.strategy == "voxels" or options.preprocessing.suspect_below_hu else "even",
         origin=origin,
-        trained_on=options.trained_on or "not stated",
+        trained_on="; ".join(trained_on),
         licence=options.licence,
         source_sha256=sha256,
         performance={"validation": checkpoint.get("validation"), "training": run},

@@ -19,9 +19,11 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
+from ..cohort.processes import process_pool
 from ..imaging.scan import Scan
 from ..preprocessing import Profile
 from ..simulation.case import SimulatedCase, draw_parameters, simulate
+from ..simulation.disease import NoRoomError
 from .cache import PreparedCase, prepare_scan, write_case
 
 FRESH_FOLDER = "simulated"
@@ -107,7 +109,7 @@ def _make(pool: CasePool, number: int, profile: Profile) -> None:
         try:
             case = simulate(draw_parameters(seed, panlobular=percent))
             break
-        except RuntimeError:  # what was drawn has no room in these lungs
+        except NoRoomError:
             if attempt == _ATTEMPTS - 1:
                 raise
     write_case(prepare_simulated(case, profile), pool.path(number))
@@ -116,7 +118,6 @@ def _make(pool: CasePool, number: int, profile: Profile) -> None:
 def _start_worker() -> None:
     """One core, after the training itself; and not longer than the process that trains, however that ends."""
     torch.set_num_threads(1)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     os.nice(_NICENESS)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -171,9 +172,7 @@ class FreshCases:
             if number in self._ordered or self._pool.path(number).is_file():
                 continue
             if self._executor is None:
-                # Not forked: a fork of a process whose libraries run threads may hang.
-                context = multiprocessing.get_context("spawn")
-                self._executor = ProcessPoolExecutor(self._workers, context, _start_worker)
+                self._executor = process_pool(self._workers, _start_worker)
             self._ordered[number] = self._executor.submit(_make, self._pool, number, self._profile)
 
     def close(self) -> None:

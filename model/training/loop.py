@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -28,6 +29,9 @@ from .strategies import Strategy
 
 PICTURE_FOLDER = "pictures"
 
+LOSS = "validation/loss"
+"""The logged figure that decides between epochs whose monitored figure is the same."""
+
 LIGHTNING_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -44,11 +48,25 @@ class Reference(NamedTuple):
 
 # Both are named as Lightning names them: a checkpoint stores what they know under the names of their classes.
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, but a resumed run has the patience that it is given, not the one that it was started with; if that is used
-    up, it trains no further epoch."""
+    """Lightning's, but of epochs with the same figure the one with the lowest validation loss is the best. A resumed run has
+    the patience that it is given, not the one that it was started with; if that is used up, it trains no further epoch."""
+
+    best_loss = math.nan
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figure, loss = (float(trainer.callback_metrics[name]) for name in (self.monitor, LOSS))
+        if figure == float(self.best_score) and loss < self.best_loss:
+            self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)  # so that this epoch is better
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.wait_count == 0:
+            self.best_loss = loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict | {"patience": self.patience})
+        self.best_loss = state_dict.get("best_loss", math.nan)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -56,7 +74,22 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
-    """Lightning's, but the best epoch is known in a copy of a run, too: there, the next epoch would count as the best one."""
+    """Lightning's, but of epochs with the same figure the one with the lowest validation loss is the best. The best epoch is
+    known in a copy of a run, too: there, the next epoch would count as the best one."""
+
+    best_loss = math.nan
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        loss = float(trainer.callback_metrics[LOSS])
+        is_best = super().check_monitor_top_k(trainer, current)
+        if not is_best and current is not None and self.best_model_score is not None:
+            is_best = float(current) == float(self.best_model_score) and loss < self.best_loss
+        if is_best:
+            self.best_loss = loss
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
@@ -65,6 +98,7 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         paths = {name: here(state_dict[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(state_dict | paths | {"best_k_models": best, "dirpath": self.dirpath})
+        self.best_loss = state_dict.get("best_loss", math.nan)
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -234,7 +268,7 @@ class EmphysemaTraining(LightningModule):
             reference.bounds[places],
         )
         self.performance = performance
-        self.log("validation/loss", float(rows[:, 1].mean()), prog_bar=True)
+        self.log(LOSS, float(rows[:, 1].mean()), prog_bar=True)
         self.log("validation/kappa", performance.kappa, prog_bar=True)
         for subtype, agreement in zip(SUBTYPES, (performance.centrilobular, performance.paraseptal), strict=True):
             for name in ("accuracy", "kappa", "percentage_error", "separation"):

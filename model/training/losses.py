@@ -65,13 +65,13 @@ def power_law(fraction: Tensor, scale: float, exponent: float) -> Tensor:
 
 
 def leading_loss(leader: Tensor, other: Tensor) -> Tensor:
-    """0 where the leading subtype's percentage is at least twice the other's; else the logarithm of what is missing.
+    """0 where the predominant subtype's percentage is at least twice the other's; else the logarithm of what is missing.
 
     max(0, log((p_other + f) / (p_leader + f)) + log 2), with f = `LEADING_FLOOR`: what is absent of both says little. For
-    scans of which a reader said only which type leads; the paper has no such labels.
+    scans of which a reader said which type is predominant; the paper has no such labels.
 
     Args:
-        leader: fractions of the lung of the subtype that leads; B.
+        leader: fractions of the lung of the predominant subtype; B.
         other: of the other one; B.
 
     Returns:

@@ -5,13 +5,13 @@ python -m model.training.manifest SIMULATED_COHORT [MANIFEST] [--validation 0.1]
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import get_args
 
 from ..cohort.manifest import MANIFEST_FILE, Split, read_manifest, write_simulated_manifest
-from ..command_line import OneLineParser, module_command, whole_number
-from ..errors import InputError
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,17 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--test", type=float, default=0.0, help="share to test on, default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     options = parser.parse_args(arguments)
-    try:
-        path = write_simulated_manifest(
-            options.cohort, options.manifest, validation=options.validation, test=options.test, seed=options.seed
-        )
-        manifest = read_manifest(path)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options), options.manifest or options.cohort / MANIFEST_FILE)
+
+
+def _run(options: argparse.Namespace) -> None:
+    path = write_simulated_manifest(
+        options.cohort, options.manifest, validation=options.validation, test=options.test, seed=options.seed
+    )
+    manifest = read_manifest(path)
     counts = ", ".join(f"{len(manifest.of(split))} {split}" for split in get_args(Split))
     print(f"{path}: {counts}")
-    return 0
 
 
 if __name__ == "__main__":

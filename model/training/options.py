@@ -79,6 +79,15 @@ class RunOptions:
         metadata=_note(_DATA, "prepared scans; default: a folder cache beside the manifest", local=True, may_change=True),
     )
 
+    only: Literal["centrilobular", "paraseptal"] | None = field(
+        default=None,
+        metadata=_note(
+            _DATA,
+            "the one subtype that the training scans say anything of; results of the other mean nothing, and the bundle says "
+            "that nothing was known of it",
+        ),
+    )
+
     strategy: StrategyName = field(
         default="regression",
         metadata=_note(
@@ -347,7 +356,7 @@ class RunOptions:
             init_sha256 = read_bundle(locate_bundle(self.init)).sha256
         return replace(
             self,
-            manifest=manifest.path.resolve(),
+            manifest=manifest.path.absolute(),  # not resolved: its paths are relative to the link
             init=None if self.init is None else self.init.resolve(),
             cache=None if self.cache is None else self.cache.resolve(),
             device=cast(DeviceName, device.type),

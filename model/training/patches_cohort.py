@@ -19,6 +19,7 @@ patches there is none.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 import zipfile
@@ -35,7 +36,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, TRUTH_COLUMNS, UNIFORM_COLUMN
-from ..command_line import OneLineParser, module_command, whole_number
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
 from ..imaging.readers import read_volume
@@ -353,27 +354,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20, help=f"volumes of each of {len(KINDS)} kinds; default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
-    parser.add_argument("--truth", action="store_true", help="write voxel maps, too: low attenuation in patches of a class")
+    parser.add_argument("--truth", action="store_true", help="also write voxel maps: low attenuation in patches of a class")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}, expected 1 or more")
     if options.slices < 2:
         parser.error(f"--slices is {options.slices}, expected 2 or more")
-    try:
-        kits = {name: Kit.of(values) for name, values in read_class_patches(options.patches, options.half).items()}
-        used = [(filling, kits[filling].inner) for filling, _ in KINDS] + [(rim, kits[rim].pleural) for _, rim in KINDS if rim]
-        for name, parts in used:
-            if not parts:
-                raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
-        check_free(options.output)
-        lungs = LungMask.read(options.lungs)
-        make_folder(options.output)
-        path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices, with_truth=options.truth)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options), options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
+    kits = {name: Kit.of(values) for name, values in read_class_patches(options.patches, options.half).items()}
+    used = [(filling, kits[filling].inner) for filling, _ in KINDS] + [(rim, kits[rim].pleural) for _, rim in KINDS if rim]
+    for name, parts in used:
+        if not parts:
+            raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
+    check_free(options.output)
+    lungs = LungMask.read(options.lungs)
+    make_folder(options.output)
+    path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices, with_truth=options.truth)
     print(f"{path}: {options.rounds * len(KINDS)} volumes of the {options.half} half of each class")
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,15 +29,16 @@ from scipy.special import expit
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..command_line import OneLineParser, module_command, whole_number
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 from ..container.grand_challenge import Case, find_cases
-from ..errors import InputError, printable
+from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
 from ..imaging.scan import Scan
 from ..lungs.regions import Regions
 from ..network import EmphysemaNetwork, fold_batch_normalisation
 from ..preprocessing import NetworkInput, Profile, Shape, labels_on_map_grid, prepare
 from ..simulation.case import draw_parameters, simulate
+from ..simulation.disease import NoRoomError
 from ..subtyping import EmphysemaSubtyper
 from ..weights import Bundle, EightBitBundle, locate_bundle, read_bundle, write_bundle
 from .fresh import scan_of
@@ -165,7 +166,7 @@ def simulated_scans(seed: int, first: int, count: int) -> Iterator[tuple[str, Sc
     for number in range(first, first + count):
         try:
             case = simulate(draw_parameters(np.random.SeedSequence(seed, spawn_key=(number,))))
-        except RuntimeError:
+        except NoRoomError:
             continue
         yield f"simulated-{seed}-{number}", scan_of(case)
 
@@ -232,23 +233,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.calibration < 1 or options.check < 1:
         parser.error("--calibration and --check: expected at least one scan each")
-    try:
-        if options.output.exists():
-            raise InputError(options.output, "it exists", "a new folder")
-        place = locate_bundle(options.bundle)
-        bundle = read_bundle(place)
-        if bundle.metadata.network.head != "regression":
-            raise InputError(place, f"its network is for {bundle.metadata.network.head}", "a regression network")
-        made = _made_and_checked(place, bundle, options)
-        write_bundle(options.output, bundle.network, bundle.metadata, made)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk
-        print(printable(f"{options.output}: {error}"), file=sys.stderr)
-        return 1
+    return exit_code(lambda: _run(options), options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.output.exists():
+        raise InputError(options.output, "it exists", "a new folder")
+    place = locate_bundle(options.bundle)
+    bundle = read_bundle(place)
+    if bundle.metadata.network.head != "regression":
+        raise InputError(place, f"its network is for {bundle.metadata.network.head}", "a regression network")
+    made = _made_and_checked(place, bundle, options)
+    write_bundle(options.output, bundle.network, bundle.metadata, made)
     print(f"bundle: {options.output}")
-    return 0
 
 
 def _made_and_checked(place: Path, bundle: Bundle, options: argparse.Namespace) -> EightBitBundle:

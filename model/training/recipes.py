@@ -62,7 +62,9 @@ class Recipe:
     class_weighted_intervals: bool = _option(
         "weigh the interval loss by class: balanced weights, normalised, clipped to 0.2-0.8", False
     )
-    leading_weight: float = _option("weight of the loss for cases of which only the leading subtype is known", 0.5)
+    leading_weight: float = _option(
+        "weight of the loss for scans with a leading cell: its percentage has to be at least twice the other's", 0.5
+    )
     absent_is_zero: bool = _option("score 0 means 0 % exactly, instead of 0 to 1 %", False)
     overlap_weight: float = _option("weight of the overlap loss (equation 2)", 1.0)
     overlap_in_lung: bool = _option("the overlap loss counts voxels inside the lung only", False)

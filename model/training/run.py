@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from ..cohort.manifest import Manifest, TrainingCase
 from ..errors import InputError
-from ..fleischner import CENTRILOBULAR, SUBTYPES
+from ..fleischner import CENTRILOBULAR, SUBTYPES, Subtype
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
-from ..weights import read_bundle
+from ..weights import read_bundle, read_metadata
 from ..whole_files import is_free
 from .augmentation import RANGES
 from .cache import cache_path, prepare_cohort, read_figures
@@ -63,9 +63,11 @@ def train(
         InputError: the output folder, the checkpoint, a scan or the bundle cannot be used; nothing was written to `output`.
     """
     _check_depth(options)
-    _check_scores(options, manifest.of("train"))
-    _check_monitor(options, manifest.of("validation"))
     place = ProcessPlace.here()
+    if not resume:
+        for note in check_subtypes(options, manifest):
+            if place.is_first:
+                print(note)
     output = output.resolve()  # Lightning's checkpoints store this path
     if place.is_first:
         _check_output(options, output, resume)
@@ -74,7 +76,7 @@ def train(
     network = _initial_network(options, with_init=resumed is None)
     profile, cache, workers = options.preprocessing, options.cache_folder, options.workers
     training, validation = manifest.of("train"), manifest.of("validation")
-    _fill_cache((*training, *validation), profile, cache, workers, place)
+    _fill_cache(manifest, profile, cache, workers, place)
     if place.is_first:
         output.mkdir(parents=True, exist_ok=True)
         options.write(output)
@@ -189,21 +191,82 @@ def _check_depth(options: RunOptions) -> None:
             raise InputError(option, f"{depth} slices", expected)
 
 
-def _check_scores(options: RunOptions, training: Sequence[TrainingCase]) -> None:
-    """Whether there is anything to learn from: classification knows scores alone."""
-    if options.network.head == "classification" and not any(case.has_score for case in training):
-        expected = "scores, or --strategy regression, which learns from bounds too"
-        raise InputError(f"--strategy {options.strategy}", "no training scan has a score", expected)
+def check_subtypes(options: RunOptions, manifest: Manifest) -> list[str]:
+    """Check that there is something to learn of each subtype, and validation scans to judge it by; return notes for the user.
+
+    Raises:
+        InputError: nothing is known of a subtype of any training scan, nor to the weights to start from, and `--only` does not
+            say so; or the validation scans lack what `--monitor` follows.
+    """
+    training = manifest.of("train")
+    learnt = list(SUBTYPES) if options.simulate else _known(options, training, with_truth=options.needs_truth)
+    if not learnt:
+        if options.network.head == "classification":
+            found, expected = "no training scan has a score", "scores, or --strategy regression, which learns from bounds too"
+        else:
+            found, expected = "no training scan has a score or bounds", "either, or --strategy voxels for truth maps"
+        raise InputError(f"--strategy {options.strategy}", found, expected)
+    notes = []
+    for subtype in SUBTYPES:
+        is_known = subtype in learnt or (options.init is not None and _was_known(options.init, subtype))
+        is_wanted = options.only in (None, subtype.name)
+        if is_known and not is_wanted:
+            found = f"{subtype.name} emphysema is known to {'training scans' if subtype in learnt else options.init}"
+            raise InputError(f"--only {options.only}", found, "training scans and weights that know nothing of it")
+        if is_wanted and not is_known:
+            way_on = [f"--only {other.name}" for other in learnt if options.only is None]
+            expected = ", or ".join([f"{_what_teaches(options)} of it", *way_on])
+            raise InputError(manifest.path, f"no training scan says anything of {subtype.name} emphysema", expected)
+        if is_known and subtype not in learnt:
+            notes.append(f"no training scan says anything of {subtype.name} emphysema: only the weights of --init know it")
+    return notes + _check_monitor(options, manifest.of("validation"), learnt)
 
 
-def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase]) -> None:
-    if options.recipe.monitor == "kappa" and not any(case.has_score for case in validation):
-        raise InputError("--monitor kappa", "no validation scan has a score", "scores, or --monitor loss or separation")
+def _known(options: RunOptions, cases: Sequence[TrainingCase], *, with_truth: bool) -> list[Subtype]:
+    """The subtypes that cases say something of that the network's head can learn."""
+
+    def says(case: TrainingCase, place: int) -> bool:
+        if case.scores[place] is not None:
+            return True
+        more = case.intervals[place] is not None or case.leading is not None or (with_truth and case.truth is not None)
+        return more and options.network.head == "regression"
+
+    return [subtype for place, subtype in enumerate(SUBTYPES) if any(says(case, place) for case in cases)]
+
+
+def _what_teaches(options: RunOptions) -> str:
+    if options.network.head == "classification":
+        return "scores"
+    return "scores, bounds or truth maps" if options.needs_truth else "scores or bounds"
+
+
+def _was_known(bundle: Path, subtype: Subtype) -> bool:
+    """Whether a bundle does not say that nothing was known of a subtype."""
+    training = read_metadata(bundle).performance.get("training")
+    return not isinstance(training, dict) or training.get("only") in (None, subtype.name)
+
+
+def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase], learnt: Sequence[Subtype]) -> list[str]:
+    """Check that the validation scans have what `--monitor` follows, of a subtype that is learnt; return notes."""
+    monitor = options.recipe.monitor
+    names = " or ".join(subtype.name for subtype in learnt)
+    if monitor == "kappa":
+        places = [SUBTYPES.index(subtype) for subtype in learnt]
+        unscored = [SUBTYPES[place].name for place in places if all(case.scores[place] is None for case in validation)]
+        if len(unscored) == len(learnt):
+            found, expected = f"no validation scan has a {names} score", "scores, or --monitor loss or separation"
+            raise InputError("--monitor kappa", found, expected)
+        return [f"--monitor kappa: no validation scan has a {name} score; its kappa counts as 0" for name in unscored]
+    known = _known(options, validation, with_truth=options.strategy == "voxels")
+    if monitor == "loss" and not any(subtype in known for subtype in learnt):
+        found = f"no validation scan says anything of {names} emphysema"
+        raise InputError("--monitor loss", found, f"{_what_teaches(options)} of what is learnt")
     bounds = _bounds(validation)
     presence = [known_presence(subtype, bounds[:, place]) for place, subtype in enumerate(SUBTYPES)]
-    if options.recipe.monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
+    if monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
         expected = "validation scans with bounds, some that must have a subtype and some that cannot"
         raise InputError("--monitor separation", "the manifest has no such validation scans", expected)
+    return []
 
 
 def _bounds(cases: Sequence[TrainingCase]) -> npt.NDArray[np.float64]:
@@ -233,11 +296,12 @@ def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwor
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def _fill_cache(cases: Sequence[TrainingCase], profile: Profile, cache: Path, workers: int, place: ProcessPlace) -> None:
+def _fill_cache(manifest: Manifest, profile: Profile, cache: Path, workers: int, place: ProcessPlace) -> None:
     """Prepare what is missing; the other processes of a machine wait for its first one."""
+    cases = (*manifest.of("train"), *manifest.of("validation"))
     if place.is_first_of_machine:
         with tqdm(total=len(cases), desc="preparing", unit="scan", disable=None) as bar:
-            for ready in prepare_cohort(cases, profile, cache, workers):
+            for ready in prepare_cohort(cases, profile, cache, workers, manifest=manifest.path):
                 bar.update(ready - bar.n)
         return
     while not all(cache_path(case, profile, cache).is_file() for case in cases):

@@ -7,24 +7,23 @@ times, in HU by the air around the patient and the soft tissue in it, a lung mas
 says which type of emphysema leads in a slice, and nothing of its extent. So it becomes bounds of the percentages:
 
 - NT: at most 1 % of either subtype;
-- CLE: at least 1 % centrilobular, which leads; paraseptal unknown;
-- PSE: at least 1 % paraseptal, which leads; centrilobular unknown;
+- CLE: at least 1 % centrilobular, which is predominant; paraseptal unknown;
+- PSE: at least 1 % paraseptal, which is predominant; centrilobular unknown;
   (`--absent` and `--present` set these two bounds: a margin between them separates the classes better.)
 - PLE: nothing. The Fleischner system grades panlobular destruction in smokers as the top of the centrilobular scale, but a
   reader who says "panlobular" may mean neither; the simulator's cohorts count it as neither. Left out, unless
-  `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a leading subtype. `train.py
+  `--panlobular-is-centrilobular` makes it at least 5 % centrilobular, without a predominant subtype. `train.py
   --simulate-panlobular` counts it as centrilobular, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-import multiprocessing
 import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +33,20 @@ import numpy.typing as npt
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..cohort.manifest import BOUND_COLUMNS, LEADING_COLUMN, MANIFEST_FILE, UNIFORM_COLUMN, Split, read_manifest
-from ..command_line import OneLineParser, module_command, whole_number
+from ..cohort.manifest import (
+    BOUND_COLUMNS,
+    LEADING_COLUMN,
+    MANIFEST_FILE,
+    PATIENT_COLUMN,
+    UNIFORM_COLUMN,
+    Split,
+    read_manifest,
+)
+from ..cohort.processes import process_pool
+from ..command_line import OneLineParser, exit_code, module_command, whole_number
 from ..errors import InputError, reason
 from ..fleischner import CENTRILOBULAR, PARASEPTAL
+from ..imaging import writing
 from ..lungs.anatomy import largest_part
 from ..slices.calibration import find_lungs
 from ..slices.dataset import PATIENTS_FILE
@@ -182,7 +191,7 @@ def write_volume(images: tuple[sitk.Image, sitk.Image], output: Path, entity: st
 def write_image(image: sitk.Image, path: Path) -> None:
     """Write one image of a volume, compressed."""
     with whole_file(path) as partial_path:
-        sitk.WriteImage(image, str(partial_path), useCompression=True, compressionLevel=_COMPRESSION)
+        writing.write_image(image, partial_path, path, level=_COMPRESSION)
 
 
 def _write(entry: LabelledSlice, output: Path, slices: int) -> str | None:
@@ -199,12 +208,8 @@ def _written(entries: Sequence[LabelledSlice], output: Path, slices: int, worker
     if workers < 2:
         yield from map(task, entries)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _single_thread) as pool:
+    with process_pool(workers) as pool:
         yield from pool.map(task, entries)
-
-
-def _single_thread() -> None:
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Path, bounds: Bounds) -> Path:
@@ -213,7 +218,8 @@ def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Pa
     path = output / MANIFEST_FILE
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", "class", "patient"))
+        header = ("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", "class", PATIENT_COLUMN)
+        writer.writerow(header)
         for entry in entries:
             split: Split = "train" if entry.patient in train else "validation"
             cells = (cell for pair in bounds[entry.label] for cell in pair)
@@ -269,28 +275,27 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in (("--absent", options.absent), ("--present", options.present)):
         if not 0 <= value <= 100:
             parser.error(f"{name} is {value:g}, expected percent of the lung, 0 to 100")
+    return exit_code(lambda: _run(options), options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
     bounds = class_bounds(options.absent, options.present, panlobular=options.panlobular_is_centrilobular)
-    try:
-        slices = listed_slices(options.folder, list(bounds))
-        check_free(options.output)
-        if options.train_patients is None:
-            train = split_by_patient(slices, options.share, options.seed)
-        else:
-            train = patients_in(options.train_patients)
-        make_folder(options.output)
-        results = _written(slices, options.output, options.slices, options.workers)
-        found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))
-        usable = [entry for entry, problem in zip(slices, found, strict=True) if problem is None]
-        problems = [problem for problem in found if problem is not None]
-        manifest = read_manifest(write_manifest(usable, train, options.output, bounds))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    slices = listed_slices(options.folder, list(bounds))
+    check_free(options.output)
+    if options.train_patients is None:
+        train = split_by_patient(slices, options.share, options.seed)
+    else:
+        train = patients_in(options.train_patients)
+    make_folder(options.output)
+    results = _written(slices, options.output, options.slices, options.workers)
+    found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))
+    usable = [entry for entry, problem in zip(slices, found, strict=True) if problem is None]
+    problems = [problem for problem in found if problem is not None]
+    manifest = read_manifest(write_manifest(usable, train, options.output, bounds))
     for problem in problems:
         print(f"left out: {problem}")
     counts = Counter((case.split, entry.label) for case, entry in zip(manifest.cases, usable, strict=True))
     print(f"{manifest.path}: " + ", ".join(f"{count} {label} {split}" for (split, label), count in sorted(counts.items())))
-    return 0
 
 
 if __name__ == "__main__":

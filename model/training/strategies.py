@@ -83,7 +83,7 @@ class PercentageStrategy(Strategy):
     """What both ways of training the regression head share: percentages, and the interval loss L_INT of equation 1.
 
     The interval of a case is that of its score; without a score, that of its bounds. Where neither is known, a subtype has no
-    interval loss. Where only the leading subtype is known, its percentage has to exceed the other's.
+    interval loss. Where the predominant subtype is known, its percentage has to be at least twice the other's.
 
     Args:
         recipe: the options.
@@ -110,7 +110,7 @@ class PercentageStrategy(Strategy):
             nn.init.constant_(cast(Tensor, part.bias), math.log(share / (1 - share)))
 
     def percentage_terms(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The terms that need no more than scores, bounds, or the leading subtype; `maps` as in `losses`."""
+        """The terms that need no more than scores, bounds, or the predominant subtype; `maps` as in `losses`."""
         intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }

@@ -1,9 +1,9 @@
-"""The range of image quality that a bundle's weights were validated on; `process.py` warns of scans outside of it.
+"""The range of image quality of the scans that a bundle's weights were tested on; `process.py` warns of scans outside of it.
 
     python -m model.training.validated_range BUNDLE RESULTS...
 
-takes the `results.json` of scans that the weights were validated on, without those that they were found wrong on, and writes
-the range of each measure into `bundle.json`. That changes the sha256 of the bundle.
+takes the `results.json` of scans that the weights were tested on, without those that they were found wrong on, and writes the
+range of each measure into `bundle.json`. That changes the sha256 of the bundle. It is no clinical validation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_line import OneLineParser, module_command
+from ..command_line import OneLineParser, exit_code, module_command
 from ..container.results import Quality, read_results
 from ..errors import InputError
 from ..lungs.quality import TERMS, Range
@@ -48,24 +48,23 @@ def validated_range(qualities: Sequence[Quality]) -> dict[str, Range]:
 def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(prog=module_command("training.validated_range"), description="Store the range of image quality.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("results", type=Path, nargs="+", help="results.json of scans that the weights were validated on")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of scans that the weights were tested on")
     options = parser.parse_args(arguments)
-    try:
-        folder = locate_bundle(options.bundle)
-        read_metadata(folder)
-        qualities = [result.quality for path in options.results for result in read_results(path) if result.quality]
-        if not qualities:
-            raise InputError(options.results[0], "no result has a quality", "results of process.py")
-        ranges = validated_range(qualities)
-        path = folder / METADATA_FILE
-        document = json.loads(path.read_text(encoding="utf-8")) | {"validated_range": ranges}
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options.bundle, options.results), options.bundle)
+
+
+def _run(bundle: Path, results: Sequence[Path]) -> None:
+    folder = locate_bundle(bundle)
+    read_metadata(folder)
+    qualities = [result.quality for path in results for result in read_results(path) if result.quality]
+    if not qualities:
+        raise InputError(results[0], "no result has a quality", "results of process.py")
+    ranges = validated_range(qualities)
+    path = folder / METADATA_FILE
+    document = json.loads(path.read_text(encoding="utf-8")) | {"validated_range": ranges}
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(f"{folder}: {len(qualities)} scans: {json.dumps(ranges)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def test_one_error_lists_everything_that_is_wrong_with_a_table(tmp_path: Path) -
     ("text", "found"),
     [
         ("entity,centrilobular\na,1\n", "missing columns: paraseptal"),
+        ("entity;centrilobular;paraseptal\na;1;1\n", "missing columns.*, separated by commas or tabs$"),
+        ("sep=,\nentity,centrilobular,paraseptal\na,1,1\n", "missing columns.*, separated by commas or tabs$"),
         ("entity,centrilobular,cle_score,paraseptal\na,1,1,1\n", "several columns for centrilobular"),
         ("entity,centrilobular,paraseptal,centrilobular\na,1,1,2\n", "several columns for centrilobular"),
         ("entity,centrilobular,paraseptal\n", "no rows"),

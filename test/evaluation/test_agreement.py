@@ -108,6 +108,11 @@ def test_the_large_sample_interval_lies_within_the_range_of_kappa_and_is_none_wi
     assert (perfect.linear_weighted_kappa, perfect.linear_weighted_kappa_ci95) == (1, (1, 1))
     apart = measure_agreement(pairs_of(CENTRILOBULAR, [3, 3, 3], [2, 2, 2]), FEW)
     assert (apart.linear_weighted_kappa, apart.linear_weighted_kappa_ci95) == (0, None)
+    for count in range(3, 60):  # the variance is the difference of two equal numbers, which are rounded
+        reference = [0, 1, 2] * count
+        constant = measure_agreement(pairs_of(PARASEPTAL, [*reference, 0, 0, 1], [1] * (len(reference) + 3)), FEW)
+        assert constant.linear_weighted_kappa == pytest.approx(0, abs=1e-12)
+        assert constant.linear_weighted_kappa_ci95 is None
 
 
 def test_a_grade_that_is_never_predicted_counts_as_zero_in_the_f_measure() -> None:

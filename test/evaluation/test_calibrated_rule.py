@@ -11,6 +11,7 @@ import pytest
 
 from model.cohort.manifest import Scores, TrainingCase
 from model.errors import InputError
+from model.evaluation import calibrated_rule
 from model.evaluation.baselines import main as baselines
 from model.evaluation.calibrated_rule import CalibratedRule, Line, fit, pleural_depth
 from model.imaging.scan import Scan
@@ -73,3 +74,14 @@ def test_a_file_that_is_no_rule_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rule.json").write_text("{}")
     with pytest.raises(InputError, match="no calibrated rule"):
         CalibratedRule.read(tmp_path / "rule.json")
+
+
+def test_a_rule_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = CalibratedRule(0.0, -950.0, 8.0, Line(0.5, 0.0), Line(1.0, 2.0), "phantoms")
+    monkeypatch.setattr(calibrated_rule, "read_manifest", lambda _: None)
+    monkeypatch.setattr(calibrated_rule, "fit_on_validation", lambda _: rule)
+    assert calibrated_rule.main([str(tmp_path / "manifest.csv"), "--output", "/proc/nowhere/rule.json"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("/proc/nowhere/rule.json: [Errno 2] No such file or directory")

@@ -180,3 +180,16 @@ def test_the_ground_truth_is_the_first_folder_that_holds_a_reference(tmp_path: P
     assert ground_truth(tmp_path / "mounted", tmp_path / "beside") == tmp_path / "beside"
     write_simulated_reference(tmp_path / "mounted" / "reference.csv", REFERENCE)
     assert ground_truth(tmp_path / "mounted", tmp_path / "beside") == tmp_path / "mounted"
+
+
+def test_a_job_whose_scan_the_ground_truth_has_no_score_of_is_told_from_one_that_it_does_not_hold(
+    submitted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(submitted, [job("job-1", "scan-a"), job("job-2", "scan-b"), job("job-3", "scan-x")])
+    reference = submitted / "truth" / "reference.csv"
+    reference.write_text("entity,centrilobular,paraseptal\nscan-a,3,1\nscan-b,,\n")
+    capsys.readouterr()
+    folders = ["--input", str(submitted / "input"), "--ground-truth", str(reference.parent)]
+    assert main([*folders, "--output", str(submitted / "output"), "--workers", "2", "--resamples", "50"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"scan-b: {reference} has no score of it", f"scan-x: {reference} does not hold it"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.cohort.readings import Reading, Readings, read_pairs
+from model.cohort.readings import Reading, Readings, read_pairs, read_reference
 from model.cohort.tables import Extent
 from model.errors import InputError
 from model.evaluation.pairing import match
@@ -38,6 +38,19 @@ def test_a_row_of_a_table_of_both_sides_without_a_prediction_is_missing(tmp_path
         match(*read_pairs(table))
     coverage = match(*read_pairs(table), allow_missing=True)
     assert coverage.as_document() == {"paired": 1, "not_predicted": ["b"], "not_in_reference": []}
+
+
+def test_a_row_of_the_reference_without_a_score_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    table = tmp_path / "reference.csv"
+    columns = "entity,centrilobular,paraseptal,centrilobular_percentage,paraseptal_percentage"
+    table.write_text(f"{columns}\na,3,1,,\nb,,,14.5,2\n")
+    with pytest.raises(InputError) as caught:
+        match(read_reference(table), readings("predictions", "a", "b", "c"))
+    assert f"no score in {table}: 1 scan: b; not in {table}: 1 scan: c; " in str(caught.value)
+    both = tmp_path / "scores.csv"
+    both.write_text("entity,cle_reference,cle_predicted,pse_reference,pse_predicted\na,3,2,1,1\nb,,4,,1\n")
+    with pytest.raises(InputError, match=r"no score in .*scores\.csv: 1 scan: b;"):
+        match(*read_pairs(both))
 
 
 def test_without_any_case_on_both_sides_there_is_nothing_to_allow() -> None:

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
 from model.imaging.scan import Scan
+from model.simulation import NoRoomError, SimulatedCase
 from model.simulation import cohort as simulated_cohort
 from model.simulation.__main__ import main
 from model.simulation.cohort import UNFINISHED_FILE, CohortParameters
@@ -162,14 +163,17 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
-def test_a_case_that_fails_to_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_fails_to_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(_: sitk.Image, path: str, **__: bool) -> None:
         Path(path).write_bytes(b"half")
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(sitk, "WriteImage", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
-        main(command(tmp_path / "output", "--cle-score", "0", "--pse-score", "0", cases=1))
+    assert main(command(tmp_path / "output", "--cle-score", "0", "--pse-score", "0", cases=1)) == 1
+    ct = tmp_path / "output/simulated-380-00000/images/ct/simulated-380-00000.mha"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{ct}: the image cannot be written (disk full)"
     assert [path.name for path in (tmp_path / "output").iterdir()] == [UNFINISHED_FILE]
 
 
@@ -236,3 +240,15 @@ def test_the_first_look_still_makes_the_example_case_voxel_by_voxel(tmp_path: Pa
     for folder in ("ct", "lung-mask"):
         (made,) = (tmp_path / "made").glob(f"*/images/{folder}/*.mha")
         np.testing.assert_array_equal(read(made), read(example / folder / "example.mha"))
+
+
+def test_lungs_without_room_for_what_was_drawn_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> SimulatedCase:
+        raise NoRoomError("panlobular emphysema has no room for 60.0 % of the lungs")
+
+    monkeypatch.setattr(simulated_cohort, "simulate", full)
+    assert main(command(tmp_path / "output", cases=1)) == 2
+    expected = "simulated-380-00000: panlobular emphysema has no room for 60.0 % of the lungs; expected another seed"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)

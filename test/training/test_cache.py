@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.cohort.manifest import Scores, TrainingCase, read_manifest
+from model.cohort.manifest import LONGEST_NAME, Scores, TrainingCase, read_manifest
 from model.errors import InputError
 from model.imaging.scan import Scan
 from model.lungs.densitometry import measure
@@ -156,6 +156,17 @@ def test_every_scan_that_cannot_be_used_is_listed_and_the_others_are_kept(case: 
         list(prepare_cohort([empty, case, damaged], PAPER_PROFILE, tmp_path / "cache"))
     assert "\n" not in str(caught.value)
     assert [path.name.split(".")[0] for path in (tmp_path / "cache" / "paper").iterdir()] == ["c"]
+
+
+def test_errors_of_preparing_name_the_manifest(case: TrainingCase, tmp_path: Path) -> None:
+    case.lung_mask.write_text("no image")
+    with pytest.raises(InputError, match=r"^lists/m\.csv: 1 scan cannot be used: c: "):
+        list(prepare_cohort([case], PAPER_PROFILE, tmp_path / "cache", manifest=Path("lists/m.csv")))
+
+
+def test_the_longest_name_that_a_manifest_may_have_can_be_prepared(case: TrainingCase, tmp_path: Path) -> None:
+    long = replace(case, entity="a" * LONGEST_NAME)
+    assert list(prepare_cohort([long], PAPER_PROFILE, tmp_path / "cache")) == [0, 1]
 
 
 @pytest.mark.slow

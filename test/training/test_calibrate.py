@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from model.imaging.scan import Scan
 from model.network import NetworkConfig, build_network
 from model.subtyping import EmphysemaSubtyper
 from model.training.calibrate import LogitCalibration, bin_centres, fit_calibration, fold, known_interval, logit_counts, main
-from model.weights import read_bundle, read_metadata
+from model.weights import read_bundle, read_metadata, write_bundle
 from test.training.cohort import row, write_manifest
 
 
@@ -132,7 +133,7 @@ def test_what_cannot_be_calibrated_is_refused(
     unknown = row("f", 2, "", "validation", truth=False) | {"paraseptal_lower": "", "paraseptal_upper": ""}
     path = write_manifest(manifest.parent / "one-sided.csv", [unknown])
     assert main([str(bundle), "--manifest", str(path), "--output", str(tmp_path / "new"), *common]) == 2
-    assert "nothing is known of paraseptal emphysema" in capsys.readouterr().err
+    assert f"{path}: nothing is known of paraseptal emphysema of any validation scan" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     with pytest.raises(SystemExit):
         main([str(bundle), "--manifest", str(manifest), "--output", str(tmp_path / "new"), "--least-slope", "0"])
@@ -146,5 +147,16 @@ def test_an_output_that_cannot_be_written_is_one_line(
     manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
-    assert main([str(bundle), "--output", "/proc/bundle", *common]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("/proc/bundle: ")
+    assert main([str(bundle), "--output", "/proc/bundle", *common]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("/proc: it cannot be written")
+
+
+def test_a_calibrated_bundle_does_not_keep_what_the_weights_were_validated_on(
+    manifest: Path, bundle: Path, tmp_path: Path
+) -> None:
+    validated = read_bundle(bundle)
+    write_bundle(tmp_path / "validated", validated.network, replace(validated.metadata, validated_on="500 scored scans"))
+    arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    assert main([str(tmp_path / "validated"), "--output", str(tmp_path / "calibrated"), *arguments]) == 0
+    assert read_metadata(tmp_path / "validated").validated_on == "500 scored scans"
+    assert read_metadata(tmp_path / "calibrated").validated_on is None

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from model.preprocessing import PAPER_PROFILE
-from model.simulation.case import SimulatedCase, draw_parameters
-from model.training import dataset
+from model.simulation.case import CaseParameters, SimulatedCase, draw_parameters
+from model.simulation.disease import NoRoomError
+from model.training import dataset, fresh
 from model.training.augmentation import PAPER_RANGES
 from model.training.cache import PreparedCase, read_case, write_case
 from model.training.dataset import CohortDataset, Draw
@@ -102,3 +103,15 @@ def test_an_epoch_finds_its_cases_made_the_same_in_every_run_and_older_ones_gone
     inside = first.lung[::2, ::2, ::2]
     for part, percentage in zip(first.truth, first.percentages, strict=True):
         assert float(part[inside].float().mean()) / 2.55 == pytest.approx(percentage, abs=0.5)
+
+
+def test_a_case_without_room_is_drawn_again_and_another_failure_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Exception] = [NoRoomError("no room"), RuntimeError("out of memory")]
+
+    def fail(_: CaseParameters) -> SimulatedCase:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(fresh, "simulate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fresh._make(CasePool(tmp_path, seed=3, fresh=1, size=1), 0, PAPER_PROFILE)
+    assert errors == []

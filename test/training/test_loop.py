@@ -102,6 +102,59 @@ class Stagnant(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Plateau(Stagnant):
+    """Its kappa and its validation loss follow a list, epoch by epoch."""
+
+    def __init__(self, figures: list[tuple[float, float]]) -> None:
+        super().__init__()
+        self.figures = figures
+
+    def validation_step(self, _batch: list[Tensor], _: int) -> None:
+        kappa, loss = self.figures[self.current_epoch]
+        self.log("validation/kappa", kappa)
+        self.log("validation/loss", loss)
+
+
+def best_and_last(folder: Path, figures: list[tuple[float, float]], patience: int, epochs: int, *, resumed: bool) -> list[int]:
+    """The best and the last epoch, from 0, of a run that has ended."""
+    loader = DataLoader(TensorDataset(torch.ones(2, 1)))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=[
+            EarlyStopping("validation/kappa", mode="max", patience=patience, check_on_train_epoch_end=True),
+            ModelCheckpoint(
+                folder,
+                filename="best",
+                monitor="validation/kappa",
+                mode="max",
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ],
+    )
+    trainer.fit(Plateau(figures), loader, loader, ckpt_path=folder / "last.ckpt" if resumed else None, weights_only=True)
+    return [int(torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"]) for name in ("best", "last")]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_epochs_with_the_same_figure_the_one_with_the_lowest_loss_is_the_best_and_keeps_the_run_going(
+    tmp_path: Path,
+) -> None:
+    figures = [(0.0, 3.0), (0.0, 2.0), (0.0, 2.5), (0.0, 1.0), (0.0, 1.5), (0.0, 1.2), (0.0, 1.1), (0.0, 0.5)]
+    assert best_and_last(tmp_path / "whole", figures, 3, 8, resumed=False) == [3, 6]
+    assert best_and_last(tmp_path / "parts", figures, 3, 3, resumed=False) == [1, 2]
+    assert best_and_last(tmp_path / "parts", figures, 3, 8, resumed=True) == [3, 6]
+    better = [(0.5, 3.0), (0.4, 1.0), (0.5, 3.0), (0.5, 2.0), (0.6, 9.0)]  # the loss decides nothing else
+    assert best_and_last(tmp_path / "figure", better, 9, 4, resumed=False) == [3, 3]
+    assert best_and_last(tmp_path / "figure", better, 9, 5, resumed=True) == [4, 4]
+
+
 def epochs_after(folder: Path, patience: int, *, resumed: bool) -> int:
     """How many epochs a run has had when it has ended."""
     loader = DataLoader(TensorDataset(torch.ones(2, 1)))

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from model.cohort.manifest import Scores, read_manifest, write_simulated_manifest
 from model.errors import InputError
 from model.fleischner import PARASEPTAL
 from model.training.manifest import main
+from test.imaging.series import write_enhanced_ct
 from test.training.cohort import row, write_manifest, write_volume
 
 
@@ -67,7 +70,7 @@ def test_one_error_lists_every_bad_row_and_what_is_wrong_with_it(folder: Path) -
     (folder / "text_lung.mha").write_text("no image")
     rows = [
         row("ok", 0, 0, "train"),
-        row("ok2", 6, -1, "validation") | {"ct": "ok_ct.mha", "lung_mask": "ok_lung.mha"},
+        row("ok2", 6, -1, "train") | {"ct": "ok_ct.mha", "lung_mask": "ok_lung.mha"},
         row("missing", 1, 1, "train"),
         row("shifted", 1, 1, "train"),
         row("small", 1, 1, "traning"),
@@ -149,12 +152,12 @@ def test_bounds_that_cannot_be_are_listed_row_by_row(folder: Path) -> None:
         "paraseptal_upper '101' is not a number from 0 to 100, "
         "uniform_slices 'maybe' is not yes, no or empty;",
         "row 3 (b): centrilobular_upper 'few' is not a number from 0 to 100;",
-        "row 4 (c): no score, bound or truth map;",
+        "row 4 (c): no score, bound, truth map or predominant subtype;",
     ):
         assert fragment in message
 
 
-@pytest.mark.parametrize("entity", ["../a", "", ".hidden"])
+@pytest.mark.parametrize("entity", ["../a", "", ".hidden", "a" * 201, "é" * 101])
 def test_an_entity_must_be_able_to_name_a_file(folder: Path, entity: str) -> None:
     rows = [row("a", 0, 0, "train") | {"entity": entity}]
     with pytest.raises(InputError, match="cannot be a file name"):
@@ -171,7 +174,7 @@ def test_missing_columns_and_splits_are_named(folder: Path) -> None:
 
 
 def simulated(folder: Path, count: int) -> Path:
-    """The layout of `python -m model.simulation`, with one CT for all cases."""
+    """The layout of `python -m model.simulation`, with copies of one CT."""
     rows = []
     for number in range(count):
         entity = f"case-{number:03d}"
@@ -183,7 +186,7 @@ def simulated(folder: Path, count: int) -> Path:
             ("cle", "truth/centrilobular.mha"),
             ("pse", "truth/paraseptal.mha"),
         ):
-            (folder / entity / target).symlink_to(folder.parent / f"a_{source}.mha")
+            os.link(folder.parent / f"a_{source}.mha", folder / entity / target)  # a symbolic link would be one CT
         scores = {"cle_score": str(number % 4), "pse_score": "0", "cle_percentage": "12.5", "pse_percentage": "0.0"}
         rows.append({"entity": entity} | scores | {"kernel": "sharp"})
     write_manifest(folder / "reference.csv", rows)
@@ -225,3 +228,48 @@ def test_the_leading_subtype_is_read_and_checked(folder: Path) -> None:
     write_manifest(folder / "m.csv", [known | {"leading": "PSE"}, open_])
     with pytest.raises(InputError, match="leading 'PSE' is not centrilobular or paraseptal"):
         read_manifest(folder / "m.csv")
+
+
+def test_a_row_may_know_the_predominant_subtype_alone(folder: Path) -> None:
+    others(folder, "b")
+    known = row("a", "", "", "train", truth=False) | {"leading": "paraseptal"}
+    rows = [known, row("b", 0, 0, "validation", truth=False)]
+    assert [case.leading for case in read_manifest(write_manifest(folder / "m.csv", rows)).cases] == [PARASEPTAL, None]
+
+
+def test_a_ct_and_a_patient_are_in_one_split(folder: Path) -> None:
+    others(folder, "b", "c", "d")
+    (folder / "link.mha").symlink_to(folder / "a_ct.mha")
+    rows = [
+        row("a", 0, 0, "train") | {"patient": "1"},
+        row("a2", 0, 0, "train") | {"patient": "1", "ct": "a_ct.mha", "lung_mask": "a_lung.mha"},
+        row("b", 0, 0, "validation") | {"patient": "", "ct": "link.mha"},
+        row("c", 0, 0, "test") | {"patient": "2"},
+        row("d", 0, 0, "validation") | {"patient": "2"},
+    ]
+    rows = [line | {"centrilobular_truth": "", "paraseptal_truth": ""} for line in rows]
+    with pytest.raises(InputError) as caught:
+        read_manifest(write_manifest(folder / "m.csv", rows))
+    for fragment in (
+        "5 bad rows: row 2 (a): the same CT as b (validation); row 3 (a2): the same CT as b (validation); "
+        "row 4 (b): the same CT as a (train); row 5 (c): the same patient as d (validation); "
+        "row 6 (d): the same patient as c (test); ",
+        "no CT or patient in two splits",
+    ):
+        assert fragment in str(caught.value)
+    apart = [rows[0], rows[1], rows[4]]
+    assert len(read_manifest(write_manifest(folder / "m.csv", apart)).cases) == 3
+
+
+def test_what_the_readers_accept_is_no_bad_row(folder: Path) -> None:
+    """A fourth axis with one place, and an enhanced CT whose frames come from the head down."""
+    others(folder, "b")
+    image = sitk.ReadImage(str(folder / "a_ct.mha"))
+    sitk.WriteImage(sitk.JoinSeries([image]), str(folder / "a_ct.mha"))
+    (folder / "b_ct.mha").unlink()
+    write_enhanced_ct(image, folder / "b_ct.dcm", order=list(range(image.GetSize()[2]))[::-1])
+    for name in ("lung", "cle", "pse"):  # on the grid of that file
+        path = folder / f"b_{name}.mha"
+        sitk.WriteImage(sitk.ReadImage(str(path))[:, :, ::-1], str(path))
+    rows = [row("a", 0, 0, "train"), row("b", 0, 0, "validation") | {"ct": "b_ct.dcm"}]
+    assert len(read_manifest(write_manifest(folder / "m.csv", rows)).cases) == 2

@@ -12,6 +12,7 @@ import torch
 
 from model.errors import InputError
 from model.fleischner import CENTRILOBULAR, PARASEPTAL
+from model.simulation import CaseParameters, NoRoomError, SimulatedCase
 from model.subtyping import EmphysemaSubtyper
 from model.training import quantize
 from model.training.quantize import Comparison, check, logit_offset, summary
@@ -53,9 +54,9 @@ def test_a_seed_below_0_and_an_output_that_cannot_be_written_are_one_line(
     assert caught.value.code == 2
     assert "--seed: '-1': expected a whole number of at least 0" in capsys.readouterr().err
     monkeypatch.setattr(quantize, "_made_and_checked", lambda *_: None)
-    assert quantize.main([str(bundle), "--output", "/proc/bundle"]) == 1
+    assert quantize.main([str(bundle), "--output", "/proc/bundle"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("/proc/bundle: ")
+    assert error.startswith("/proc: it cannot be written")
     assert error.count("\n") == 1
 
 
@@ -124,3 +125,15 @@ def test_a_bundle_gets_an_8_bit_network_that_process_py_uses(
         EmphysemaSubtyper(dataclasses.replace(eight_bit, model=b"<net/>"))
     with pytest.raises(InputError, match="8-bit integers are for CPUs"):
         EmphysemaSubtyper(eight_bit, "cuda")
+
+
+def test_scans_without_room_are_left_out_and_another_failure_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Exception] = [NoRoomError("no room"), RuntimeError("out of memory")]
+
+    def fail(_: CaseParameters) -> SimulatedCase:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(quantize, "simulate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(quantize.simulated_scans(20, 0, 2))
+    assert errors == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from model.cohort.manifest import read_manifest
@@ -148,3 +149,15 @@ def test_a_folder_without_a_list_of_patients_is_refused(tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="no such file"):
         make_volume(tmp_path / "nothing.png")
+
+
+def test_a_full_disk_is_one_line_that_names_the_volume(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("itk::ERROR: MetaImageIO: File cannot be written\nReason: No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "writing" not in line]
+    assert line == f"{tmp_path / 'out' / 'CLE-1_ct.mha'}: the image cannot be written (No space left on device)"

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ import torch
 
 import train
 from model.cohort.manifest import read_manifest
+from model.errors import InputError
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper
 from model.training.options import RunOptions, build_parser, parse
-from model.weights import read_bundle, read_metadata
+from model.training.run import check_subtypes
+from model.weights import read_bundle, read_metadata, write_bundle
 from test.phantom import COARSE_INPUT
 from test.training.cohort import row, write_manifest
 
@@ -225,7 +228,9 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         header = set(next(csv.reader(stream)))
     assert {"train/interval_centrilobular", "train/overlap", "train/segmentation", "validation/kappa"} <= header
     assert not {name for name in header if "dice" in name or "extent" in name}
-    assert read_metadata(output / "bundle").performance["training"]["tile_scores"] is True
+    metadata = read_metadata(output / "bundle")
+    assert metadata.performance["training"]["tile_scores"] is True
+    assert "from scores that tiles have by voxel truth maps, and scores or bounds of scans" in metadata.origin
 
 
 @pytest.mark.parametrize(
@@ -329,22 +334,99 @@ def test_separation_is_watched_only_where_bounds_say_who_has_what(
 def test_without_scores_kappa_is_not_watched_and_classes_are_not_trained(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bound = {"centrilobular_lower": "1", "centrilobular_upper": "5"}
+    bound = {"centrilobular_lower": "1", "centrilobular_upper": "5", "paraseptal_lower": "0", "paraseptal_upper": "1"}
     rows = [row("b", "", "", "train") | bound, row("f", "", "", "validation") | bound]
     path = write_manifest(manifest.parent / "bounds.csv", rows)
     assert train.main(command(path, tmp_path / "run")) == 2
-    assert "--monitor kappa: no validation scan has a score; expected scores, or --monitor loss" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--monitor kappa: no validation scan has a centrilobular or paraseptal score; expected scores, or --monitor" in error
     assert train.main(command(path, tmp_path / "run", "--strategy", "classification", "--monitor", "loss")) == 2
     assert "--strategy classification: no training scan has a score" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
+def scored(folder: Path, name: str, train_scores: tuple[object, object], validation_scores: tuple[object, object]) -> Path:
+    """A manifest of one scan to train on and one to validate on, with those scores and no more."""
+    rows = [row("b", *train_scores, "train", truth=False), row("f", *validation_scores, "validation", truth=False)]
+    return write_manifest(folder / f"{name}.csv", rows)
+
+
+@pytest.mark.parametrize("strategy", ["regression", "classification", "slices-lstm"])
+def test_a_subtype_that_no_training_scan_says_anything_of_is_refused(
+    strategy: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = scored(manifest.parent, "one-sided", (1, ""), (2, 1))
+    assert train.main(command(path, tmp_path / "run", "--strategy", strategy)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{path}: no training scan says anything of paraseptal emphysema; expected scores" in error
+    assert "or --only centrilobular" in error
+    apart = scored(manifest.parent, "apart", (1, ""), ("", 1))
+    options = ("--strategy", strategy, "--only", "centrilobular", "--monitor")
+    for monitor, complaint in (("kappa", "has a centrilobular score"), ("loss", "says anything of centrilobular emphysema")):
+        assert train.main(command(apart, tmp_path / "run", *options, monitor)) == 2
+        assert f"--monitor {monitor}: no validation scan {complaint}" in capsys.readouterr().err
+    both = scored(manifest.parent, "both", (1, 0), (2, 0))
+    assert train.main(command(both, tmp_path / "run", "--strategy", strategy, "--only", "centrilobular")) == 2
+    assert "--only centrilobular: paraseptal emphysema is known to training scans" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bounds_the_predominant_subtype_and_truth_maps_that_are_learnt_from_say_something_of_a_subtype(manifest: Path) -> None:
+    def notes(name: str, training: dict[str, str], *options: str) -> list[str]:
+        path = write_manifest(manifest.parent / f"{name}.csv", [without_maps | training, row("f", 2, 0, "validation")])
+        cohort = read_manifest(path)
+        return check_subtypes(parse(command(path, path.parent / "run", *options)).options.settled(cohort), cohort)
+
+    without_maps = {"centrilobular_truth": "", "paraseptal_truth": "", "leading": ""}
+    without_maps |= dict.fromkeys(("paraseptal_lower", "paraseptal_upper"), "")
+    half = row("b", 1, "", "train", truth=False)
+    assert notes("bounded", half | {"paraseptal_lower": "", "paraseptal_upper": "1"}) == []
+    assert notes("predominant", row("b", "", "", "train", truth=False) | {"leading": "paraseptal"}) == []
+    with_maps = row("b", 1, "", "train")
+    assert notes("maps", with_maps, "--strategy", "voxels") == []
+    with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
+        notes("maps", with_maps)
+    with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
+        notes("leading", half | {"leading": "centrilobular"}, "--strategy", "classification")
+    assert notes("simulated", half, "--strategy", "voxels", "--simulate", "2") == []
+
+
+def test_weights_to_start_from_may_know_what_the_training_scans_do_not(manifest: Path, bundle: Path, tmp_path: Path) -> None:
+    path = scored(manifest.parent, "further", (1, ""), (2, ""))
+    cohort = read_manifest(path)
+
+    def notes(init: Path, *options: str) -> list[str]:
+        arguments = command(path, tmp_path / "run", "--init", str(init), *options)
+        return check_subtypes(parse(arguments).options.settled(cohort), cohort)
+
+    assert notes(bundle) == ["no training scan says anything of paraseptal emphysema: only the weights of --init know it"]
+    with pytest.raises(InputError, match=f"paraseptal emphysema is known to {bundle}"):
+        notes(bundle, "--only", "centrilobular")
+    one_sided = read_bundle(bundle)
+    told = replace(one_sided.metadata, performance={"training": {"only": "centrilobular"}})
+    write_bundle(tmp_path / "one-sided", one_sided.network, told)
+    assert notes(tmp_path / "one-sided", "--only", "centrilobular") == []
+    with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
+        notes(tmp_path / "one-sided")
+
+
+def test_a_subtype_without_validation_scores_is_told_where_kappa_chooses_the_epoch(manifest: Path, tmp_path: Path) -> None:
+    path = scored(manifest.parent, "half-validated", (1, 1), (2, ""))
+    cohort = read_manifest(path)
+    notes = check_subtypes(parse(command(path, tmp_path / "run")).options.settled(cohort), cohort)
+    assert notes == ["--monitor kappa: no validation scan has a paraseptal score; its kappa counts as 0"]
+
+
 @pytest.mark.slow
-def test_classes_are_learnt_where_one_subtype_has_no_scores(manifest: Path, tmp_path: Path) -> None:
+def test_the_bundle_of_one_subtype_says_that_nothing_was_known_of_the_other(manifest: Path, tmp_path: Path) -> None:
     rows = [row("b", 1, "", "train"), row("d", 3, "", "train"), row("f", 2, "", "validation")]
     path = write_manifest(manifest.parent / "one.csv", rows)
-    options = ("--strategy", "classification", "--epochs", "1", "--batch", "1")
+    options = ("--strategy", "classification", "--epochs", "1", "--batch", "1", "--only", "centrilobular")
     assert train.main(command(path, tmp_path / "run", *options)) == 0
+    metadata = read_metadata(tmp_path / "run/bundle")
+    assert metadata.trained_on == "one.csv (2 train, 1 validation); nothing was known of paraseptal emphysema"
+    assert metadata.performance["training"]["only"] == "centrilobular"
     with (tmp_path / "run/log/version_0/metrics.csv").open(newline="") as stream:
         epoch = {name: value for line in csv.DictReader(stream) for name, value in line.items() if value}
     assert float(epoch["train/cross_entropy_paraseptal"]) == 0 < float(epoch["train/cross_entropy_centrilobular"])
@@ -408,6 +490,22 @@ def test_a_manifest_that_has_changed_is_not_gone_on_with(
     path.write_text(path.read_text() + "\n")
     assert train.main(["--output", str(tmp_path), "--resume"]) == 2
     assert "it cannot be resumed: manifest_sha256 was" in capsys.readouterr().err
+
+
+def test_a_manifest_behind_a_link_is_read_through_the_link_again(manifest: Path, tmp_path: Path) -> None:
+    """Its paths are relative to the link's folder."""
+    link, elsewhere = tmp_path / "cohort" / "cohort.csv", tmp_path / "lists" / "cohort.csv"
+    for folder in (link.parent, elsewhere.parent):
+        folder.mkdir()
+    shutil.copy(manifest, elsewhere)
+    link.symlink_to(elsewhere)
+    for path in manifest.parent.glob("?_*.mha"):
+        (link.parent / path.name).symlink_to(path)
+    started = parse(["--manifest", str(link), "--output", str(tmp_path), *TINY]).options.settled(read_manifest(link))
+    started.write(tmp_path)
+    resumed = parse(["--output", str(tmp_path), "--resume"]).options
+    assert resumed.manifest == link
+    assert resumed.cache_folder == link.parent / "cache"
 
 
 def test_a_cohort_that_has_moved_takes_its_cache_along_unless_the_run_was_given_one(manifest: Path, tmp_path: Path) -> None:
