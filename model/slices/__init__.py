@@ -20,6 +20,16 @@ LUNG_ARCHITECTURES: tuple[LungArchitecture, ...] = get_args(LungArchitecture)
 ArchitectureName = PaperArchitecture | LungArchitecture
 ARCHITECTURES: tuple[ArchitectureName, ...] = (*PAPER_ARCHITECTURES, *LUNG_ARCHITECTURES)
 
+TITLES = {
+    "inception_v3": "InceptionV3",
+    "resnet50": "ResNet50",
+    "efficientnet": "EfficientNet",
+    "simple_cnn": "Simple CNN",
+    "residual": "small residual network (ours)",
+    "texture": "texture network (ours)",
+}
+"""Names of the architectures in tables."""
+
 PART_NAMES = ("image", *(f"patient-{number}" for number in range(1, 6)))
 """The splits of a comparison: the paper's by image, and five folds by patient."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from tqdm import tqdm
 
 from .. import SHIPPED_WEIGHTS
-from ..command_line import LARGEST_SEED, DeviceName, OneLineParser, module_command, whole_number
+from ..command_line import LARGEST_SEED, DeviceName, OneLineParser, exit_code, module_command, whole_number
 from ..errors import InputError, encodable
 from ..whole_files import try_folder
 from . import ARCHITECTURES, CLASS_NAMES, CLASSES, LUNG_ARCHITECTURES, PAPER_ARCHITECTURES, PART_NAMES, LungArchitecture
@@ -22,7 +22,6 @@ from .settings import Settings
 
 # Keras and torch take seconds to import: commands that need them import them themselves.
 if TYPE_CHECKING:
-    from .comparison import Trial
     from .dataset import Slices, SplitName
 
 SHIPPED_BUNDLE = SHIPPED_WEIGHTS / "slices"
@@ -238,7 +237,17 @@ def _train_folds(options: argparse.Namespace, slices: Slices) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from .comparison import base_file, check_base, class_table, compare, confusion_table, reliability_table, table, try_base
+    from .comparison import (
+        base_file,
+        check_base,
+        class_table,
+        compare,
+        confusion_table,
+        reliability_table,
+        table,
+        try_base,
+        write_comparison,
+    )
     from .parts import KeptParts, notes_on_validation, parts_of
 
     settings = _settings(options)
@@ -269,25 +278,7 @@ def _compare(options: argparse.Namespace) -> None:
     text = "\n\n".join(part(trials) for part in (table, class_table, confusion_table, reliability_table)) + "\n"
     print(text)
     if options.output:
-        _write_comparison(options.output, text, trials, {"slices": len(slices.labels), "seed": options.seed, "notes": notes})
-
-
-def _write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: dict[str, object]) -> None:
-    from .report import curves_figure, png, reliability_figure, write_figures
-
-    rows = []
-    files: dict[str, bytes] = {}
-    for trial in trials:
-        row = {"architecture": trial.architecture, "split": trial.split, "epochs": trial.epochs, **trial.performance.as_json()}
-        curves = [{"curve": [asdict(point) for point in curve]} for curve in trial.curves]
-        name = f"{trial.architecture}-{trial.split}"
-        files[f"reliability-{name}.png"] = png(reliability_figure(trial.reliability))
-        if any(trial.curves):
-            files[f"learning-curves-{name}.png"] = png(curves_figure(curves))
-        rows.append({**row, "reliability": [asdict(bar) for bar in trial.reliability], "curves": curves})
-    files["comparison.json"] = f"{json.dumps({**origin, 'trials': rows}, indent=2)}\n".encode()
-    files["comparison.md"] = encodable(text).encode()
-    write_figures(folder, files)
+        write_comparison(options.output, text, trials, {"slices": len(slices.labels), "seed": options.seed, "notes": notes})
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -363,14 +354,9 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 for an argument or a file that cannot be used."""
+    """Run a command; returns the exit code: as of `exit_code`."""
     options = build_parser().parse_args(arguments)
-    try:
-        COMMANDS[options.command](options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: COMMANDS[options.command](options), getattr(options, "output", None))
 
 
 if __name__ == "__main__":

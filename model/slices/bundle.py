@@ -39,6 +39,9 @@ TORCH_FILE = "network.safetensors"
 KERAS_FILE = "network.weights.h5"
 FORMAT = 2
 
+LARGEST_METADATA_FILE = 1 << 24
+"""In bytes. Learning curves take most of it: about 300 bytes for an epoch of a fold."""
+
 EXPECTED = f"a folder with {METADATA_FILE} and {TORCH_FILE} or {KERAS_FILE}, as `{module_command('slices')} train` writes it"
 
 
@@ -77,7 +80,8 @@ class SliceMetadata:
         accuracy = self.performance.get("accuracy")
         if not isinstance(accuracy, dict) or accuracy.get("percent") is None:
             return f"{text}; how often it is right was not measured"
-        return f"{text}; right about {accuracy['percent']:.0f} % of the slices that were set aside"
+        measured = "in cross-validation on these slices" if self.training.get("folds") else "on held-out slices"
+        return f"{text}; accuracy {accuracy['percent']:.0f} % {measured}"
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -166,9 +170,12 @@ class SliceClassifier:
         folder = Path(folder)
         metadata, digest = _read_metadata(folder)
         weights = folder / metadata.weights_file
-        if not weights.is_file():
-            raise InputError(weights, "no such file", EXPECTED)
-        content = weights.read_bytes()
+        try:
+            if not weights.is_file():
+                raise InputError(weights, "no such file", EXPECTED)
+            content = weights.read_bytes()
+        except OSError as error:
+            raise InputError(weights, f"it cannot be read ({reason(error)})", EXPECTED) from error
         found = hashlib.sha256(content).hexdigest()
         if found != digest:
             raise InputError(weights, f"the file is damaged (sha256 {found})", f"sha256 {digest}")
@@ -283,11 +290,13 @@ def check_bundle_place(folder: Path) -> None:
 
 
 def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
-    recover(folder)
     path = folder / METADATA_FILE
-    if not path.is_file():
-        raise InputError(folder, "no bundle of a slice network", EXPECTED)
     try:
+        recover(folder)
+        if not path.is_file():
+            raise InputError(folder, "no bundle of a slice network", EXPECTED)
+        if path.stat().st_size > LARGEST_METADATA_FILE:
+            raise InputError(path, "too large to be a bundle's metadata", EXPECTED)
         document = json.loads(path.read_text(encoding="utf-8"))
         found = document.pop("format")
         if found == 1:
@@ -296,5 +305,7 @@ def _read_metadata(folder: Path) -> tuple[SliceMetadata, str]:
             raise ValueError(f"another format than {FORMAT}, or other classes than {', '.join(CLASSES)}")
         digest = str(document.pop("sha256"))
         return SliceMetadata(**document), digest
+    except OSError as error:
+        raise InputError(path, f"it cannot be read ({reason(error)})", EXPECTED) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(path, f"not such metadata ({type(error).__name__}: {error})", EXPECTED) from error

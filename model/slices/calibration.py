@@ -83,7 +83,7 @@ def calibrate(levels: Grey) -> Hounsfield:
     small = _resized(levels.astype(np.float32), _WORKING_SIZE)
     bright = ndimage.gaussian_filter(small, 1.0)
     threshold = _otsu(bright)
-    patient = _patient(bright > threshold)
+    patient = _patient_mask(bright > threshold)
     if patient.mean() < _LEAST_PATIENT:
         raise InputError("picture", "no patient is seen in it", _EXPECTED)
     air = _air_level(small, patient, threshold)
@@ -118,7 +118,7 @@ def _disk(radius: int) -> Mask:
     return np.asarray(rows**2 + columns**2 <= radius**2)
 
 
-def _patient(tissue: Mask) -> Mask:
+def _patient_mask(tissue: Mask) -> Mask:
     """The largest part of tissue that is thicker than a table's sheet, with the lungs and airways in it."""
     thick = largest_part(ndimage.binary_opening(tissue, _disk(2)))
     return np.asarray(ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(thick, 4), _disk(3)))[4:-4, 4:-4])
@@ -227,7 +227,7 @@ def find_lungs(hounsfield: Hounsfield, spacing_mm: float | None) -> Mask:
     millimetres = _WORKING_SIZE if spacing_mm is None else round(max(rows, columns) * spacing_mm)
     small = _resized(hounsfield.astype(np.float32).clip(LOWEST_HU, 500), min(max(millimetres, 192), 768))
     smooth = ndimage.gaussian_filter(small, 0.7)
-    patient = _patient(smooth > _TISSUE_FROM_HU)
+    patient = _patient_mask(smooth > _TISSUE_FROM_HU)
     if patient.mean() < _LEAST_PATIENT:
         raise InputError("slice", "no patient is seen in it", _SLICE)
     parts = _parts((smooth < _LUNG_BELOW_HU) & patient, smooth, patient)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
 
-from ..errors import InputError
-from . import CLASSES, LUNG_ARCHITECTURES, PART_NAMES, ArchitectureName
+from ..errors import InputError, encodable
+from . import CLASSES, LUNG_ARCHITECTURES, PART_NAMES, TITLES, ArchitectureName
 from .confidence import ReliabilityBin, calibration_error, reliability
 from .cross_validation import Fold, answers, texture_base
 from .dataset import Slices, SplitName
 from .metrics import CurvePoint, Performance, measure
 from .parts import KeptParts, parts_of
+from .report import curves_figure, png, reliability_figure, write_report_files
 from .settings import Settings
-
-TITLES = {
-    "inception_v3": "InceptionV3",
-    "resnet50": "ResNet50",
-    "efficientnet": "EfficientNet",
-    "simple_cnn": "Simple CNN",
-    "residual": "small residual network (ours)",
-    "texture": "texture network (ours)",
-}
 
 IMAGENET = "imagenet"
 """Given in place of base weights: download them."""
@@ -220,3 +213,28 @@ def reliability_table(trials: Sequence[Trial]) -> str:
         error = 100 * calibration_error(trial.reliability)
         lines.append(f"| {TITLES[trial.architecture]} | {trial.split} | {error:.1f} |")
     return "\n".join(lines)
+
+
+def write_comparison(folder: Path, text: str, trials: Sequence[Trial], origin: Mapping[str, object]) -> None:
+    """Write a comparison as Markdown and JSON, with the reliability diagram and the learning curves of each trial.
+
+    Args:
+        text: the tables.
+        origin: what led to the trials, for the JSON file.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    rows = []
+    files: dict[str, bytes] = {}
+    for trial in trials:
+        row = {"architecture": trial.architecture, "split": trial.split, "epochs": trial.epochs, **trial.performance.as_json()}
+        curves = [{"curve": [asdict(point) for point in curve]} for curve in trial.curves]
+        name = f"{trial.architecture}-{trial.split}"
+        files[f"reliability-{name}.png"] = png(reliability_figure(trial.reliability))
+        if any(trial.curves):
+            files[f"learning-curves-{name}.png"] = png(curves_figure(curves))
+        rows.append({**row, "reliability": [asdict(bar) for bar in trial.reliability], "curves": curves})
+    files["comparison.json"] = f"{json.dumps({**origin, 'trials': rows}, indent=2)}\n".encode()
+    files["comparison.md"] = encodable(text).encode()
+    write_report_files(folder, files)

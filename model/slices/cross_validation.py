@@ -82,9 +82,9 @@ def together(slices: Slices, folds: list[Fold]) -> CrossValidated:
     for fold in folds:
         logits[fold.split.test] = fold.logits
     temperature = fit_temperature(logits, slices.labels)
-    shares = softmax(logits / temperature, axis=1)
+    probabilities = softmax(logits / temperature, axis=1)
     performance = measure(slices.labels, logits.argmax(axis=1), slices.patients)
-    return CrossValidated(folds, shares, temperature, choose_threshold(shares, slices.labels), performance)
+    return CrossValidated(folds, probabilities, temperature, choose_threshold(probabilities, slices.labels), performance)
 
 
 def train_folds(
@@ -213,5 +213,5 @@ def answers(
 
         for _, split in splits:
             network, curve = train(architecture, slices, split, settings, base_weights, verbose=False)
-            shares = predict(network, slices, split.test)
-            yield Fold(split, np.log(shares.clip(1e-12)), len(curve), curve)
+            probabilities = predict(network, slices, split.test)
+            yield Fold(split, np.log(probabilities.clip(1e-12)), len(curve), curve)

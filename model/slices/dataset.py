@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from torch import Tensor
 
 from ..errors import InputError, reason
-from ..imaging.dicom import read_identity, read_tags
+from ..imaging import dicom
 from . import CLASSES
 from .images import PICTURE_SUFFIXES, as_hounsfield, is_dicom, read_slice
 from .inputs import LungCrop, channels
@@ -58,8 +58,8 @@ class Slices:
 
     def crops(self, indices: npt.NDArray[np.int64], device: str = "cpu") -> tuple[Tensor, Tensor]:
         """HU of some slices and their lungs, 0 to 1: both N x 336 x 336, float32."""
-        levels = torch.from_numpy(self.hounsfield[indices]).to(device).float()
-        return levels, torch.from_numpy(self.lungs[indices]).to(device).float() / 255
+        hounsfield = torch.from_numpy(self.hounsfield[indices]).to(device).float()
+        return hounsfield, torch.from_numpy(self.lungs[indices]).to(device).float() / 255
 
     def pixels(self, indices: npt.NDArray[np.int64], device: str = "cpu") -> Tensor:
         """The networks' input of some slices, N x 3 x 336 x 336, 0 to 1."""
@@ -86,28 +86,29 @@ def read_slices(folder: Path, progress: Callable[[list[Path]], Iterable[Path]] =
 
     Raises:
         InputError: the folder is none of this kind, a class has no slice that can be used, or
-            `patients.csv` does not name one patient for every slice.
+            `patients.csv` does not name one patient for every slice that is used.
     """
     if not folder.is_dir():
         raise InputError(folder, "no such folder", _EXPECTED)
     visible = [path for label in CLASSES for path in _visible(folder / label)]
     files = [path for path in visible if path.is_file() and _is_slice(path)]
     _check_classes(folder, files)
-    patients = _patients(folder, files)
-    kept, crops, refused = [], [], []
-    for index, path in enumerate(progress(files)):
+    listing = folder / PATIENTS_FILE
+    names = {path.relative_to(folder).as_posix() for path in files}
+    listed = _listed_patients(listing, names) if listing.is_file() else None  # before the slices, which take minutes
+    used, crops, refused = [], [], []
+    for path in progress(files):
         try:
             crops.append(LungCrop.find(as_hounsfield(read_slice(path))))
-            kept.append(index)
+            used.append(path)
         except InputError as error:
             refused.append((path.relative_to(folder).as_posix(), path.parent.name, f"{error.found}; expected {error.expected}"))
-    used = [files[index] for index in kept]
     _check_classes(folder, used)
     return Slices(
         np.stack([crop.hounsfield for crop in crops]),
         np.stack([crop.lungs for crop in crops]),
         np.array([CLASSES.index(path.parent.name) for path in used]),
-        None if patients is None else patients[kept],
+        _patients(folder, used, listed),
         tuple(path.relative_to(folder).as_posix() for path in used),
         tuple(refused),
         tuple(path.relative_to(folder).as_posix() for path in sorted(set(visible) - set(files))),
@@ -128,25 +129,22 @@ def _is_slice(path: Path) -> bool:
     """A picture by its suffix, or DICOM; what has no suffix, such as LICENSE, is DICOM only if it begins so."""
     if path.suffix:
         return path.suffix.lower() in PICTURE_SUFFIXES or is_dicom(path)
-    try:
-        return is_dicom(path) and read_identity(path) is not None
-    except OSError:
-        return True  # reading it will say what is wrong
+    return dicom.is_slice(path, unreadable=True)  # reading it will say what is wrong
 
 
-def _patients(folder: Path, files: list[Path]) -> npt.NDArray[np.str_] | None:
-    listed = folder / PATIENTS_FILE
-    if listed.is_file():
+def _patients(folder: Path, files: list[Path], listed: Mapping[str, str] | None) -> npt.NDArray[np.str_] | None:
+    """The patient of each file: as `patients.csv` lists them, or of the DICOM files where there is none."""
+    if listed is not None:
         names = [path.relative_to(folder).as_posix() for path in files]
-        patient_of = _listed_patients(listed, set(names))
-        unknown = [name for name in names if name not in patient_of]
+        unknown = [name for name in names if name not in listed]
         if unknown:
-            raise InputError(listed, f"{len(unknown)} slices have no patient, such as {unknown[0]}", "a patient for each")
-        return np.array([patient_of[name] for name in names])
+            found = f"{len(unknown)} slices have no patient, such as {unknown[0]}"
+            raise InputError(folder / PATIENTS_FILE, found, "a patient for each")
+        return np.array([listed[name] for name in names])
     if any(path.suffix.lower() in PICTURE_SUFFIXES for path in files):
         return None
-    found = [_dicom_patient(path) for path in files]
-    return np.array(found) if all(found) else None
+    patients = [_dicom_patient(path) for path in files]
+    return np.array(patients) if all(patients) else None
 
 
 def _listed_patients(path: Path, files: Collection[str]) -> dict[str, str]:
@@ -168,7 +166,7 @@ def _listed_patients(path: Path, files: Collection[str]) -> dict[str, str]:
 
 def _dicom_patient(path: Path) -> str:
     """A digest of the patient's identifier, which is enough to group by; the identifier itself goes nowhere."""
-    identifier = (read_tags(path) or {}).get(_PATIENT_ID, "").strip()
+    identifier = (dicom.read_tags(path) or {}).get(_PATIENT_ID, "").strip()
     return hashlib.sha256(identifier.encode()).hexdigest()[:16] if identifier else ""
 
 

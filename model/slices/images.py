@@ -154,12 +154,12 @@ def as_hounsfield(level: np.ndarray) -> Hounsfield:
     if level.ndim == 3:
         coloured = level.max(axis=2) - level.min(axis=2) > _COLOURED
         level = np.rint(level.mean(axis=2)).astype(np.uint8)
-        if coloured.any() and coloured[_patient(level)].mean() > _MOST_COLOUR:
+        if coloured.any() and coloured[_brighter_than_air(level)].mean() > _MOST_COLOUR:
             raise InputError("picture", "it is in colours", "grey levels of a CT slice, without an overlay")
     return calibrate(level)
 
 
-def _patient(level: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def _brighter_than_air(level: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """The largest part that is brighter than air, and what it encloses: coloured text beside the patient hides nothing."""
     patient = ndimage.binary_fill_holes(largest_part(level > BRIGHTEST_AIR))
     return patient if patient.any() else np.ones(level.shape, bool)
@@ -219,8 +219,7 @@ def _check_modality(path: Path, modality: str) -> None:
 
 def _check_kind(path: Path, tags: dicom.Tags) -> None:
     _check_modality(path, dicom.modality_of(tags))
-    kinds = (dicom.read_identity(path) or {}).get(dicom.IMAGE_TYPE, "").upper().split("\\")
-    if not dicom.LOCALISERS.isdisjoint(kind.strip() for kind in kinds):
+    if dicom.is_localiser(tags):
         raise InputError(path, "a localiser", _AXIAL)
 
 

@@ -106,8 +106,8 @@ class LungEnsemble:
     def probabilities(self, pixels: Tensor, temperature: float = 1.0) -> Tensor:
         """N x 4 probabilities for N x 3 x 336 x 336."""
         views = (LungView(pixels), LungView(pixels.flip(3)))
-        answers = [sum((member.logits(view) for view in views), torch.zeros(())) / len(views) for member in self.members]
-        return torch.stack([(answer / temperature).softmax(dim=1) for answer in answers]).mean(dim=0)
+        logits = [sum((member.logits(view) for view in views), torch.zeros(())) / len(views) for member in self.members]
+        return torch.stack([(each / temperature).softmax(dim=1) for each in logits]).mean(dim=0)
 
     def attention(self, pixels: Tensor, class_index: int) -> Tensor:
         """The mean of the members' attention, rows x columns, 0 to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ from . import CLASSES
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+"""Draws of patients that give an interval."""
+
+Counts = npt.NDArray[np.int64]
+"""... x classes x classes: slices of each class (rows) by the answer (columns)."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,15 @@ def measure(
 ) -> Performance:
     """Compare answers with the truth: indices into `CLASSES` of the same slices; `patients` of each, where known."""
     count = len(CLASSES)
-    confusion = np.zeros((count, count), int)
-    np.add.at(confusion, (truth, answers), 1)
+    confusion = _confusions(truth, answers, np.zeros_like(truth))[0]
     right = np.diag(confusion)
     precision = [wilson(int(right[k]), int(confusion[:, k].sum())) for k in range(count)]
     recall = [wilson(int(right[k]), int(confusion[k].sum())) for k in range(count)]
     known = [k for k in range(count) if confusion[k].any()]
-    correct = truth == answers
     return Performance(
-        accuracy=wilson(int(correct.sum()), len(correct)) if patients is None else by_patient(correct, patients),
+        accuracy=wilson(int(right.sum()), len(truth)) if patients is None else by_patient(accuracy, truth, answers, patients),
         precision=float(np.mean([precision[k].percent or 0.0 for k in known])),
-        recall=float(np.mean([recall[k].percent for k in known])),
+        recall=100 * float(balanced_accuracy(confusion)),
         class_precision=dict(zip(CLASSES, precision, strict=True)),
         class_recall=dict(zip(CLASSES, recall, strict=True)),
         confusion=confusion.tolist(),
@@ -96,12 +99,44 @@ def wilson(successes: int, trials: int) -> Rate:
     return Rate(100 * successes / trials, 100 * float(interval.low), 100 * float(interval.high))
 
 
-def by_patient(correct: npt.NDArray[np.bool_], patients: npt.NDArray[np.str_]) -> Rate:
-    """The share of right answers; its interval from drawing as many patients as there are, with replacement."""
-    _, owner = np.unique(patients, return_inverse=True)
-    right, slices = np.bincount(owner, correct), np.bincount(owner)
-    drawn = np.random.default_rng(0).integers(len(slices), size=(RESAMPLES, len(slices)))
-    shares = 100 * right[drawn].sum(axis=1) / slices[drawn].sum(axis=1)
+def accuracy(confusion: Counts) -> npt.NDArray[np.float64]:
+    """The share of right answers, 0 to 1, in each confusion matrix."""
+    return np.asarray(confusion.trace(axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1)))
+
+
+def balanced_accuracy(confusion: Counts) -> npt.NDArray[np.float64]:
+    """The mean recall, 0 to 1, of the classes that have slices in each confusion matrix."""
+    slices = confusion.sum(axis=-1)
+    recalls = np.diagonal(confusion, axis1=-2, axis2=-1) / np.maximum(slices, 1)
+    return np.asarray(recalls.sum(axis=-1) / np.count_nonzero(slices, axis=-1))
+
+
+def by_patient(
+    rate: Callable[[Counts], npt.NDArray[np.float64]],
+    truth: npt.NDArray[np.int64],
+    answers: npt.NDArray[np.int64],
+    owners: npt.NDArray[np.str_] | npt.NDArray[np.int64],
+) -> Rate:
+    """A rate, with the percentile interval from drawing as many patients as there are, with replacement.
+
+    Args:
+        rate: `accuracy` or `balanced_accuracy`.
+        truth, answers: indices into `CLASSES` of the same slices.
+        owners: the patient of each slice; where patients are not known, a number of its own.
+    """
+    _, owner = np.unique(owners, return_inverse=True)
+    confusions = _confusions(truth, answers, owner)
+    count = len(confusions)
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    times = np.array([np.bincount(patients, minlength=count) for patients in drawn])
+    rates = rate(np.tensordot(times, confusions, axes=1))
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(shares, (tail, 100 - tail))
-    return Rate(100 * float(correct.mean()), float(low), float(high))
+    low, high = np.percentile(100 * rates, (tail, 100 - tail))
+    return Rate(100 * float(rate(confusions.sum(axis=0))), float(low), float(high))
+
+
+def _confusions(truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], owner: npt.NDArray[np.int64]) -> Counts:
+    """The confusion matrix of each owner, who are numbered from 0."""
+    confusions = np.zeros((int(owner.max(initial=0)) + 1, len(CLASSES), len(CLASSES)), np.int64)
+    np.add.at(confusions, (owner, truth, answers), 1)
+    return confusions

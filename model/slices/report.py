@@ -16,20 +16,16 @@ from scipy import ndimage
 
 from ..errors import InputError, encodable, reason
 from ..whole_files import write_files
-from . import CLASS_NAMES, CLASSES
+from . import CLASS_NAMES, CLASSES, TITLES
 from .bundle import SliceClassifier, SliceMetadata
-from .comparison import TITLES
 from .confidence import ReliabilityBin, calibration_error, reliability
 from .dataset import Slices
 from .images import Window, as_hounsfield, read_slice
 from .inputs import ASPECT, INPUT_SIZE, LungCrop, channels
-from .metrics import Performance, Rate, measure, wilson
+from .metrics import Performance, Rate, balanced_accuracy, by_patient, measure, wilson
 
 if TYPE_CHECKING:  # only diagrams need it
     from matplotlib.figure import Figure
-
-RESAMPLES = 1000
-"""Draws of patients, or of slices, that give the interval of the balanced accuracy."""
 
 NEAR_PLEURA_MM = 15.0
 LUNGS_WIDTH_MM = 270.0
@@ -91,14 +87,14 @@ def evaluate(
         folder: where the slices' files are, to show them in other windows too; None to leave that out.
         progress: gives the slices' indices one by one, such as `tqdm`.
     """
-    shares, near, empty, same = [], [], 0, []
+    probabilities, near, empty, same = [], [], 0, []
     for index in progress if progress is not None else range(len(slices.labels)):
         pixels = slices.pixels(np.array([index]))
         found = classifier.network.probabilities(pixels, classifier.metadata.temperature)[0].numpy()
         seen = classifier.network.attention(pixels, int(found.argmax())).numpy()
         empty += not seen.any()
         near.append(near_pleura(seen, slices.lungs[index] > 0))
-        shares.append(found)
+        probabilities.append(found)
         if folder is not None:
             same.append(keeps_class(classifier, as_hounsfield(read_slice(folder / slices.files[index]))))
     by_class = {
@@ -107,7 +103,7 @@ def evaluate(
         if (chosen := np.flatnonzero(slices.labels == number)).size
     }
     return replace(
-        summed_up(np.array(shares, np.float64), slices, classifier.metadata.uncertain_below),
+        summed_up(np.array(probabilities, np.float64), slices, classifier.metadata.uncertain_below),
         near_pleura=by_class,
         empty_attention=empty,
         same_in_windows=wilson(sum(same), len(same)) if same else None,
@@ -123,10 +119,11 @@ def summed_up(probabilities: npt.NDArray[np.float64], slices: Slices, uncertain_
     answers = probabilities.argmax(axis=1)
     answered = probabilities.max(axis=1) >= uncertain_below
     right = answers == slices.labels
+    owners = np.arange(len(answers)) if slices.patients is None else slices.patients
     bars = reliability(probabilities, slices.labels)
     return Evaluation(
         performance=measure(slices.labels, answers, slices.patients),
-        balanced=balanced_accuracy(slices.labels, answers, slices.patients),
+        balanced=by_patient(balanced_accuracy, slices.labels, answers, owners),
         reliability=bars,
         calibration_error=calibration_error(bars),
         answered=wilson(int(answered.sum()), len(answered)),
@@ -136,24 +133,6 @@ def summed_up(probabilities: npt.NDArray[np.float64], slices: Slices, uncertain_
         refused=slices.refused,
         same_in_windows=None,
     )
-
-
-def balanced_accuracy(
-    truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], patients: npt.NDArray[np.str_] | None
-) -> Rate:
-    """Mean recall of the classes in percent; the interval comes from drawing patients, or slices, with replacement."""
-    owners = np.arange(len(truth)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    count = owners.max() + 1
-    right = np.zeros((count, len(CLASSES)))
-    total = np.zeros((count, len(CLASSES)))
-    np.add.at(total, (owners, truth), 1)
-    np.add.at(right, (owners, truth), truth == answers)
-    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    with np.errstate(invalid="ignore"):
-        shares = 100 * np.nanmean(right[drawn].sum(axis=1) / total[drawn].sum(axis=1), axis=1)
-        mean = 100 * float(np.nanmean(right.sum(axis=0) / total.sum(axis=0)))
-    low, high = np.percentile(shares, (2.5, 97.5))
-    return Rate(mean, float(low), float(high))
 
 
 def near_pleura(attention: npt.NDArray[np.float32], lungs: npt.NDArray[np.bool_]) -> tuple[float, float]:
@@ -188,8 +167,10 @@ def keeps_class(classifier: SliceClassifier, hounsfield: npt.NDArray[np.float32]
             crop = LungCrop.find(as_hounsfield(window.grey(hounsfield)))
         except InputError:
             return False
-        levels = torch.from_numpy(crop.hounsfield.astype(np.float32))[None]
-        pixels = channels(levels, torch.from_numpy(crop.lungs.astype(np.float32) / 255)[None])
+        pixels = channels(
+            torch.from_numpy(crop.hounsfield.astype(np.float32))[None],
+            torch.from_numpy(crop.lungs.astype(np.float32) / 255)[None],
+        )
         answers.add(int(classifier.network.probabilities(pixels, classifier.metadata.temperature).argmax()))
     return len(answers) == 1
 
@@ -213,10 +194,10 @@ def write_report(folder: Path, text: str, evaluation: Evaluation, metadata: Slic
     folds = [fold for fold in metadata.training.get("folds", []) if fold["curve"]]
     if folds:
         files["learning-curves.png"] = png(curves_figure(folds))
-    write_figures(folder, files)
+    write_report_files(folder, files)
 
 
-def write_figures(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_report_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files of a report into its folder, each whole or not at all.
 
     Raises:

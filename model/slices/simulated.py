@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 from PIL import Image
 
+from ..cohort.processes import process_pool
 from ..errors import InputError, reason
-from ..simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
+from ..simulation import CaseParameters, NoRoomError, SimulatedCase, draw_parameters, simulate
 from ..whole_files import check_free, check_replaceable, whole_folder
 from . import CLASSES
 from .calibration import AIR_HU
@@ -69,7 +67,7 @@ def make_slices(images: int, seed: int, output: Path, slices_per_patient: int = 
     The same arguments give the same files, whatever the number of workers. The folder appears whole, with the last slice.
 
     Raises:
-        InputError: `output` cannot be written or already holds something.
+        InputError: `output` cannot be written or already holds something; or as `slices_of_patient`.
     """
     check_free(output)
     check_replaceable(output)
@@ -88,7 +86,7 @@ def _written(images: int, seed: int, output: Path, slices_per_patient: int, work
     rows = []
     for label in CLASSES:
         (output / label).mkdir()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with process_pool(workers) as pool:
         for index, label in enumerate(CLASSES):
             wanted = images // len(CLASSES) + (index < images % len(CLASSES))
             number = 0
@@ -108,20 +106,22 @@ def _written(images: int, seed: int, output: Path, slices_per_patient: int, work
         writer.writerows(rows)
 
 
-def _one_thread() -> None:
-    """Each worker is one process on one core."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
 def slices_of_patient(seed: int, label: str, number: int, count: int) -> list[SimulatedSlice]:
-    """Simulate patient `number` of a class, and choose at most `count` slices that show it, from base to apex."""
+    """Simulate patient `number` of a class, and choose at most `count` slices that show it, from base to apex.
+
+    Raises:
+        InputError: its lungs have no room for the emphysema that was drawn.
+    """
     sequence = np.random.SeedSequence(seed, spawn_key=(CLASSES.index(label), number))
     rng = np.random.default_rng(sequence)
-    case = simulate(_parameters(sequence, label, rng))
+    patient = f"simulated-{seed}-{label.lower()}-{number:03d}"
+    try:
+        case = simulate(_parameters(sequence, label, rng))
+    except NoRoomError as error:
+        raise InputError(patient, str(error), "another --seed") from error
     area, percentages = _in_each_slice(case, label)
     shown = np.flatnonzero((area >= SMALLEST_LUNG_AREA * area.max()) & (percentages >= SMALLEST_SHARE[label]))
     levels = np.sort(rng.choice(shown, min(count, len(shown)), replace=False))
-    patient = f"simulated-{seed}-{label.lower()}-{number:03d}"
     return [
         SimulatedSlice(
             name=f"{patient}-slice-{level + 1:03d}.png",

@@ -18,16 +18,27 @@ import pytest
 from PIL import Image
 
 from model.errors import InputError
+from model.simulation import NoRoomError
 from model.slices import CLASSES, cross_validation, dataset, simulated, texture
-from model.slices.__main__ import _read, _write_comparison, main
-from model.slices.bundle import FORMAT, KERAS_FILE, METADATA_FILE, SliceClassifier, SliceMetadata, write_bundle
+from model.slices.__main__ import _read, main
+from model.slices.bundle import (
+    FORMAT,
+    KERAS_FILE,
+    LARGEST_METADATA_FILE,
+    METADATA_FILE,
+    TORCH_FILE,
+    SliceClassifier,
+    SliceMetadata,
+    write_bundle,
+)
 from model.slices.calibration import find_lungs
+from model.slices.comparison import write_comparison
 from model.slices.dataset import PATIENTS_FILE, Slices, read_slices
 from model.slices.images import as_hounsfield, read_slice
 from model.slices.lung_networks import build_lung_network
 from model.slices.networks import build_network
 from model.slices.parts import PARTS_FOLDER
-from model.slices.report import write_figures
+from model.slices.report import write_report_files
 from model.slices.simulated import SMALLEST_SHARE, slices_of_patient
 from model.slices.texture_training import TextureSettings
 from test.slices.conftest import PATIENTS, SLICES_EACH
@@ -83,7 +94,7 @@ def test_predict_prints_class_and_probabilities(trained: Path, slices_folder: Pa
     assert main(["predict", str(image), "--bundle", str(trained)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{image}: {answer['class']} (")
-    assert re.search(r"network: simple_cnn, trained on stripes; right about \d+ % of the slices that were set aside", out)
+    assert re.search(r"network: simple_cnn, trained on stripes; accuracy \d+ % on held-out slices", out)
 
 
 def test_a_classifier_answers_for_a_picture_of_any_size_on_its_own_grid(trained: Path, slices_folder: Path) -> None:
@@ -207,6 +218,23 @@ def test_metadata_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None
         SliceClassifier.from_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("name", [METADATA_FILE, TORCH_FILE])
+def test_a_bundle_of_which_a_file_cannot_be_read_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path / "bundle", [build_lung_network("residual")], SliceMetadata("residual", "nothing", None))
+    path = tmp_path / "bundle" / name
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # reading its beginning is an error of input and output
+    with pytest.raises(InputError, match=f"{name}: it cannot be read \\(Input/output error\\); expected a folder with"):
+        SliceClassifier.from_bundle(tmp_path / "bundle")
+
+
+def test_metadata_that_are_too_large_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    with (tmp_path / METADATA_FILE).open("w") as stream:
+        stream.truncate(LARGEST_METADATA_FILE + 1)
+    with pytest.raises(InputError, match=f"{METADATA_FILE}: too large to be a bundle's metadata"):
+        SliceClassifier.from_bundle(tmp_path)
+
+
 def test_a_bundle_whose_members_are_not_all_asked_for_is_refused(tmp_path: Path) -> None:
     networks = [build_lung_network("residual") for _ in range(2)]
     write_bundle(tmp_path / "bundle", networks, SliceMetadata("residual", "nothing", None, members=2))
@@ -220,7 +248,7 @@ def test_a_bundle_whose_members_are_not_all_asked_for_is_refused(tmp_path: Path)
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "report.md").mkdir()
     with pytest.raises(InputError, match="a file of the report cannot be written \\(Is a directory"):
-        write_figures(tmp_path, {"report.md": b"text"})
+        write_report_files(tmp_path, {"report.md": b"text"})
 
 
 def few_of_a_class() -> Slices:
@@ -317,7 +345,7 @@ def test_a_comparison_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pa
     (tmp_path / "comparison.json").write_text("earlier")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(InputError, match="cannot be written \\(No space left"):
-        _write_comparison(tmp_path, "no trials\n", [], {"seed": 0})
+        write_comparison(tmp_path, "no trials\n", [], {"seed": 0})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
 
@@ -489,3 +517,12 @@ def test_simulated_slices_can_be_calibrated_and_show_their_lungs() -> None:
         for one in slices_of_patient(seed=5, label=label, number=0, count=3):
             hounsfield = as_hounsfield(one.picture)
             assert -1000 < np.median(hounsfield[find_lungs(hounsfield, None)]) < -700
+
+
+def test_a_simulated_patient_without_room_for_the_disease_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise NoRoomError("emphysema could not grow to 30.0 % of what room there is in the lungs")
+
+    monkeypatch.setattr(simulated, "simulate", full)
+    with pytest.raises(InputError, match=r"^simulated-5-cle-002: emphysema could not grow .* another --seed$"):
+        slices_of_patient(5, "CLE", 2, 1)

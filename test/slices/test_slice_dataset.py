@@ -198,6 +198,28 @@ def test_a_slice_that_cannot_be_read_or_is_none_of_a_ct_is_left_out_and_listed(t
     assert refused["NT/damaged.png"].startswith("not a picture that can be read")
 
 
+@pytest.mark.parametrize("name", ["cut.dcm", "CUT1"])
+def test_a_damaged_dicom_slice_is_left_out_and_listed_and_needs_no_patient(tmp_path: Path, name: str) -> None:
+    for label in CLASSES:
+        (tmp_path / label).mkdir()
+        write_dicom(tmp_path / label / "slice.dcm", chest().astype(np.int16), **{"0010|0020": f"ID-{label}"})
+    (tmp_path / "CLE" / name).write_bytes((tmp_path / "CLE" / "slice.dcm").read_bytes()[:200])
+    files = tuple(f"{label}/slice.dcm" for label in CLASSES)
+    from_files = read_slices(tmp_path)
+    (tmp_path / PATIENTS_FILE).write_text("\n".join(["file,patient", *(f"{file},{file[0]}" for file in files)]))
+    listed = read_slices(tmp_path)
+    for slices in (from_files, listed):
+        assert slices.files == files
+        ((file, label, why),) = slices.refused
+        assert (file, label) == (f"CLE/{name}", "CLE")
+        assert why.startswith("the file is damaged or cut off")
+        assert slices.passed_over == ()
+    assert from_files.patients is not None
+    assert len(set(from_files.patients)) == 4
+    assert listed.patients is not None
+    assert listed.patients.tolist() == ["C", "P", "P", "N"]
+
+
 def test_validation_within_the_slices_to_train_on_is_tried_before_training() -> None:
     few = cohort(patients=5, slices_each=4, known=False)
     two_of_a_class = np.flatnonzero((few.labels != 3) | (np.arange(len(few.labels)) < 62))
