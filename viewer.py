@@ -51,7 +51,7 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--input", type=Path, help="a folder that process.py scored, for the CT of a finished output")
     parser.add_argument("--output", type=Path, help="what process.py wrote for it, to be opened on the page")
-    parser.add_argument("--lungmask-weights", type=Path, help="let the lungmask network find lungs, with these weights")
+    parser.add_argument("--lungmask-weights", type=Path, help="segment with the lungmask network, using these weights")
     parser.add_argument("--device", choices=get_args(DeviceName), default="auto")
     parser.add_argument("--precision", choices=get_args(InferencePrecisionName), default="auto")
     return parser

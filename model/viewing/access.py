@@ -37,14 +37,14 @@ class Access:
         """Check that this is enough to listen on an address.
 
         Raises:
-            InputError: others than this machine could come, and nobody would ask them; or the password is too short.
+            InputError: other machines could reach the viewer without a password, or the password is too short.
         """
         if self.password is not None and len(self.password) < SHORTEST_PASSWORD:
             raise InputError("password", f"{len(self.password)} characters", f"at least {SHORTEST_PASSWORD}")
         if not is_loopback(address) and self.password is None and not self.behind_proxy:
             raise InputError(
                 f"--address {address}",
-                "other machines could reach the viewer, and nobody would ask them who they are",
+                "other machines could reach the viewer without a password",
                 "127.0.0.1, or --password-file, or --behind-proxy if a reverse proxy of yours asks for a password",
             )
 

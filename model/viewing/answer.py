@@ -7,18 +7,11 @@ from html import escape
 
 from .. import DISCLAIMER, __version__
 from ..container.results import Metrics, SubtypeScore
-from ..fleischner import Grade, Subtype
+from ..fleischner import Grade, Subtype, interval_text
 from ..rendering import COLOURS
 
 _MARKED = "border:3px solid currentColor;font-weight:700;"
 _UNMARKED = "border:1px solid rgba(128,128,128,.6);"
-
-
-def interval_text(grade: Grade, last: bool) -> str:
-    """The percentages of the lung that a grade stands for (Xie et al. 2023, Table 1)."""
-    if grade.lower == 0:
-        return f"below {grade.upper:g} %"
-    return f"from {grade.lower:g} %" if last else f"{grade.lower:g} to {grade.upper:g} %"
 
 
 def score_scale(subtype: Subtype, found: SubtypeScore) -> str:
@@ -55,7 +48,7 @@ def measurements(metrics: Metrics) -> str:
     """HTML of the densitometry of the lungs, each value with what it means."""
     rows = (
         ("LAA-950", f"{metrics.laa950_percentage:.1f} %", "of the lung below -950 HU"),
-        ("Perc15", f"{metrics.perc15_hu} HU", "15 % of the lung lie below"),
+        ("Perc15", f"{metrics.perc15_hu} HU", "15th percentile of lung density"),
         ("Lung volume", f"{metrics.lung_volume_ml} ml", "of the mask"),
     )
     items = "".join(

@@ -33,9 +33,10 @@ from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.readers import read_volume
 from ..imaging.scan import Scan
+from ..imaging.writing import write_image
 from ..lungs import densitometry
 from ..lungs.segmentation import segment_lungs
-from ..rendering import View, preview, three_planes
+from ..rendering import View, most_affected_slice, preview, three_planes
 from ..stages import Stage, timed
 from ..subtyping import EmphysemaSubtyper
 from .charts import SMALLEST_SLICE
@@ -59,7 +60,7 @@ class CaseFiles:
         maps: of each subtype; .mha.
         lung_mask: the lungs that were scored; .mha.
         overview: slices of the most affected levels; .png.
-        report_pdf, report_html: the page to print.
+        report_pdf, report_html: the printable report.
     """
 
     maps: dict[str, bytes]
@@ -107,9 +108,8 @@ class ViewedCase:
 
     @cached_property
     def most_affected_level(self) -> int:
-        """The axial slice with the most activation, from 0 at the base; the middle one where there is none."""
-        burden = sum(activation.sum(axis=(1, 2), dtype=np.float64) for activation in self.maps.values())
-        return int(np.argmax(burden)) if np.any(burden) else self.shape[0] // 2
+        """The axial slice with the most activation, from 0 at the base: see `model.rendering.most_affected_slice`."""
+        return most_affected_slice(list(self.maps.values()), self.lung, "axial")
 
     @cached_property
     def browser_volumes(self) -> tuple[dict[str, bytes], ...]:
@@ -178,12 +178,14 @@ def score_uploads(
     with timed(Stage.REPORT):
         density = densitometry.measure(scan, subtyping.regions)
         result = case_result(ENTITY, scan, subtyping, density, subtyper, "given" if mask_files else "automatic")
+        run = result.provenance
+        assert run is not None, "the case was scored"
         maps = {finding.subtype.name: finding.activation_map for finding in subtyping.findings}
         pdf, html = report_page(result, three_planes(View.of(scan, subtyping)))
         files = CaseFiles(
             {subtype: _mha(scan.to_file_grid(activation)) for subtype, activation in maps.items()},
-            _mha(scan.to_file_grid(scan.lung.astype(np.uint8))),
-            preview(scan, subtyping, ENTITY, subtyper.metadata.trained_on),
+            _mha(scan.to_file_grid(scan.lung)),
+            preview(scan, subtyping, ENTITY, run.trained_on, run.validation),
             pdf,
             html.encode(),
         )
@@ -209,8 +211,9 @@ def smoothed(ct: Upload) -> Upload:
 
 def _mha(image: sitk.Image) -> bytes:
     with private_folder() as folder:
-        sitk.WriteImage(image, str(folder / "map.mha"), useCompression=True)
-        return (folder / "map.mha").read_bytes()
+        path = folder / "map.mha"
+        write_image(image, path, Path(path.name))
+        return path.read_bytes()
 
 
 def finished_cases(output: Path) -> dict[str, CaseResult]:

@@ -30,7 +30,8 @@ def show_answer(result: CaseResult) -> None:
     for subtype in fleischner.SUBTYPES:
         st.html(score_scale(subtype, metrics.of(subtype)))
     st.html(measurements(metrics))
-    st.caption(f"Weights: {as_text(provenance.bundle)}, trained on {as_text(without_commands(provenance.trained_on))}.")
+    trained_on = as_text(without_commands(provenance.trained_on))
+    st.caption(f"Weights: {as_text(provenance.bundle)}, trained on {trained_on}. {as_text(provenance.validation)}")
 
 
 def show_case(case: ViewedCase, name: str, key: str) -> None:
@@ -154,8 +155,8 @@ def _show_downloads(case: ViewedCase, picture: np.ndarray | None, key: str) -> N
     if picture is not None:
         download(row, "This slice (PNG)", png(picture), "slice.png", "image/png", key)
     if files.report_pdf is not None:
-        download(row, "Page to print (PDF)", files.report_pdf, "report.pdf", "application/pdf", key)
+        download(row, "Printable report (PDF)", files.report_pdf, "report.pdf", "application/pdf", key)
     if files.report_html is not None:
-        download(row, "Page to print (HTML)", files.report_html, "report.html", "text/html", key)
+        download(row, "Printable report (HTML)", files.report_html, "report.html", "text/html", key)
     if files.overview is not None:
         download(row, "Overview (PNG)", files.overview, "overview.png", "image/png", key)

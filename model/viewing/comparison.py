@@ -105,7 +105,7 @@ def reservations(first: CaseResult, second: CaseResult) -> list[str]:
         if (one.bundle, one.sha256, one.profile) != (other.bundle, other.sha256, other.profile):
             found.append(f"They were scored with different weights: {one.bundle} and {other.bundle}.")
         if one.lung_mask_source != other.lung_mask_source:
-            found.append("The lung mask of one came with the CT; that of the other was made from the CT.")
+            found.append("One lung mask was supplied, the other was segmented automatically.")
     if first.metrics is not None and second.metrics is not None and set(first.metrics.regions) != set(second.metrics.regions):
         found.append("Their masks have different regions: only those of both are compared.")
     if first.quality is not None and second.quality is not None:

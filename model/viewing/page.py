@@ -63,10 +63,11 @@ _STAGES = {
     Stage.READ: "reading the files",
     Stage.LUNGS: "segmenting the lungs",
     Stage.PLAUSIBILITY: "checking the lung mask",
-    Stage.REGIONS: "telling the lungs apart",
+    Stage.QUALITY: "measuring the image quality",
+    Stage.REGIONS: "separating right and left lung",
     Stage.PREPARE: "preparing the network's input",
-    Stage.NETWORK: "computing the network",
-    Stage.MAPS: "bringing the maps onto the CT",
+    Stage.NETWORK: "running the network",
+    Stage.MAPS: "resampling the maps to the CT",
     Stage.REPORT: "measuring density and writing the maps",
 }
 
@@ -191,12 +192,12 @@ def _errors_shown() -> Iterator[None]:
     except InputError as error:
         st.error(str(error))
     except MemoryError:
-        st.error("The memory of this machine does not suffice for this scan.")
+        st.error("Not enough memory for this scan.")
     except Exception as error:
         if type(error).__module__.startswith("streamlit"):
             raise  # how Streamlit stops and reruns a page
         logger.error("unexpected %s", type(error).__name__)
-        st.error(f"Something went wrong that is not your input's fault ({type(error).__name__}).")
+        st.error(f"Internal error ({type(error).__name__}). Your input is probably not the cause.")
 
 
 def _scan_tab(options: PageOptions) -> None:
@@ -295,7 +296,7 @@ def _scored(options: PageOptions, ct_files: Sequence[Upload], mask_files: Sequen
             progress.ended(stage, seconds)
 
         def show_line(before: int) -> None:
-            status.update(label=f"Waiting: scans of others before this one: {before}")
+            status.update(label=f"Waiting; scans ahead of yours: {before}")
 
         try:
             subtyper = _subtyper(options.bundle, options.device, options.precision)

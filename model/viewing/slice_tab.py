@@ -59,7 +59,7 @@ def slice_tab(bundle: Path, example_folder: Path) -> None:
     left.image(picture, caption=f"the slice: {as_text(name)}", width="stretch")
     with middle, st.spinner("Classifying the slice"):
         answer = classifier.predict(levels[number - 1])
-    middle.image(heat_over(picture, answer.attention), caption="what spoke for the answer (Grad-CAM)", width="stretch")
+    middle.image(heat_over(picture, answer.attention), caption="regions that support the class (Grad-CAM)", width="stretch")
     if answer.uncertain:
         needed = f"no class reaches {100 * classifier.metadata.uncertain_below:.0f} %"
         right.metric("Class", "uncertain", needed, delta_color="off", delta_arrow="off")

@@ -71,7 +71,7 @@ def test_what_else_differs_than_the_scans_is_said() -> None:
     second = CaseResult("b", SECOND, Provenance("two", "11", lung_mask_source="automatic"))
     weights, mask, regions = reservations(first, second)
     assert "one and two" in weights
-    assert "made from the CT" in mask
+    assert "segmented automatically" in mask
     assert "different regions" in regions
 
 

@@ -254,8 +254,8 @@ def test_a_scan_is_uploaded_scored_looked_at_and_downloaded(page: Page, server: 
     picture = np.asarray(Image.open(io.BytesIO(downloaded(page, "This slice (PNG)"))))
     assert (abs(picture.astype(int) - [211, 120, 28]).max(axis=2) < 30).any(), "the map is drawn over the CT"
     assert downloaded(page, "Results (CSV)").startswith(b"\xef\xbb\xbfentity,cle_severity_score")
-    assert downloaded(page, "Page to print (PDF)").startswith(b"%PDF")
-    assert b"score 3 of 5, moderate" in downloaded(page, "Page to print (HTML)")
+    assert downloaded(page, "Printable report (PDF)").startswith(b"%PDF")
+    assert b"score 3 of 5, moderate" in downloaded(page, "Printable report (HTML)")
     assert downloaded(page, "Overview (PNG)").startswith(b"\x89PNG")
     assert downloaded(page, "Lungs that were scored (.mha)").startswith(b"ObjectType = Image")
     content = downloaded(page, "Centrilobular map (.mha)")
@@ -354,13 +354,13 @@ def test_a_broken_scan_shows_what_is_wrong_and_leaves_nothing(page: Page, server
 def test_a_slice_is_uploaded_and_answered_and_a_broken_one_refused(page: Page, server: Server, files: Path) -> None:
     page.get_by_role("tab", name="Single slice").click()
     upload(page, SLICE, files / f"{PATIENT}.png")
-    expect(page.get_by_text("what spoke for the answer")).to_be_visible(timeout=SCORING_MS)
+    expect(page.get_by_text("regions that support the class")).to_be_visible(timeout=SCORING_MS)
     answer = json.loads(downloaded(page, "Class and probabilities"))
     assert list(answer["probabilities"]) == list(CLASSES)
     for label, share in answer["probabilities"].items():
         expect(page.get_by_text(re.compile(rf"{label}, .*: {100 * share:.1f} %"))).to_be_visible()
     remover(page, files / f"{PATIENT}.png").click()
-    expect(page.get_by_text("what spoke for the answer")).to_have_count(0)
+    expect(page.get_by_text("regions that support the class")).to_have_count(0)
     upload(page, SLICE, files / f"{PATIENT}_broken.png")
     expect(page.get_by_text("slice.png: not a picture that can be read")).to_be_visible()
     nothing_was_kept(server)
@@ -523,7 +523,7 @@ def test_two_sessions_see_their_own_scans_alone(browser: Browser, server: Server
 WATCH_THE_LINE = """() => {
   window.before = 0;
   new MutationObserver(() => {
-    const found = document.body.innerText.match(/scans of others before this one: (\\d+)/);
+    const found = document.body.innerText.match(/scans ahead of yours: (\\d+)/);
     if (found) window.before = Math.max(window.before, Number(found[1]));
   }).observe(document.body, {childList: true, subtree: true, characterData: true});
 }"""
@@ -604,7 +604,7 @@ def test_each_control_of_the_linked_planes_changes_them(page_with_webgl: Page) -
         "centre": lambda: typed("centre", "-700"),
         "width": lambda: typed("width", "2000"),
         "opacity": lambda: frame.get_by_label("Opacity").fill("20"),
-        "threshold": lambda: frame.get_by_label("Threshold").fill("90"),
+        "threshold": lambda: frame.get_by_label("Show activation from").fill("0.9"),
         "centrilobular": frame.get_by_label("centrilobular").check,
         "paraseptal": frame.get_by_label("paraseptal").uncheck,
         "contour": frame.get_by_label("lung contour").uncheck,
@@ -627,6 +627,29 @@ def test_each_control_of_the_linked_planes_changes_them(page_with_webgl: Page) -
     page.mouse.move(box["x"] + 340, box["y"] + 290, steps=4)
     page.mouse.up()
     assert drawn(canvas) != before, "drag"
+
+
+def test_activation_is_shown_from_one_half_at_first_and_the_page_says_from_where(page_with_webgl: Page) -> None:
+    frame = linked_planes(page_with_webgl)
+    canvas, legend = frame.locator("canvas"), frame.locator("#legend")
+    threshold = frame.get_by_label("Show activation from")
+    shown = frame.locator("label").filter(has=threshold)
+
+    def with_activation(activation: float) -> str:
+        fill = "(_, voxel) => { viewer.volumes[1].img.fill(voxel); viewer.updateGLVolume(); }"
+        canvas.evaluate(fill, round(255 * activation))
+        return drawn(canvas)
+
+    expect(shown).to_have_text(re.compile(r"Show activation from\s+0\.50"))
+    expect(legend).to_contain_text("activation from 0.50")
+    hidden = with_activation(0)
+    assert with_activation(0.49) == hidden
+    assert with_activation(0.51) != hidden
+    threshold.fill("0.3")
+    expect(shown).to_have_text(re.compile(r"Show activation from\s+0\.30"))
+    expect(legend).to_contain_text("activation from 0.30")
+    assert with_activation(0.29) == hidden
+    assert with_activation(0.31) != hidden
 
 
 WHERE_MARKS_LIE = """async () => {

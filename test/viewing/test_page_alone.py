@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
@@ -12,7 +13,10 @@ from streamlit.runtime.scriptrunner import StopException
 from streamlit.runtime.uploaded_file_manager import UploadedFileRec
 from streamlit.testing.v1 import AppTest
 
+from model.container.results import CaseResult
+from model.container.schema import from_json, to_json
 from model.errors import InputError
+from model.slices.bundle import SliceMetadata
 from model.viewing import page, slice_tab
 from model.viewing.access import Access
 from model.viewing.page import PageOptions
@@ -184,3 +188,43 @@ def test_the_number_of_warnings_stands_beside_the_name_of_a_case() -> None:
 def test_forget_says_what_a_reload_does(options: PageOptions) -> None:
     (button,) = [button for button in opened(options).button if button.label == "Forget"]
     assert "F5" in button.help
+
+
+def answer_alone(result: object) -> None:
+    """What Streamlit runs: this text alone, without the imports above."""
+    from model.viewing.case_view import show_answer
+
+    show_answer(result)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"),
+    [
+        ({"validated_on": "932 patches of COPDGene"}, "Validated on: 932 patches of COPDGene."),
+        ({"validated_on": None}, "Not validated on scans with visual scores."),
+        ({}, "Not validated on scans with visual scores."),
+    ],
+    ids=["named", "none", "result of an older version"],
+)
+def test_what_the_weights_were_validated_on_stands_beside_what_they_were_trained_on(
+    validation: dict[str, str | None], said: str
+) -> None:
+    document = to_json(RESULT)
+    document["provenance"] |= validation
+    result = from_json(CaseResult, document)
+    shown = AppTest.from_function(answer_alone, args=(result,), default_timeout=SECONDS).run()
+    assert not shown.exception
+    (caption,) = shown.caption
+    assert caption.value.replace("\\", "") == f"Weights: dark, trained on nothing, or little. {said}"
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"folds": [{"curve": []}]}, "accuracy 93 % in cross-validation on these slices"),
+        ({"split": "patient"}, "accuracy 93 % on held-out slices"),
+    ],
+)
+def test_the_slice_network_says_how_its_accuracy_was_measured(training: dict[str, Any], said: str) -> None:
+    metadata = SliceMetadata("simple_cnn", "829 slices", None, training=training, performance={"accuracy": {"percent": 93.4}})
+    assert metadata.summary == f"simple_cnn, trained on 829 slices; {said}"

@@ -14,9 +14,11 @@ import SimpleITK as sitk
 
 from model.container.schema import to_json
 from model.errors import InputError
+from model.stages import Stage, observed_by
 from model.subtyping import EmphysemaSubtyper
 from model.viewing import case as viewed
 from model.viewing.case import finished_cases, open_finished, score_uploads, unpacked_output
+from model.viewing.page import _STAGES
 from model.viewing.uploads import Upload
 from test.phantom import Phantom
 from test.viewing.conftest import write_finished_case
@@ -180,3 +182,28 @@ def test_a_folder_that_is_no_output_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('[{"entity": "a", "error_messages": ["no"]}]')
     with pytest.raises(InputError, match="no case in it was scored"):
         finished_cases(tmp_path)
+
+
+def test_the_bar_of_progress_has_the_stages_of_scoring_in_their_order(finished: Path, bundle: Path) -> None:
+    ended: list[Stage] = []
+    with observed_by(lambda stage, _: ended.append(stage)):
+        score_uploads(EmphysemaSubtyper.from_bundle(bundle), uploads(finished, "ct"), [])
+    assert ended == list(_STAGES)
+
+
+def test_without_activation_the_middle_of_the_lungs_is_the_most_affected_level(finished: Path) -> None:
+    case = open_finished(finished / "output", finished_cases(finished / "output")["case"], finished / "input")
+    assert case.lung is not None
+    lung = np.zeros_like(case.lung)
+    lung[3:10, 20:30, 20:30] = True
+    maps = {name: np.zeros_like(activation) for name, activation in case.maps.items()}
+    assert dataclasses.replace(case, lung=lung, maps=maps).most_affected_level == 6
+
+
+def test_a_map_that_cannot_be_written_is_an_error_of_the_system_without_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Reason: No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    with pytest.raises(OSError, match=r"^map\.mha: the image cannot be written \(No space left on device\)$"):
+        viewed._mha(sitk.Image(4, 4, 4, sitk.sitkUInt8))

@@ -98,7 +98,7 @@ function apply(volume) {
     volume.cal_max = 1;
     volume.opacity = element("contour").checked ? 1 : 0;
   } else {
-    volume.cal_min = 2.55 * Math.max(Number(element("threshold").value), 1);
+    volume.cal_min = 255 * Number(element("threshold").value);
     volume.cal_max = 255;
     volume.opacity = element(volume.role).checked ? Number(element("opacity").value) / 100 : 0;
   }
@@ -262,8 +262,17 @@ function setUp() {
     entry.append(mark, label);
     element("legend").append(entry);
   };
-  for (const name of MAPS) swatch(name, name);
   if (args.volumes[0].contour) swatch("contour", "lung contour");
+  const from = document.createElement("span");
+  from.append("activation from ", Object.assign(document.createElement("span"), { className: "threshold" }), ":");
+  element("legend").append(from);
+  for (const name of MAPS) swatch(name, name);
+  const writeThreshold = () => {
+    const text = Number(element("threshold").value).toFixed(2);
+    for (const place of document.querySelectorAll("span.threshold")) place.textContent = text;
+  };
+  writeThreshold();
+  element("threshold").addEventListener("input", writeThreshold);
   element("contour").disabled = !args.volumes[0].contour;
 }
 
