@@ -141,7 +141,7 @@ def test_a_lung_that_vanishes_at_the_networks_resolution_is_refused(scan: Scan) 
     regions = Regions.of(scan)
     nothing = dataclasses.replace(regions, labels=np.zeros_like(regions.labels))
     named = dataclasses.replace(scan, lung_mask_name="case/lungs.mha")
-    with pytest.raises(InputError, match="^case/lungs.mha: nothing of it is left at the network's resolution"):
+    with pytest.raises(InputError, match=r"^case/lungs\.mha: nothing of it is left at the network's resolution"):
         prepare(named, nothing, PAPER_PROFILE)
 
 
