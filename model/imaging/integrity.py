@@ -98,7 +98,8 @@ def check_grid(path: Path, geometry: ImageGeometry) -> tuple[str, ...]:
             fields = _header(stream, path)
         if name.endswith(".nrrd"):
             states_spacing = _distances(fields.get("spacings", "")) >= 3 or _distances(fields.get("spacedirections", "")) >= 3
-            if not _PATIENT_SPACE.fullmatch(fields.get("space", "")):
+            # ITK names no space where it writes four axes; its own is that of the patient
+            if not _PATIENT_SPACE.fullmatch(fields.get("space", "")) and fields.get("spacedimension") != "4":
                 warnings = (_NO_ORIENTATION,)
         else:
             states_spacing = "ElementSpacing" in fields or "ElementSize" in fields

@@ -1,4 +1,4 @@
-"""Writes images; a disk that is full is an `OSError`, as for every other file."""
+"""Writes images; a disk that is full is an `OSError`, as for every other file (of NIfTI, its writer does not tell)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write_image(image: sitk.Image, path: Path, named: Path | None = None, *, lev
         level: of compression, 1 (fast) to 9 (small); -1 is the format's own.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; of a NIfTI file that is cut short, nothing is said.
     """
     try:
         sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=level)

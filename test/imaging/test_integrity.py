@@ -326,6 +326,13 @@ def test_a_nrrd_file_whose_space_is_not_the_patients_is_read_with_a_warning(
     assert (read_volume(path).warnings, read_header(path).warnings) == (warnings, warnings)
 
 
+def test_a_fourth_axis_in_a_nrrd_file_is_no_reason_for_a_warning(image: sitk.Image, tmp_path: Path) -> None:
+    path = tmp_path / "ct.nrrd"
+    sitk.WriteImage(sitk.JoinSeries([image]), str(path))
+    assert b"space dimension: 4" in path.read_bytes()[:1000]
+    assert read_volume(path).warnings == ()
+
+
 def nifti(image: sitk.Image, path: Path, codes: tuple[int, int], changes: dict[tuple[int, int], float] | None = None) -> Path:
     """Write a NIfTI file with codes for qform and sform, and change numbers of the sform, by row and column."""
     sitk.WriteImage(image, str(path))
