@@ -220,19 +220,21 @@ class _Tree:
     def cases(self) -> Iterator[CohortCase]:
         """The cases; what is left out is noted once all have been taken."""
         yield from self._platform
-        for found in cases_of(self._parts, self._root):
-            if isinstance(found, LeftOut):
-                self.left_out.append(found)
-            else:
-                self._beside(found.ct).series.append(found)
+        found = list(cases_of(self._parts, self._root))
+        self.left_out += [other for other in found if isinstance(other, LeftOut)]
+        series = [case for case in found if isinstance(case, CohortCase)]
+        folders = {(case.ct.parent, composed(case.ct.name)) for case in series}
+        for case in series:
+            self._beside(case.ct, folders).series.append(case)
         for (folder, name), names in sorted(self._named.items()):
             yield from self._pairs(folder, name, names)
 
-    def _beside(self, folder: Path) -> _Names:
-        """The images beside a series' folder that have its name; none if a CT there has it without the folder's ending."""
+    def _beside(self, folder: Path, series: set[tuple[Path, str]]) -> _Names:
+        """The images beside a series' folder of its name, without the ending of a CT unless another scan has that name."""
         name = composed(folder.name)
-        stem = CT_ENDING.sub("", name)
-        return self._named[folder.parent, name if self._named[folder.parent, stem].cts else stem]
+        short = folder.parent, CT_ENDING.sub("", name)
+        is_taken = bool(self._named[short].cts) or (short in series and short[1] != name)
+        return self._named[(folder.parent, name) if is_taken else short]
 
     def _pairs(self, folder: Path, name: str, names: _Names) -> Iterator[CohortCase]:
         if len(names.series) == 1:

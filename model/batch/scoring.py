@@ -29,7 +29,8 @@ from ..container.resume import (
 )
 from ..errors import InputError, printable, unexpected
 from ..imaging.geometry import ImageGeometry
-from ..imaging.readers import Volume
+from ..imaging.integrity import data_file_of
+from ..imaging.readers import Volume, files_behind
 from ..whole_files import FolderInUseError
 from .cases import CASES_FOLDER, CohortCase
 from .journal import Entry
@@ -290,18 +291,28 @@ def is_finished(case: CohortCase, entry: Entry | None, identity: Identity, setti
 def unseen(case: CohortCase) -> InputError | None:
     """What says that the input of a case cannot be looked at, as where a share is not mounted; None if it can.
 
-    The folder of a series is then missing or empty, or holds links that lead nowhere.
+    The folder of a series is then missing or empty, or holds links that lead nowhere; or the voxels of a header are missing.
     """
     try:
         for path in case.container_case.files:
             inside = list(path.iterdir()) if path.is_dir() else [path]
             if not inside:
                 raise FileNotFoundError(errno.ENOENT, "an empty folder", str(path))
+            if path.suffix.lower() == ".mhd" and files_behind(path) == [path] and not _holds_voxels(path):
+                raise FileNotFoundError(errno.ENOENT, "its voxels are missing", str(path))
             for file in inside:
                 file.stat()
     except OSError as error:
         return _kept(case, error)
     return None
+
+
+def _holds_voxels(header: Path) -> bool:
+    """Whether the voxels are in the file of a header itself."""
+    try:
+        return data_file_of(header) == header
+    except InputError:
+        return False
 
 
 def _kept(case: CohortCase, error: OSError) -> InputError:

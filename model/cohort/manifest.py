@@ -197,7 +197,7 @@ def _in_one_split(row: Mapping[str, str], folder: Path) -> Iterator[tuple[str, s
     if row["split"] not in get_args(Split):
         return
     if row["ct"]:
-        yield "CT", str((folder / row["ct"]).resolve())
+        yield "CT", os.path.realpath(folder / row["ct"])
     if row.get(PATIENT_COLUMN):
         yield "patient", row[PATIENT_COLUMN]
 
@@ -252,7 +252,8 @@ def _bound_problems(row: dict[str, str], subtype: Subtype) -> Iterator[str]:
 def _interval(row: dict[str, str], subtype: Subtype) -> Interval | None:
     """The bounds of one subtype, checked to be numbers; None where nothing is known."""
     lower, upper = (row.get(column, "") for column in BOUND_COLUMNS[subtype.name])
-    return (float(lower or 0), float(upper or 100)) if lower or upper else None
+    bounds = float(lower or 0), float(upper or 100)
+    return bounds if bounds != (0, 100) else None
 
 
 def _percentage(text: str) -> float | None:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, SUBTYPES, Subtype
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
-from ..weights import read_bundle, read_metadata
+from ..weights import locate_bundle, read_bundle, read_metadata
 from ..whole_files import is_free
 from .augmentation import RANGES
 from .cache import cache_path, prepare_cohort, read_figures
@@ -211,8 +211,9 @@ def check_subtypes(options: RunOptions, manifest: Manifest) -> list[str]:
         is_known = subtype in learnt or (options.init is not None and _was_known(options.init, subtype))
         is_wanted = options.only in (None, subtype.name)
         if is_known and not is_wanted:
-            found = f"{subtype.name} emphysema is known to {'training scans' if subtype in learnt else options.init}"
-            raise InputError(f"--only {options.only}", found, "training scans and weights that know nothing of it")
+            source = "simulated scans" if options.simulate else "training scans" if subtype in learnt else options.init
+            found = f"{subtype.name} emphysema is known to {source}"
+            raise InputError(f"--only {options.only}", found, "scans and weights that know nothing of it")
         if is_wanted and not is_known:
             way_on = [f"--only {other.name}" for other in learnt if options.only is None]
             expected = ", or ".join([f"{_what_teaches(options)} of it", *way_on])
@@ -242,7 +243,7 @@ def _what_teaches(options: RunOptions) -> str:
 
 def _was_known(bundle: Path, subtype: Subtype) -> bool:
     """Whether a bundle does not say that nothing was known of a subtype."""
-    training = read_metadata(bundle).performance.get("training")
+    training = read_metadata(locate_bundle(bundle)).performance.get("training")
     return not isinstance(training, dict) or training.get("only") in (None, subtype.name)
 
 

@@ -104,6 +104,17 @@ def test_a_series_in_a_folder_that_is_named_ct_has_the_mask_beside_it(pacs: Path
     }
 
 
+def test_a_mask_belongs_to_the_series_of_its_name_and_not_to_that_of_another_ending(pacs: Path, tmp_path: Path) -> None:
+    for number, folder in enumerate(("3", "3_ct")):
+        shutil.copytree(pacs / "alone/study/3", tmp_path / folder)
+        for path in (tmp_path / folder).iterdir():
+            header = pydicom.dcmread(path)
+            header.SeriesInstanceUID = f"1.9.{number}"
+            header.save_as(path)
+    touch(tmp_path, "3_mask.nii.gz")
+    assert pairs(find_cohort(tmp_path, segment_lungs=True)) == {"3": ("3", "3_mask.nii.gz"), "3_ct": ("3_ct", None)}
+
+
 def test_a_mask_beside_a_folder_with_several_series_belongs_to_none(pacs: Path, tmp_path: Path) -> None:
     shutil.copytree(pacs / "two", tmp_path / "two")
     touch(tmp_path, "two/study_mask.nii.gz")

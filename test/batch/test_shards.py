@@ -208,6 +208,15 @@ def test_the_input_of_a_series_is_unseen_where_its_folder_shows_no_slices(tmp_pa
     assert (found is None) == (state == "there")
 
 
+def test_a_header_without_its_voxels_cannot_be_looked_at(tmp_path: Path) -> None:
+    image = sitk.Image(4, 4, 4, sitk.sitkInt16)
+    header = tmp_path / "ct.mhd"
+    sitk.WriteImage(image, str(header))
+    assert unseen(CohortCase("a", header)) is None
+    header.with_suffix(".raw").rename(tmp_path / "archived")
+    assert "its voxels are missing" in str(unseen(CohortCase("a", header)))
+
+
 def test_a_case_whose_input_has_changed_and_cannot_be_read_fails(listed: Path, bundle: Path) -> None:
     (listed.with_name("share") / "a.nii.gz").write_bytes(b"damaged")
     assert run(listed, listed.with_name("out"), bundle) == 2

@@ -118,16 +118,17 @@ def bounded(entity: str, split: str, *bounds: str, **more: str) -> dict[str, str
 
 
 def test_bounds_stand_for_scores_that_are_not_known(folder: Path) -> None:
-    others(folder, "b", "c")
+    others(folder, "b", "c", "d")
     rows = [
         bounded("a", "train", "1", "", "", "", uniform_slices="yes"),
         bounded("b", "train", "", "", "2.5", "2.5", uniform_slices="") | {"centrilobular": "3"},
         bounded("c", "validation", "0", "1", "", "1", uniform_slices="no"),
+        bounded("d", "train", "0", "100", "2", "", uniform_slices="no"),
     ]
     cases = read_manifest(write_manifest(folder / "m.csv", rows)).cases
-    assert [case.scores for case in cases] == [Scores(None, None), Scores(3, None), Scores(None, None)]
-    assert [case.intervals for case in cases] == [((1, 100), None), (None, (2.5, 2.5)), ((0, 1), (0, 1))]
-    assert [case.uniform_slices for case in cases] == [True, False, False]
+    assert [case.scores for case in cases] == [Scores(None, None), Scores(3, None), Scores(None, None), Scores(None, None)]
+    assert [case.intervals for case in cases] == [((1, 100), None), (None, (2.5, 2.5)), ((0, 1), (0, 1)), (None, (2, 100))]
+    assert [case.uniform_slices for case in cases] == [True, False, False, False]
     without_scores = [
         {name: text for name, text in line.items() if name not in ("centrilobular", "paraseptal")} for line in rows
     ]
@@ -235,6 +236,13 @@ def test_a_row_may_know_the_predominant_subtype_alone(folder: Path) -> None:
     known = row("a", "", "", "train", truth=False) | {"leading": "paraseptal"}
     rows = [known, row("b", 0, 0, "validation", truth=False)]
     assert [case.leading for case in read_manifest(write_manifest(folder / "m.csv", rows)).cases] == [PARASEPTAL, None]
+
+
+def test_a_link_to_itself_is_no_file(folder: Path) -> None:
+    (folder / "loop.mha").symlink_to(folder / "loop.mha")
+    rows = [row("a", 0, 0, "train") | {"ct": "loop.mha"}]
+    with pytest.raises(InputError, match=r"1 bad row: row 2 \(a\): .*loop\.mha: "):
+        read_manifest(write_manifest(folder / "m.csv", rows))
 
 
 def test_a_ct_and_a_patient_are_in_one_split(folder: Path) -> None:

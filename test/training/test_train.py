@@ -390,6 +390,8 @@ def test_bounds_the_predominant_subtype_and_truth_maps_that_are_learnt_from_say_
     with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
         notes("leading", half | {"leading": "centrilobular"}, "--strategy", "classification")
     assert notes("simulated", half, "--strategy", "voxels", "--simulate", "2") == []
+    with pytest.raises(InputError, match="paraseptal emphysema is known to simulated scans"):
+        notes("simulated", half, "--strategy", "voxels", "--simulate", "2", "--only", "centrilobular")
 
 
 def test_weights_to_start_from_may_know_what_the_training_scans_do_not(manifest: Path, bundle: Path, tmp_path: Path) -> None:
@@ -401,6 +403,8 @@ def test_weights_to_start_from_may_know_what_the_training_scans_do_not(manifest:
         return check_subtypes(parse(arguments).options.settled(cohort), cohort)
 
     assert notes(bundle) == ["no training scan says anything of paraseptal emphysema: only the weights of --init know it"]
+    shutil.copytree(bundle, tmp_path / "earlier/bundle")
+    assert notes(tmp_path / "earlier") == notes(bundle)
     with pytest.raises(InputError, match=f"paraseptal emphysema is known to {bundle}"):
         notes(bundle, "--only", "centrilobular")
     one_sided = read_bundle(bundle)
