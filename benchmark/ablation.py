@@ -31,13 +31,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code
 from benchmark.complexity import Complexity
 from benchmark.complexity import measure as measure_complexity
 from model.cohort.manifest import Manifest, Split, TrainingCase, read_manifest
 from model.cohort.readings import PAIR_COLUMNS, VISUAL, Reading, Readings
 from model.cohort.tables import ENTITY, Extent, read_table
-from model.command_line import DeviceName, OneLineParser, whole_number
+from model.command_line import DeviceName, OneLineParser, exit_code, whole_number
 from model.errors import InputError
 from model.evaluation.agreement import Bootstrap
 from model.evaluation.baselines import RuleFinding

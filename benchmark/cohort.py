@@ -25,13 +25,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, timed_process
+from benchmark.command import timed_process
 from model.batch.cases import CohortCase
 from model.batch.cluster import Plan, RayRun, Work, connected
 from model.batch.command import CaseRecorder
 from model.batch.journal import Entry, opened
 from model.batch.scoring import Identity, ScoredCase
-from model.command_line import OneLineParser, whole_number
+from model.command_line import OneLineParser, exit_code, whole_number
 from model.container.grand_challenge import find_cases
 from model.container.results import CaseResult, Metrics, Provenance, Quality, RegionMetrics
 from model.container.resume import Record

@@ -1,4 +1,4 @@
-"""What the scripts of this folder share: errors in one line, output files that are tried before the work, and a timed process.
+"""What the scripts of this folder share: options and output files that are checked before the work, and a timed process.
 
 Imports nothing heavy, so that a command line is refused at once.
 """
@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.command_line import OneLineParser
-from model.errors import InputError, printable
+from model.errors import InputError
 from model.whole_files import try_folder, whole_file
 
 _POLL_SECONDS = 0.005
@@ -26,19 +26,6 @@ _POLL_SECONDS = 0.005
 def script_parser(script: str, description: str | None) -> OneLineParser:
     """The parser of a script, by its `__file__` and its docstring, of which it shows the first line."""
     return OneLineParser(prog=f"benchmark/{Path(script).name}", description=(description or "").partition("\n")[0])
-
-
-def exit_code(run: Callable[[], object]) -> int:
-    """Run a script; returns 0, or says in one line what went wrong: 2 for an input that cannot be used, 1 for the machine."""
-    try:
-        run()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return 1
-    return 0
 
 
 @contextlib.contextmanager

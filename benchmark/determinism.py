@@ -18,9 +18,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, script_parser
+from benchmark.command import script_parser
 from model import SHIPPED_WEIGHTS
-from model.command_line import DeviceName, PrecisionName, whole_number
+from model.command_line import DeviceName, PrecisionName, exit_code, whole_number
 from model.container.grand_challenge import find_cases
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper, Subtyping

@@ -24,10 +24,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import checking, exit_code, script_parser, timed_process
+from benchmark.command import checking, script_parser, timed_process
 from benchmark.complexity import measure
 from benchmark.inference import printed
-from model.command_line import whole_number
+from model.command_line import exit_code, whole_number
 from model.errors import InputError
 from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation
 from model.preprocessing import PAPER_INPUT_SHAPE

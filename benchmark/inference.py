@@ -32,9 +32,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import checking, exit_code, script_parser, timed_process
+from benchmark.command import checking, script_parser, timed_process
 from benchmark.complexity import measure
-from model.command_line import whole_number
+from model.command_line import exit_code, whole_number
 from model.imaging.readers import read_volume
 from model.network import NetworkConfig
 from model.preprocessing import PROFILES

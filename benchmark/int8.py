@@ -29,8 +29,8 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import checking, exit_code, script_parser
-from model.command_line import whole_number
+from benchmark.command import checking, script_parser
+from model.command_line import exit_code, whole_number
 from model.eight_bit import compiled
 from model.errors import InputError
 from model.network import EmphysemaNetwork, NetworkConfig, fold_batch_normalisation

@@ -20,8 +20,9 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import exit_code, script_parser
+from benchmark.command import script_parser
 from model.cohort.layout import truth_path
+from model.command_line import exit_code
 from model.container.grand_challenge import find_cases
 from model.errors import InputError
 from model.fleischner import PARASEPTAL

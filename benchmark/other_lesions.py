@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import exit_code, script_parser, try_file, write_csv
+from benchmark.command import script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
-from model.command_line import whole_number
+from model.command_line import exit_code, whole_number
 from model.errors import InputError
 from model.evaluation.baselines import rim_paraseptal
 from model.fleischner import SUBTYPES, Subtype

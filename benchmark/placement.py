@@ -32,9 +32,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import checking, exit_code, script_parser
+from benchmark.command import checking, script_parser
 from model.cohort.manifest import Split, TrainingCase, read_manifest
-from model.command_line import OneLineParser, whole_number
+from model.command_line import OneLineParser, exit_code, whole_number
 from model.errors import InputError
 from model.fleischner import SUBTYPES
 from model.imaging.scan import Scan

@@ -22,10 +22,10 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, script_parser
+from benchmark.command import script_parser
 from model import SHIPPED_WEIGHTS
 from model.cohort.layout import TRUTH_FOLDER, ct_path, lung_mask_path, truth_paths
-from model.command_line import whole_number
+from model.command_line import exit_code, whole_number
 from model.container.grand_challenge import find_cases
 from model.container.results import Quality
 from model.errors import InputError

@@ -27,9 +27,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, script_parser
+from benchmark.command import script_parser
 from benchmark.real_slices import Measured, measure, write_sheet
 from model import SHIPPED_WEIGHTS
+from model.command_line import exit_code
 from model.errors import InputError
 from model.imaging.scan import Scan
 from model.subtyping import EmphysemaSubtyper

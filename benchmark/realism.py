@@ -26,8 +26,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code
-from model.command_line import OneLineParser, whole_number
+from model.command_line import OneLineParser, exit_code, whole_number
 from model.errors import InputError
 from model.simulation import CaseParameters, draw_parameters, simulate
 from model.simulation.case import Look, SimulatedCase

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, script_parser, timed_process
-from model.command_line import whole_number
+from benchmark.command import script_parser, timed_process
+from model.command_line import exit_code, whole_number
 from model.errors import InputError
 
 IMPORTS = """

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import checking, exit_code, script_parser
+from benchmark.command import checking, script_parser
 from model.cohort.manifest import Scores, TrainingCase
-from model.command_line import DeviceName, whole_number
+from model.command_line import DeviceName, exit_code, whole_number
 from model.fleischner import SUBTYPES
 from model.network import BackboneName, NetworkConfig, build_network
 from model.preprocessing import PAPER_PROFILE

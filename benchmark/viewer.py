@@ -28,8 +28,8 @@ import SimpleITK as sitk
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark.command import exit_code, timed_process
-from model.command_line import OneLineParser, whole_number
+from benchmark.command import timed_process
+from model.command_line import OneLineParser, exit_code, whole_number
 from model.container.results import failed_result
 from model.viewing.case import CaseFiles, ViewedCase
 from model.viewing.volumes import levels, start_mm

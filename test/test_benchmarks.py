@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from benchmark import determinism, lungs, other_lesions, quality, real_slices, startup
-from benchmark.command import exit_code, timed_process
+from benchmark.command import timed_process
+from model.command_line import exit_code
 from model.errors import InputError
 from model.slices import CLASSES
 from test.phantom import make_phantom

@@ -90,7 +90,9 @@ def segment_lungs(ct: Volume, lungmask_weights: Path | None = None) -> Volume:
 def _with_air(ct: sitk.Image) -> sitk.Image:
     """The CT with air in place of unsigned padding and of values that are not finite; the same image where it has neither."""
     voxels = sitk.GetArrayViewFromImage(ct)
-    is_air = ~np.isfinite(voxels) | (voxels >= UNSIGNED_PADDING_HU)
+    is_air = voxels >= UNSIGNED_PADDING_HU
+    if np.issubdtype(voxels.dtype, np.floating):
+        is_air |= ~np.isfinite(voxels)
     if not is_air.any():
         return ct
     return ImageGeometry.of(ct).apply(sitk.GetImageFromArray(np.where(is_air, np.int16(AIR_HU), voxels)))
