@@ -31,7 +31,7 @@ from .augmentation import (
 )
 from .cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
 from .fresh import CasePool
-from .tiles import draw_slab, draw_tile
+from .tiles import MULTIPLE, PLANE, draw_slab, draw_tile
 
 WITHOUT_CHANGE = Augmentation()
 
@@ -42,7 +42,7 @@ UNKNOWN = -1
 class Batch(NamedTuple):
     """What one step of training or validation sees; B cases, or without that axis a single one.
 
-    Z, Y, X are the profile's `input_shape`; where tiles are trained on, they are a tile's.
+    Z, Y, X are the profile's `input_shape`; where tiles are trained on, they are a tile's. Of a plane, Z is 1, and so is Z/2.
 
     Attributes:
         image: B x 1 x Z x Y x X, float32: the network's input.
@@ -164,6 +164,21 @@ def with_own_scores(sample: Batch) -> Batch:
     )
 
 
+def plane_of(sample: Batch) -> Batch:
+    """The middle slice of a single sample whose slices are all the same."""
+    depth, z = sample.lung.shape[1] // 2, sample.image.shape[1] // 2
+
+    def middle(part: Tensor) -> Tensor:
+        return part[:, depth : depth + 1]
+
+    return sample._replace(
+        image=sample.image[:, z : z + 1],
+        lung=middle(sample.lung),
+        low_attenuation=middle(sample.low_attenuation),
+        truth=None if sample.truth is None else middle(sample.truth),
+    )
+
+
 class CohortDataset(Dataset[Batch]):
     """Cases of one split, read from the cache; an item is asked for by a `Draw`, and so does not depend on any worker's past.
 
@@ -177,8 +192,8 @@ class CohortDataset(Dataset[Batch]):
         tile: size of the tiles that are handed over in place of whole scans that have truth maps, z y x. None: whole scans.
         tile_scores: whether tiles are handed over with scores of their own in place of truth maps.
         tiles_anywhere: whether tiles lie anywhere in the lung, instead of around lesions more often.
-        slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same;
-            None: whole scans.
+        slab: slices of the slabs that are handed over in place of scans without truth maps whose slices are all the same; 1:
+            planes; None: whole scans.
         simulated: further cases, which change with the epoch; their places follow those of `cases`.
     """
 
@@ -253,6 +268,8 @@ class CohortDataset(Dataset[Batch]):
             intervals=known.intervals,
             leading=known.leading,
         )
+        if self._slab == PLANE and self._is_cut(self._has_truth(draw.place), known.uniform_slices)[1]:
+            sample = plane_of(sample)
         return with_own_scores(sample) if self._tile_scores else sample
 
     def _read(self, path: Path) -> PreparedCase:
@@ -291,7 +308,7 @@ class CohortDataset(Dataset[Batch]):
         if slabbed:
             assert self._slab is not None
             return draw_slab(
-                self._slab,
+                MULTIPLE if self._slab == PLANE else self._slab,  # augmentation along z takes some slices
                 self._profile.input_shape,
                 seed=self._seed,
                 epoch=draw.epoch,

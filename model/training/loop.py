@@ -24,8 +24,10 @@ from .distributed import gathered, summed
 from .options import BEST, CHECKPOINT_FOLDER, LAST, RunOptions
 from .performance import Performance, measure
 from .pictures import figure, png
+from .planes import PlaneNetwork
 from .recipes import MONITORS, Recipe
 from .strategies import Strategy
+from .tiles import PLANE
 
 PICTURE_FOLDER = "pictures"
 
@@ -178,6 +180,7 @@ class EmphysemaTraining(LightningModule):
         pictured: places of the validation cases that pictures are drawn of after every epoch.
         folder: where pictures go; None: nowhere.
         frozen_statistics: whether normalisation uses the statistics that the network came with.
+        planes: the network for batches of planes; None if there are none.
     """
 
     def __init__(
@@ -190,10 +193,12 @@ class EmphysemaTraining(LightningModule):
         folder: Path | None = None,
         *,
         frozen_statistics: bool = False,
+        planes: PlaneNetwork | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.strategy = strategy
+        self._planes = planes
         self.performance: Performance | None = None
         self._finished_epochs = 0
         self._recipe = recipe
@@ -217,7 +222,8 @@ class EmphysemaTraining(LightningModule):
         self._tally = EpochTally()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        logits = self.network(batch.image)
+        network = self._planes if self._planes is not None and batch.image.shape[2] == PLANE else self.network
+        logits = network(batch.image)
         terms = self.strategy.terms(logits, batch)
         loss = torch.stack(list(terms.values())).sum(dim=0).mean()
         if not torch.isfinite(loss):

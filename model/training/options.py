@@ -22,7 +22,7 @@ from ..subtyping import choose_device, choose_precision
 from ..weights import locate_bundle, read_bundle
 from ..whole_files import whole_file
 from .recipes import OPTIONS, PAPER_RECIPE, RECIPES, Recipe
-from .tiles import check_tile_shape
+from .tiles import PLANE, check_tile_shape
 
 StrategyName = Literal["regression", "classification", "voxels", "slices-lstm"]
 RUN_FILE = "run.json"
@@ -155,7 +155,7 @@ class RunOptions:
         metadata=_note(
             _HOW,
             "train on this many neighbouring slices, whole, of scans without truth maps whose slices are all the same (column "
-            "uniform_slices of the manifest)",
+            "uniform_slices of the manifest); 1: on one, as the network sees it inside a volume of such slices",
         ),
     )
     weak_batch: int | None = field(
@@ -265,7 +265,9 @@ class RunOptions:
             raise ValueError("--simulate does not go with --uniform-centrilobular")
         if self.tiles_per_scan > 1 and not self.tile:
             raise ValueError("--tiles-per-scan goes with --tile")
-        if self.slab is not None:
+        if self.slab == PLANE and self.strategy == "slices-lstm":
+            raise ValueError(f"--slab {PLANE} does not go with --strategy slices-lstm, whose network is another one along z")
+        if self.slab is not None and self.slab != PLANE:
             check_tile_shape((self.slab, *self.input_shape[1:]), self.input_shape)
         if self.tile is not None:
             check_tile_shape(self.tile, self.input_shape)

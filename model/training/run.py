@@ -31,7 +31,9 @@ from .initialisation import draw_kaiming_fan_out
 from .loop import EmphysemaTraining, Reference, build_trainer
 from .options import RunOptions, resumable_checkpoint
 from .performance import known_presence
+from .planes import PlaneNetwork
 from .strategies import ClassificationStrategy, RegressionStrategy, Strategy, VoxelStrategy, score_counts
+from .tiles import PLANE
 
 LEAST_BFLOAT16_DEPTH = 24
 """Slices of the input below which oneDNN (torch 2.13, CPU) gives wrong bfloat16 gradients of 3 x 3 x 3 convolutions: at an
@@ -99,6 +101,7 @@ def train(
         _pictured(reference),
         output,
         frozen_statistics=options.freeze_statistics or options.head_alone,
+        planes=PlaneNetwork(network) if options.slab == PLANE else None,
     )
     ranges = RANGES[options.recipe.augmentation] if options.augment else None
     learnt = CohortDataset(

@@ -3,7 +3,7 @@
 A step on a tile costs as much less as the tile is smaller, and a batch of tiles holds as many patients for the same work.
 A percentage of the lung belongs to a whole scan, so that tiles need voxel maps of the truth, to learn from or to take scores of
 their own from. The exception is a scan whose slices are all the same: there, a slab (some slices, each whole) has the
-percentage of the scan.
+percentage of the scan. So has a plane: one of the slices, as the network sees it far from the ends of the scan (see `planes`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ Triple = tuple[int, int, int]
 
 MULTIPLE = 16
 """Sizes of tiles are multiples of this: an eighth of it, the backbone's resolution, is whole, and so are skipped features."""
+
+PLANE = 1
+"""Slices of a slab that is a plane."""
 
 KIND_WEIGHTS = (1.0, 1.0, 2.0)
 """How often a tile is drawn around lung, centrilobular and paraseptal emphysema: the last is the harder to learn."""

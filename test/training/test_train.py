@@ -258,6 +258,8 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--strategy", "voxels", "--simulate-panlobular", "0.5"), "--simulate-panlobular goes with --simulate"),
         (("--strategy", "voxels", "--simulate", "4", "--simulate-panlobular", "1.5"), "is 1.5, expected 0 to 1"),
         (("--strategy", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
+        (("--slab", "2"), "a tile is 2 "),
+        (("--strategy", "slices-lstm", "--slab", "1"), "--slab 1 does not go with --strategy slices-lstm"),
         (("--recipe", "unknown"), "invalid choice"),
     ],
 )

@@ -1,0 +1,111 @@
+"""A plane gives what a network says inside a volume of equal slices, and what is learnt on it the network learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from model.cohort.manifest import TrainingCase
+from model.network import NetworkConfig, build_network
+from model.preprocessing import PAPER_PROFILE
+from model.training.augmentation import PAPER_RANGES
+from model.training.cache import prepare_cohort
+from model.training.dataset import CohortDataset, Draw
+from model.training.loop import freeze_statistics
+from model.training.planes import PlaneNetwork
+from model.weights import read_bundle
+from test.training.cohort import row, write_manifest
+
+DEPTH = 640
+"""Slices that are more than what the network sees from its middle: at an eighth, 36 times two of its convolutions reach 48."""
+
+
+@pytest.fixture
+def pair() -> tuple[torch.nn.Module, PlaneNetwork]:
+    torch.manual_seed(3)
+    network = build_network(NetworkConfig("resnet18", "regression", 8))
+    for module in network.modules():  # statistics that change something
+        if isinstance(module, torch.nn.BatchNorm3d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.05, 0.2)
+    network.double()
+    return network, PlaneNetwork(network)
+
+
+def test_a_plane_gives_what_the_network_says_in_the_middle_of_equal_slices_and_learns_the_same(
+    pair: tuple[torch.nn.Module, PlaneNetwork],
+) -> None:
+    network, planes = pair
+    network.eval()
+    image = torch.rand(1, 1, 1, 24, 32, dtype=torch.float64)
+    middle = [part[:, :, DEPTH // 4] for part in network(image.expand(-1, -1, DEPTH, -1, -1))]
+    flat = planes(image)
+    for deep, plane in zip(middle, flat, strict=True):
+        torch.testing.assert_close(plane[:, :, 0], deep, rtol=1e-9, atol=1e-9)
+        assert plane.std() > 0.01, "all voxels alike: nothing was compared"
+    weights = list(network.parameters())
+    deep_gradients = torch.autograd.grad(torch.stack([part.square().sum() for part in middle]).sum(), weights)
+    gradients = torch.autograd.grad(torch.stack([part.square().sum() for part in flat]).sum(), weights)
+    for deep_gradient, gradient in zip(deep_gradients, gradients, strict=True):
+        torch.testing.assert_close(_along_z(gradient), _along_z(deep_gradient), rtol=1e-6, atol=1e-6)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def _along_z(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.sum(dim=2) if gradient.ndim == 5 else gradient
+
+
+def test_statistics_are_those_of_the_network_and_frozen_where_its_are(pair: tuple[torch.nn.Module, PlaneNetwork]) -> None:
+    network, planes = pair
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network.train()
+    freeze_statistics(network)
+    planes(torch.rand(2, 1, 1, 24, 32, dtype=torch.float64))
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    network.train()
+    planes(torch.rand(2, 1, 1, 24, 32, dtype=torch.float64))
+    changed = [name for name, value in network.named_buffers() if not torch.equal(value, before[name])]
+    assert len(changed) == len(before)
+
+
+def test_uniform_slices_are_handed_over_as_planes_and_tiles_as_they_were(lesioned: TrainingCase, tmp_path: Path) -> None:
+    uniform = replace(lesioned, entity="u", truth=None, uniform_slices=True)
+    list(prepare_cohort([lesioned, uniform], PAPER_PROFILE, tmp_path))
+    dataset = CohortDataset(
+        [lesioned, uniform], PAPER_PROFILE, tmp_path, ranges=PAPER_RANGES, with_truth=True, tile=(32, 48, 64), slab=1
+    )
+    assert dataset.groups() == [[0], [1]]
+    tile, plane = dataset[Draw(0, 0, 0)], dataset[Draw(1, 0, 0)]
+    assert tile.image.shape == (1, 32, 48, 64)
+    _, y, x = PAPER_PROFILE.input_shape
+    assert plane.image.shape == (1, 1, y, x)
+    assert plane.truth is not None
+    assert {part.shape for part in (plane.lung, plane.low_attenuation, plane.truth[:1])} == {(1, 1, y // 2, x // 2)}
+    assert plane.lung.any()
+    assert plane.image.abs().sum() > 0
+
+
+def test_a_run_with_planes_learns_from_them_and_its_network_is_an_ordinary_one(manifest: Path, tmp_path: Path) -> None:
+    folder = manifest.parent
+    rows = [
+        row("c", "", "", "train"),
+        row("b", "", "", "train", truth=False)
+        | {"entity": "u", "centrilobular_lower": "60", "centrilobular_upper": "", "uniform_slices": "yes"},
+        row("f", 2, 0, "validation"),
+    ]
+    columns = dict.fromkeys(column for line in rows for column in line)
+    path = write_manifest(folder / "planes.csv", [dict.fromkeys(columns, "") | line for line in rows])
+    options = ["--manifest", str(path), "--strategy", "voxels", "--tile", "32", "48", "64", "--slab", "1", "--base-width", "2"]
+    options += ["--epochs", "1", "--batch", "1", "--tiles-per-scan", "2", "--device", "cpu", "--precision", "float32"]
+    assert train.main([*options, "--output", str(tmp_path / "run"), "--monitor", "loss"]) == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    assert bundle.metadata.performance["training"]["slab"] == 1
+    metrics = (tmp_path / "run" / "log" / "version_0" / "metrics.csv").read_text().splitlines()
+    place = metrics[0].split(",").index("train/interval_centrilobular")
+    assert [float(line.split(",")[place]) > 0 for line in metrics[1:] if line.split(",")[place]] == [True]
