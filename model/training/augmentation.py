@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -204,6 +204,16 @@ def draw_augmentation(ranges: AugmentationRanges, seed: int, epoch: int, entity:
         noise=noise,
         noise_seed=noise_seed,
         boxes=tuple(boxes),  # type: ignore[arg-type]
+    )
+
+
+def within_slices(augmentation: Augmentation) -> Augmentation:
+    """What is left of an augmentation where all slices are the same: no tilt, and nothing along z."""
+    return replace(
+        augmentation,
+        flips=(False, *augmentation.flips[1:]),
+        degrees=(augmentation.degrees[0], 0.0, 0.0),
+        smoothing=(0.0, *augmentation.smoothing[1:]),
     )
 
 

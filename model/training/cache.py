@@ -85,6 +85,12 @@ class PreparedCase:
         tensors: dict[str, Any] = {name: moved(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, **tensors)
 
+    def thin(self) -> PreparedCase:
+        """Four slices of a case whose slices are all the same, without `suspect` and `truth`: two would be one of the maps, between
+        which nothing can be interpolated."""
+        image, lung, low_attenuation = (part[:4] for part in (self.image, self.lung, self.low_attenuation))
+        return replace(self, image=image, lung=lung, low_attenuation=low_attenuation, suspect=None, truth=None)
+
     @cached_property
     def tile_centres(self) -> tuple[npt.NDArray[np.int64], ...]:
         """Voxels that tiles are drawn around, each N x 3, z y x: some of the lung, and those where centrilobular and where

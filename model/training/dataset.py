@@ -28,10 +28,11 @@ from .augmentation import (
     spatial_map,
     with_changed_intensities,
     with_masked_boxes,
+    within_slices,
 )
 from .cache import LEVELS, TRUTH_LEVELS, PreparedCase, cache_path, read_case
 from .fresh import CasePool
-from .tiles import MULTIPLE, PLANE, draw_slab, draw_tile
+from .tiles import PLANE, draw_slab, draw_tile
 
 WITHOUT_CHANGE = Augmentation()
 
@@ -164,19 +165,11 @@ def with_own_scores(sample: Batch) -> Batch:
     )
 
 
-def plane_of(sample: Batch) -> Batch:
-    """The middle slice of a single sample whose slices are all the same."""
-    depth, z = sample.lung.shape[1] // 2, sample.image.shape[1] // 2
-
-    def middle(part: Tensor) -> Tensor:
-        return part[:, depth : depth + 1]
-
-    return sample._replace(
-        image=sample.image[:, z : z + 1],
-        lung=middle(sample.lung),
-        low_attenuation=middle(sample.low_attenuation),
-        truth=None if sample.truth is None else middle(sample.truth),
-    )
+def first_plane(sample: Batch) -> Batch:
+    """The first slice of a single sample whose slices are all the same."""
+    truth = None if sample.truth is None else sample.truth[:, :PLANE]
+    image, lung, low_attenuation = (part[:, :PLANE] for part in (sample.image, sample.lung, sample.low_attenuation))
+    return sample._replace(image=image, lung=lung, low_attenuation=low_attenuation, truth=truth)
 
 
 class CohortDataset(Dataset[Batch]):
@@ -255,7 +248,10 @@ class CohortDataset(Dataset[Batch]):
         if self._ranges is not None:
             augmentation = draw_augmentation(self._ranges, self._seed, draw.epoch, known.entity, draw.occurrence)
         prepared = self._read(path)
-        tile = self._drawn_tile(prepared, known, augmentation, draw)
+        is_plane = self._slab == PLANE and self._is_cut(self._has_truth(draw.place), known.uniform_slices)[1]
+        if is_plane:
+            prepared, augmentation = prepared.thin(), within_slices(augmentation)
+        tile = None if is_plane else self._drawn_tile(prepared, known, augmentation, draw)
         sample = assemble(
             prepared,
             known.scores,
@@ -263,13 +259,13 @@ class CohortDataset(Dataset[Batch]):
             self._profile,
             augmentation,
             with_truth=self._with_truth,
-            with_suspect=self._ranges is None and tile is None,
+            with_suspect=self._ranges is None and tile is None and not is_plane,
             tile=tile,
             intervals=known.intervals,
             leading=known.leading,
         )
-        if self._slab == PLANE and self._is_cut(self._has_truth(draw.place), known.uniform_slices)[1]:
-            sample = plane_of(sample)
+        if is_plane:
+            sample = first_plane(sample)
         return with_own_scores(sample) if self._tile_scores else sample
 
     def _read(self, path: Path) -> PreparedCase:
@@ -308,7 +304,7 @@ class CohortDataset(Dataset[Batch]):
         if slabbed:
             assert self._slab is not None
             return draw_slab(
-                MULTIPLE if self._slab == PLANE else self._slab,  # augmentation along z takes some slices
+                self._slab,
                 self._profile.input_shape,
                 seed=self._seed,
                 epoch=draw.epoch,

@@ -12,9 +12,9 @@ import train
 from model.cohort.manifest import TrainingCase
 from model.network import NetworkConfig, build_network
 from model.preprocessing import PAPER_PROFILE
-from model.training.augmentation import PAPER_RANGES
-from model.training.cache import prepare_cohort
-from model.training.dataset import CohortDataset, Draw
+from model.training.augmentation import PAPER_RANGES, Augmentation, within_slices
+from model.training.cache import prepare_case, prepare_cohort
+from model.training.dataset import CohortDataset, Draw, assemble
 from model.training.loop import freeze_statistics
 from model.training.planes import PlaneNetwork
 from model.weights import read_bundle
@@ -89,6 +89,42 @@ def test_uniform_slices_are_handed_over_as_planes_and_tiles_as_they_were(lesione
     assert {part.shape for part in (plane.lung, plane.low_attenuation, plane.truth[:1])} == {(1, 1, y // 2, x // 2)}
     assert plane.lung.any()
     assert plane.image.abs().sum() > 0
+    turned = [dataset[Draw(1, 0, turn)] for turn in range(8)]
+    assert all(part.truth is not None and not part.truth.any() for part in turned), "nothing, however they are turned"
+    assert len({float(part.image.sum()) for part in turned}) == 8
+
+
+def test_a_plane_is_augmented_as_a_slice_of_the_volume_is(lesioned: TrainingCase) -> None:
+    prepared = prepare_case(lesioned, PAPER_PROFILE)
+    middle = PAPER_PROFILE.input_shape[0] // 2
+    volume = replace(
+        prepared,
+        truth=None,
+        **{
+            name: getattr(prepared, name)[middle].expand(PAPER_PROFILE.input_shape)
+            for name in ("image", "lung", "low_attenuation")
+        },
+    )
+    drawn = Augmentation(
+        flips=(True, False, True),
+        degrees=(7.0, 0.0, 0.0),
+        crop_start=(0.02, 0.03, 0.05),
+        crop_size=(0.95, 0.94, 0.93),
+        smoothing=(1.1, 0.6, 0.6),
+        contrast=1.04,
+        shift=0.01,
+    )
+    both = [
+        assemble(case, (None, None), 0, PAPER_PROFILE, augmentation, with_truth=False, with_suspect=False)
+        for case, augmentation in ((volume, drawn), (volume.thin(), within_slices(drawn)))
+    ]
+    whole, plane = both
+    torch.testing.assert_close(plane.image[:, 0], whole.image[:, middle], rtol=0, atol=1e-4)
+    assert plane.image.std() > 0.1
+    for name in ("lung", "low_attenuation"):
+        assert torch.equal(getattr(plane, name)[:, 0], getattr(whole, name)[:, middle // 2]), name
+    tilted = within_slices(replace(drawn, degrees=(7.0, 3.0, -2.0)))
+    assert tilted == within_slices(drawn)
 
 
 def test_a_run_with_planes_learns_from_them_and_its_network_is_an_ordinary_one(manifest: Path, tmp_path: Path) -> None:
