@@ -86,8 +86,8 @@ class PreparedCase:
         return replace(self, **tensors)
 
     def thin(self) -> PreparedCase:
-        """Four slices of a case whose slices are all the same, without `suspect` and `truth`: two would be one of the maps, between
-        which nothing can be interpolated."""
+        """Four slices of a case whose slices are all the same, without `suspect` and `truth`. Two would be a single one of the
+        maps, and nothing can be interpolated in that."""
         image, lung, low_attenuation = (part[:4] for part in (self.image, self.lung, self.low_attenuation))
         return replace(self, image=image, lung=lung, low_attenuation=low_attenuation, suspect=None, truth=None)
 
