@@ -250,8 +250,9 @@ class CohortDataset(Dataset[Batch]):
         prepared = self._read(path)
         is_plane = self._slab == PLANE and self._is_cut(self._has_truth(draw.place), known.uniform_slices)[1]
         if is_plane:
-            prepared, augmentation = prepared.thin(), within_slices(augmentation)
-        tile = None if is_plane else self._drawn_tile(prepared, known, augmentation, draw)
+            prepared, augmentation, tile = prepared.thin(), within_slices(augmentation), None
+        else:
+            tile = self._drawn_tile(prepared, known, augmentation, draw)
         sample = assemble(
             prepared,
             known.scores,
@@ -259,7 +260,7 @@ class CohortDataset(Dataset[Batch]):
             self._profile,
             augmentation,
             with_truth=self._with_truth,
-            with_suspect=self._ranges is None and tile is None and not is_plane,
+            with_suspect=self._ranges is None and tile is None,
             tile=tile,
             intervals=known.intervals,
             leading=known.leading,

@@ -21,7 +21,7 @@ from model.weights import read_bundle
 from test.training.cohort import row, write_manifest
 
 DEPTH = 640
-"""Slices that are more than what the network sees from its middle: at an eighth, 36 times two of its convolutions reach 48."""
+"""So many slices that the network does not see their ends from the middle."""
 
 
 @pytest.fixture
