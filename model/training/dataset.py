@@ -437,6 +437,26 @@ class EpochBatches(Sampler[list[Draw]]):
         return batches + (batches // self._every if self._others else 0)
 
 
+class ConsecutiveBatches(Sampler[list[Draw]]):
+    """Every case once, each batch of one group of cases: one group after the other.
+
+    Args:
+        orders: of the groups.
+        batch: cases in a batch.
+    """
+
+    def __init__(self, orders: Sequence[EpochSampler], batch: int) -> None:
+        self._orders = tuple(orders)
+        self._batch = batch
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for order in self._orders:
+            yield from _chunks(list(order), self._batch)
+
+    def __len__(self) -> int:
+        return sum(-(-len(order) // self._batch) for order in self._orders)
+
+
 def turns_for(batches: int, batch: int, cases: int, processes: int = 1) -> int:
     """How often each of `cases` has to come up in an epoch so that there are `batches` full batches for each process."""
     return max(-(-batches * batch * processes // cases), 1)

@@ -222,8 +222,7 @@ class EmphysemaTraining(LightningModule):
         self._tally = EpochTally()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        network = self._planes if self._planes is not None and batch.image.shape[2] == PLANE else self.network
-        logits = network(batch.image)
+        logits = self._logits(batch)
         terms = self.strategy.terms(logits, batch)
         loss = torch.stack(list(terms.values())).sum(dim=0).mean()
         if not torch.isfinite(loss):
@@ -234,8 +233,12 @@ class EmphysemaTraining(LightningModule):
         self._tally.add({name: term.detach() for name, term in terms.items()}, scores, batch.scores)
         return loss
 
+    def _logits(self, batch: Batch) -> DenseLogits:
+        network = self._planes if self._planes is not None and batch.image.shape[2] == PLANE else self.network
+        return network(batch.image)
+
     def validation_step(self, batch: Batch, _: int) -> None:
-        logits = self.network(batch.image)
+        logits = self._logits(batch)
         terms = self.strategy.validation_terms(logits, batch)
         losses = torch.stack(list(terms.values())).sum(dim=0)
         scores, percentages = self.strategy.predictions(logits, batch)

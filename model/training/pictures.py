@@ -20,10 +20,10 @@ def figure(image: Tensor, activations: Tensor, lung: Tensor, levels: Sequence[in
     """Draw one case.
 
     Args:
-        image: Z x Y x X, the network's input by any profile; shown from its darkest to its brightest value.
-        activations: 2 x 64 x 112 x 144, centrilobular and paraseptal, 0 to 1.
-        lung: 64 x 112 x 144, bool.
-        levels: the slices of the maps that are shown, three; None: where there is most emphysema.
+        image: Z x Y x X, the network's input by any profile, or a plane (Z is 1); shown from its darkest to its brightest.
+        activations: 2 x Z/2 x Y/2 x X/2, centrilobular and paraseptal, 0 to 1; of a plane, one slice.
+        lung: Z/2 x Y/2 x X/2, bool; likewise.
+        levels: the slices of the maps that are shown; None: at most three, where there is most emphysema.
 
     Returns:
         RGB pixels, y x 3. Columns are slices, the one nearest to the head first; the patient's right is on the left.
@@ -32,8 +32,9 @@ def figure(image: Tensor, activations: Tensor, lung: Tensor, levels: Sequence[in
     grey = (image.float() - darkest) * (255 / max(brightest - darkest, 1e-6))
     maps = [np.asarray(part.float().cpu().numpy()) for part in activations]
     rows, columns = image.shape[1:]
-    picture = np.zeros((3 * (rows + _GAP) - _GAP, 3 * (columns + _GAP) - _GAP, 3), np.uint8)
-    for column, level in enumerate(levels or most_affected_levels(maps, lung.cpu().numpy())):
+    levels = levels or most_affected_levels(maps, lung.cpu().numpy())
+    picture = np.zeros((3 * (rows + _GAP) - _GAP, len(levels) * (columns + _GAP) - _GAP, 3), np.uint8)
+    for column, level in enumerate(levels):
         pixels = np.repeat(grey[2 * level].round().cpu().numpy().astype(np.uint8)[..., None], 3, axis=2)
         planes = activations[None, :, level].float()
         planes = functional.interpolate(planes, (rows, columns), mode="bilinear", align_corners=True)[0].cpu()

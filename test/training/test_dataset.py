@@ -9,7 +9,16 @@ import torch
 
 from model.cohort.manifest import TrainingCase
 from model.preprocessing import PAPER_PROFILE
-from model.training.dataset import Batch, CohortDataset, Draw, EpochBatches, EpochSampler, stacked, turns_for
+from model.training.dataset import (
+    Batch,
+    CohortDataset,
+    ConsecutiveBatches,
+    Draw,
+    EpochBatches,
+    EpochSampler,
+    stacked,
+    turns_for,
+)
 
 
 def order(sampler: EpochSampler) -> list[int]:
@@ -92,6 +101,21 @@ def test_batches_hold_one_kind_each_and_the_other_kinds_take_turns() -> None:
     assert kinds == ["m", "m", "s", "m", "m", "w"]
     assert len(batches) == len(kinds)
     assert sorted(draw.place for batch in batches for draw in batch if draw.place < 8) == list(range(8))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_validation_sees_every_case_in_batches_of_one_kind(processes: int) -> None:
+    seen = []
+    for rank in range(processes):
+        orders = [
+            EpochSampler(places, shuffled=False, rank=rank, processes=processes) for places in ([0, 1, 4, 5, 6, 7], [2, 3, 8])
+        ]
+        batches = ConsecutiveBatches(orders, 2)
+        parts = [[draw.place for draw in batch] for batch in batches]
+        assert len(batches) == len(parts)
+        assert all(len({place in (2, 3, 8) for place in part}) == 1 for part in parts)
+        seen += [place for part in parts for place in part]
+    assert set(seen) == set(range(9))
 
 
 def test_tiles_whole_scans_and_slabs_are_groups_of_their_own(lesioned: TrainingCase, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import train
 from model.cohort.manifest import TrainingCase
@@ -134,6 +135,7 @@ def test_a_run_with_planes_learns_from_them_and_its_network_is_an_ordinary_one(m
         row("b", "", "", "train", truth=False)
         | {"entity": "u", "centrilobular_lower": "60", "centrilobular_upper": "", "uniform_slices": "yes"},
         row("f", 2, 0, "validation"),
+        row("e", 0, 0, "validation", truth=False) | {"entity": "v", "uniform_slices": "yes"},
     ]
     columns = dict.fromkeys(column for line in rows for column in line)
     path = write_manifest(folder / "planes.csv", [dict.fromkeys(columns, "") | line for line in rows])
@@ -142,6 +144,9 @@ def test_a_run_with_planes_learns_from_them_and_its_network_is_an_ordinary_one(m
     assert train.main([*options, "--output", str(tmp_path / "run"), "--monitor", "loss"]) == 0
     bundle = read_bundle(tmp_path / "run" / "bundle")
     assert bundle.metadata.performance["training"]["slab"] == 1
+    assert bundle.metadata.performance["validation"]["cases"] == 2, "a plane and a whole scan"
+    with Image.open(tmp_path / "run" / "pictures" / "epoch-000-v.png") as picture:
+        assert picture.width == PAPER_PROFILE.input_shape[2], "one slice"
     metrics = (tmp_path / "run" / "log" / "version_0" / "metrics.csv").read_text().splitlines()
     place = metrics[0].split(",").index("train/interval_centrilobular")
     assert [float(line.split(",")[place]) > 0 for line in metrics[1:] if line.split(",")[place]] == [True]
