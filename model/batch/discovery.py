@@ -23,7 +23,7 @@ from pathlib import Path
 from ..cohort.layout import TRUTH_FOLDER, is_file_name
 from ..cohort.summary import CASES_TABLE, read_columns
 from ..cohort.tables import read_table
-from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, composed, find_cases, stem_of
+from ..container.grand_challenge import CT_FOLDER, LOBES_FOLDER, MAP_FOLDERS, MASK_FOLDERS, composed, find_cases, stem_of
 from ..errors import InputError
 from ..imaging.readers import is_image_file
 from .cases import CohortCase, LeftOut, Listing, entity_of
@@ -216,6 +216,10 @@ class _Tree:
             else:
                 entity = entity_of((*parts, case.entity))
             self._platform.append(CohortCase(entity, case.ct, case.lung_mask, case.lobes))
+        used = {case.lung_mask for case in found}
+        for masks in (folder / name for name in MASK_FOLDERS if (folder / name).is_dir()):
+            unused = [masks / name for name in self._entries(masks)[1] if is_image_file(name) and masks / name not in used]
+            self.left_out += [LeftOut(path, "a mask that no CT uses") for path in unused]
 
     def cases(self) -> Iterator[CohortCase]:
         """The cases; what is left out is noted once all have been taken."""

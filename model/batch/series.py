@@ -14,12 +14,14 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..imaging.dicom import (
+    BLANK,
     IMAGE_TYPE,
     INSTANCE,
     NUMBER_OF_FRAMES,
     SERIES,
     SUFFIXES,
     Tags,
+    is_blank_slice,
     is_localiser,
     modality_of,
     read_identity,
@@ -130,7 +132,7 @@ def _identity(path: Path) -> Tags | str | None:
         return f"it cannot be read ({error.strerror})"
     if found is None and path.suffix.lower() in SUFFIXES:
         return "not a DICOM file, or its beginning is damaged"
-    return found
+    return BLANK if found is None and is_blank_slice(path) else found
 
 
 def _frames(tags: Tags) -> int:

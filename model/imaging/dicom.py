@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import struct
 import threading
 import warnings
@@ -72,6 +73,7 @@ _ONE_AT_A_TIME = threading.RLock()
 
 _TILT_DEGREES = 0.5
 LARGEST_THICKNESS_MM = 100.0
+BLANK = "empty, or its beginning is damaged"
 _WHOLE = "complete slices of one DICOM series"
 _FRAMES_WITH_POSITIONS = "one stack of frames, each with its position (functional groups)"
 
@@ -132,6 +134,7 @@ def read_series(folder: Path) -> Series:
     """
     found: dict[Path, Tags] = {}
     others: list[Path] = []
+    blank: list[Path] = []
     for path in sorted(folder.iterdir()):
         if not path.is_file() and not path.is_dir():  # a reader would block on a pipe and never finish a device
             raise InputError(path, "not a file, or a broken link", _WHOLE)
@@ -144,11 +147,16 @@ def read_series(folder: Path) -> Series:
             raise InputError(path, "not a DICOM file, or its beginning is damaged", _WHOLE)
         else:
             others.append(path)
+            blank += [path] if is_blank_slice(path) else []
+    if found and blank:
+        raise InputError(blank[0], BLANK, _WHOLE)
     if others and not found:
         raise InputError(folder, f"the folder holds no DICOM file but {_listed(others)}", "one DICOM series")
     series = {tags.get(SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
+    for other in others:
+        _check_no_slices(other, series)
     for path, tags in found.items():
         _check_image(path, tags)
         if len(found) == 1:
@@ -160,6 +168,39 @@ def read_series(folder: Path) -> Series:
     slices = [found[path] for path in order]
     tilt = check_slices(folder, slices)
     return Series(tuple(order), tuple(tilt), _thickness(slices[0]), modality=modality_of(slices[0]))
+
+
+def is_blank_slice(path: Path) -> bool:
+    """Whether a file that may be a slice by its name is empty or begins with zeros alone, as an interrupted copy leaves it.
+
+    Names of slices have a number; an empty README or LOCKFILE is none.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if not may_be_dicom(path.name) or not re.search(r"\d", path.name) or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return not any(stream.read(132))
+
+
+def _check_no_slices(folder: Path, series: Collection[str]) -> None:
+    """Check that no file in a subfolder, in any depth, belongs to a series beside it.
+
+    Raises:
+        InputError: one does.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.rglob("*")):
+        tags = None
+        if path.is_file() and may_be_dicom(path.name):
+            with contextlib.suppress(InputError, OSError):  # of another series, as far as is known
+                tags = read_identity(path)
+        if tags is not None and tags.get(SERIES, "") in series:
+            raise InputError(
+                path, f"of the same series as the files in {folder.parent}", "all slices of a series in one folder"
+            )
 
 
 def _listed(paths: Sequence[Path]) -> str:

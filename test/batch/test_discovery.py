@@ -18,7 +18,7 @@ from model.batch.cases import NO_MASK, CohortCase, Listing, entity_of, shard_of
 from model.batch.discovery import find_cohort, read_list
 from model.cohort.layout import ct_path, lung_mask_path, truth_path
 from model.errors import InputError
-from model.imaging.dicom import Tags, read_identity
+from model.imaging.dicom import Tags, read_identity, read_series
 from test.imaging.series import write_dicom_series
 
 
@@ -160,6 +160,7 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
     touch(
         tmp_path, "many/images/ct/a.mha", "many/images/ct/b.mha", "many/images/lung-mask/a.mha", "many/images/lung-mask/b.mha"
     )
+    touch(tmp_path, "many/images/lung-mask/c.mha", "many/images/lungs/a.mha")
     touch(tmp_path, "former/images/centrilobular-emphysema-heatmap/a.mha", "out/cohort.csv", "out/cases/a/a.mha")
     listing = find_cohort(tmp_path, segment_lungs=False)
     assert {case.entity: case.lobes for case in listing.cases} == {
@@ -177,6 +178,8 @@ def test_platform_folders_and_simulated_cases_are_taken_whole_and_outputs_are_no
         "out": "an output folder of this software",
         "job/late": beside,
         "job/c.nii": beside,
+        "many/images/lung-mask/c.mha": "a mask that no CT uses",
+        "many/images/lungs/a.mha": "a mask that no CT uses",
     }
 
 
@@ -242,7 +245,8 @@ def test_a_series_is_found_whatever_its_files_are_called(pacs: Path, tmp_path: P
 
 def test_files_of_other_known_types_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.mha", "a.json", "b.nii.gz", "c.hdr", "c.img", "d.CSV", "e.png", "f.zip", "g.raw", "DICOMDIR")
-    touch(tmp_path, "alone.img", "1.2.840.7", "x.weights")
+    touch(tmp_path, "alone.img", "x.weights")
+    (tmp_path / "1.2.840.7").write_bytes(b"no slice")
     opened: list[str] = []
     monkeypatch.setattr(series, "read_identity", lambda path: opened.append(path.name))
     assert find_cohort(tmp_path, segment_lungs=True).left_out == ()
@@ -373,6 +377,19 @@ def test_many_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
         "a/50.dcm": "the file is damaged or cut off",
         "b/1.dcm": damaged,
     }
+
+
+def test_a_series_with_a_blank_file_is_not_scored_in_part(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((12, 4, 4), np.int16))
+    for path in sorted(write_dicom_series(image, tmp_path / "a").iterdir()):
+        path.rename(path.with_name(f"IM{path.stem}"))
+    (tmp_path / "a" / "IM0011").write_bytes(b"")
+    touch(tmp_path, "a/README", "b/1.nii", "b/done")
+    listing = find_cohort(tmp_path, segment_lungs=True)
+    assert reasons(listing, tmp_path) == {"a/IM0011": "empty, or its beginning is damaged"}
+    assert [case.entity for case in listing.cases] == ["a", "b_1"]
+    with pytest.raises(InputError, match="IM0011: empty"):
+        read_series(listing.cases[0].ct)
 
 
 def test_series_that_are_no_scans_are_left_out_with_the_reason(pacs: Path) -> None:

@@ -169,6 +169,16 @@ def test_a_stray_subfolder_does_not_replace_the_series_beside_it(
     assert caplog.messages == told
 
 
+def test_slices_of_a_series_beside_image_files_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "images/ct/a.mha", "images/ct/notes", "images/lung-mask/a.mha")
+    assert [case.entity for case in find_cases(tmp_path)] == ["a"]
+    (tmp_path / "images/ct/IM1").write_bytes(bytes(128) + b"DICM")
+    with pytest.raises(
+        InputError, match="IM1: a DICOM slice beside image files; expected each DICOM series in a folder of its own"
+    ):
+        find_cases(tmp_path)
+
+
 def test_a_series_beside_a_subfolder_with_another_is_a_case_too(tmp_path: Path) -> None:
     part_10 = bytes(128) + b"DICM"
     touch(tmp_path, "images/ct/late/1.dcm", "images/lung-mask/ct.mha", "images/lung-mask/late.mha")

@@ -134,6 +134,33 @@ def test_devices_broken_links_and_pipes_are_refused_at_once(phantom: Phantom, tm
         read_header(folder)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(50), bytes(100_000)], ids=["empty", "shorter than a preamble", "zeros"])
+def test_a_slice_without_a_suffix_that_an_interrupted_copy_left_blank_is_refused(
+    phantom: Phantom, tmp_path: Path, content: bytes
+) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    for path in sorted(folder.iterdir()):
+        path.rename(folder / f"IM{path.stem}")
+    assert len(read_series(folder).files) == phantom.lungs.shape[0]
+    (folder / "IM0000").write_bytes(content)
+    with pytest.raises(InputError, match="IM0000: empty, or its beginning is damaged"):
+        read_header(folder)
+
+
+def test_a_series_of_which_a_part_lies_in_a_subfolder_is_refused(phantom: Phantom, tmp_path: Path) -> None:
+    folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
+    other = write_dicom_series(phantom.images()[0][:, :, :3], folder / "dose", tags=lambda _: {"0020|000e": "1.2.3"})
+    (other / "0000.dcm").write_bytes(bytes(128) + b"DICMx")
+    assert len(read_series(folder).files) == phantom.lungs.shape[0], "another series beside it"
+    (folder / "2" / "more").mkdir(parents=True)
+    last = sorted(folder.glob("*.dcm"))[-1]
+    last.rename(folder / "2" / "more" / last.name)
+    with pytest.raises(
+        InputError, match=rf"more/{last.name}: of the same series as the files in .*series; expected all slices"
+    ):
+        read_header(folder)
+
+
 def test_files_that_are_no_slices_may_lie_in_the_folder(phantom: Phantom, tmp_path: Path) -> None:
     folder = write_dicom_series(phantom.images()[0], tmp_path / "series")
     for name in ("README", ".hidden.dcm", "notes.txt"):

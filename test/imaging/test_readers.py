@@ -110,6 +110,13 @@ def test_a_fourth_dimension_of_one_place_is_dropped(phantom: Phantom, tmp_path: 
         read_header(path)
 
 
+def test_a_single_slice_is_refused_with_a_word_of_its_series(phantom: Phantom, tmp_path: Path) -> None:
+    path = sorted(write_dicom_series(phantom.images()[0], tmp_path / "series").iterdir())[0]
+    size = " x ".join(map(str, reversed(phantom.lungs.shape[1:])))
+    with pytest.raises(InputError, match=f"one slice of {size} pixels; expected a 3D volume; of a DICOM series, the folder"):
+        read_header(path)
+
+
 def test_the_reason_that_the_library_gives_names_no_source_file(tmp_path: Path) -> None:
     """With a sheared sform and no qform, the reader warns with a place in its source code before it fails."""
     path = tmp_path / "ct.nii"
