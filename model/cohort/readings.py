@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..container.grand_challenge import RESULTS_FILE, map_path
+from ..container.grand_challenge import RESULTS_FILE, composed, map_path
 from ..container.results import parse_results
 from ..errors import InputError
 from ..fleischner import SUBTYPES, Subtype
@@ -59,7 +59,7 @@ class Readings:
     Attributes:
         source: the file or folder that they were read from.
         name: whose they are, in tables: of a network its bundle.
-        cases: by entity.
+        cases: by entity, in composed letters (NFC).
         failures: scans without a result, by entity, and why; a run that failed as a whole goes by its folder's name.
     """
 
@@ -79,16 +79,17 @@ def read_reference(path: Path) -> Readings:
         InputError: no such table, a column is missing, a value is out of range, or an entity is there twice.
     """
     table = read_table(path, (ENTITY, *SCORE_COLUMNS))
-    problems = entity_problems([row[ENTITY] for row in table.cells])
+    problems = entity_problems([composed(row[ENTITY]) for row in table.cells])
     cases: dict[str, Reading] = {}
     failures: dict[str, str] = {}
     for row in table.cells:
+        entity = composed(row[ENTITY])
         extents, found = _extents(row, list(zip(SCORE_COLUMNS, PERCENTAGE_COLUMNS, strict=True)))
-        problems += [f"{row[ENTITY]}: {problem}" for problem in found]
+        problems += [f"{entity}: {problem}" for problem in found]
         if any(extent.score is not None for extent in extents):
-            cases[row[ENTITY]] = Reading(extents)
+            cases[entity] = Reading(extents)
         else:
-            failures[row[ENTITY]] = NO_SCORE
+            failures[entity] = NO_SCORE
     _raise_for(path, problems)
     return Readings(path, SIMULATED if GRID_COLUMN in table.columns else VISUAL, cases, failures)
 
@@ -139,14 +140,15 @@ def read_predictions(path: Path) -> Readings:
         results, found = parse_results(file)
         problems += [f"{file.parent.name}/{file.name}: {problem}" for problem in found]
         for result in results:
-            entity = result.entity or file.parent.name
+            written = result.entity or file.parent.name
+            entity = composed(written)
             if result.entity:
                 entities.append(entity)
             if result.metrics is None:
                 failures[entity] = "; ".join(result.error_messages)
                 continue
             scores = [result.metrics.of(subtype) for subtype in SUBTYPES]
-            maps = tuple(map_path(file.parent, subtype.name, entity) for subtype in SUBTYPES)
+            maps = tuple(map_path(file.parent, subtype.name, written) for subtype in SUBTYPES)
             cases[entity] = Reading(tuple(Extent(score.score, score.percentage) for score in scores), maps)
             bundles.add(result.bundle)
     problems += entity_problems(entities)
@@ -163,7 +165,8 @@ def _read_cohort(source: Path, summary: Path) -> Readings:
     bundles: set[str] = set()
     columns = [(f"{subtype.abbreviation}_severity_score", f"{subtype.abbreviation}_percentage") for subtype in SUBTYPES]
     for row in read_summary(summary):
-        entity = row[ENTITY] or ""
+        written = row[ENTITY] or ""
+        entity = composed(written)
         entities.append(entity)
         if row["state"] != "scored":
             failures[entity] = row["error"] or "not scored"
@@ -171,7 +174,7 @@ def _read_cohort(source: Path, summary: Path) -> Readings:
         extents, found = _extents(row, columns)
         problems += [f"{entity}: {problem}" for problem in found]
         folder = summary.parent / (row["folder"] or "")
-        cases[entity] = Reading(extents, tuple(map_path(folder, subtype.name, entity) for subtype in SUBTYPES))
+        cases[entity] = Reading(extents, tuple(map_path(folder, subtype.name, written) for subtype in SUBTYPES))
         bundles.add(row["bundle"] or "")
     problems += entity_problems(entities)
     _raise_for(source, problems)
@@ -203,6 +206,8 @@ def _raise_for(path: Path, problems: list[str]) -> None:
 
 def _results_files(path: Path) -> list[Path]:
     if path.is_file():
+        if path.suffix.lower() == ".csv":
+            raise InputError(path, f"not the table of cases that cohort.py writes ({CASES_TABLE}, with commas)", RESULTS)
         return [path]
     if not path.is_dir():
         raise InputError(path, "no such folder", RESULTS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,22 @@ def test_cases_that_were_not_scored_are_failures_with_their_reason(tmp_path: Pat
     write_results(tmp_path / "b", [{"entity": "b", "error_messages": ["b.mha: the file is empty"]}])
     write_results(tmp_path / "run", [{"entity": None, "error_messages": ["weights: no bundle"]}])
     assert read_predictions(tmp_path).failures == {"b": "b.mha: the file is empty", "run": "weights: no bundle"}
+
+
+def test_names_are_one_however_their_accents_are_encoded(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    write_results(tmp_path / "run", [result(decomposed, 14.2, 3.1)])
+    reading = read_predictions(tmp_path / "run").cases[composed]
+    assert {path.stem for path in reading.maps} == {decomposed}, "as the files are named"
+    table = tmp_path / "scores.csv"
+    table.write_text(f"entity,cle_score,pse_score\n{decomposed},3,1\n", encoding="utf-8")
+    assert list(read_reference(table).cases) == [composed]
+
+
+def test_the_table_of_a_run_is_not_taken_for_its_results(tmp_path: Path) -> None:
+    table = write(tmp_path / "results.csv", "entity,cle_severity_score\na,3\n")
+    with pytest.raises(InputError, match="not the table of cases that cohort"):
+        read_predictions(table)
 
 
 @pytest.mark.parametrize("content", ['{"entity": "a"}', "[1]", "not json", '[{"entity": "a", "metrics": 3}]'])
