@@ -62,7 +62,7 @@ SIZE, SPACING_MM = 31, 0.65
 
 BOUNDS: Mapping[str, tuple[str, str, str, str]] = {
     "normal": ("0", "0.5", "0", "0.5"),
-    "mild_centrilobular": ("2", "15", "0", "1"),
+    "mild_centrilobular": ("0.5", "15", "0", "1"),
     "moderate_centrilobular": ("10", "60", "0", "1"),
     "severe_centrilobular": ("30", "", "0", "1"),
     "panlobular": ("5", "", "0", "1"),
@@ -71,11 +71,16 @@ BOUNDS: Mapping[str, tuple[str, str, str, str]] = {
 
 As for single slices, panlobular is at least 5 % centrilobular and says no more of it."""
 
-PARASEPTAL_RIM = ("5", "40")
+PARASEPTAL_RIM = ("4", "40")
 """Bounds of paraseptal emphysema where paraseptal patches lie along the pleura."""
+BESIDE_PARASEPTAL = "1"
+"""Upper bound of centrilobular emphysema there, if normal patches fill the lungs."""
+BEHIND_RIM = 0.7
+"""Share of the lung that is left to the filling where patches lie along the pleura: 0.65 to 0.75."""
 
 FILLINGS = ("normal", "mild_centrilobular", "moderate_centrilobular", "severe_centrilobular", "panlobular")
-KINDS: tuple[tuple[str, str | None], ...] = (
+Kinds = Sequence[tuple[str, str | None]]
+KINDS: Kinds = (
     *((filling, None) for filling in FILLINGS),
     ("normal", "normal"),
     ("normal", "paraseptal"),
@@ -83,6 +88,12 @@ KINDS: tuple[tuple[str, str | None], ...] = (
     ("moderate_centrilobular", "normal"),
 )
 """What fills the lungs, and what is laid along the pleura, of the volumes of a round."""
+
+
+def name_of(filling: str, rim: str | None) -> str:
+    """The name of a kind, such as normal-paraseptal."""
+    return f"{filling}-{rim or 'alone'}"
+
 
 STEP = 25
 """Pixels between the middles of patches: neighbours overlap."""
@@ -296,8 +307,10 @@ def truth_of(slice_: Sewn, filling: str, rim: str | None) -> tuple[Mask, Mask]:
 def bounds_of(filling: str, rim: str | None) -> tuple[str, str, str, str]:
     """Lower and upper bound, centrilobular and paraseptal, in percent of the lung."""
     lower, upper, *paraseptal = BOUNDS[filling]
+    if rim is not None and filling != "normal":
+        lower, upper = (f"{BEHIND_RIM * float(bound):g}" if bound else "" for bound in (lower, upper))
     if rim == PARASEPTAL.name:
-        return lower, "" if filling != "normal" else "3", *PARASEPTAL_RIM
+        return lower, BESIDE_PARASEPTAL if filling == "normal" else upper, *PARASEPTAL_RIM
     return lower, upper, paraseptal[0], paraseptal[1]
 
 
@@ -313,29 +326,37 @@ def truth_files(entity: str) -> tuple[str, str]:
 
 
 def _sewn_slices(
-    kits: Mapping[str, Kit], lungs: LungMask, rounds: int, seed: int
+    kits: Mapping[str, Kit], lungs: LungMask, rounds: int, seed: int, kinds: Kinds
 ) -> Iterator[tuple[str, str, str | None, Sewn]]:
     """Entity, filling, rim and the slice; each round has lungs of another height and width."""
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))
         chest = outline(lungs, float(rng.uniform(0.3, 0.85)), float(rng.uniform(0.85, 1.15)))
-        for filling, rim in KINDS:
+        for filling, rim in kinds:
             slice_ = sew(chest, kits[filling], kits[rim] if rim else None, rng)
-            yield f"{filling}-{rim or 'alone'}-{number:03d}", filling, rim, slice_
+            yield f"{name_of(filling, rim)}-{number:03d}", filling, rim, slice_
 
 
 def write_cohort(
-    kits: Mapping[str, Kit], lungs: LungMask, output: Path, rounds: int, seed: int, slices: int, *, with_truth: bool = False
+    kits: Mapping[str, Kit],
+    lungs: LungMask,
+    output: Path,
+    rounds: int,
+    seed: int,
+    slices: int,
+    *,
+    kinds: Kinds = KINDS,
+    with_truth: bool = False,
 ) -> Path:
     """Write the volumes of some rounds and their manifest into a folder that is there; the manifest comes last, and whole."""
     path = output / MANIFEST_FILE
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = csv.writer(stream, lineterminator="\n")
         truth_columns = TRUTH_COLUMNS if with_truth else ()
         writer.writerow(("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", *truth_columns))
-        cases = _sewn_slices(kits, lungs, rounds, seed)
-        for entity, filling, rim, slice_ in tqdm(cases, total=rounds * len(KINDS), desc="writing", disable=None):
+        cases = _sewn_slices(kits, lungs, rounds, seed, kinds)
+        for entity, filling, rim, slice_ in tqdm(cases, total=rounds * len(kinds), desc="writing", disable=None):
             write_volume(repeated(slice_.hounsfield, slice_.lungs, SPACING_MM, slices), output, entity)
             maps = dict(zip(truth_files(entity), truth_of(slice_, filling, rim), strict=True)) if with_truth else {}
             for name, mask in maps.items():
@@ -351,7 +372,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("lungs", type=Path, metavar="LUNGS", help="a lung mask, for its outline")
     parser.add_argument("output", type=Path, help="a new or empty folder")
     parser.add_argument("--half", choices=("first", "second"), default="first", help="of each class; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=20, help=f"volumes of each of {len(KINDS)} kinds; default: %(default)s")
+    names = [name_of(*kind) for kind in KINDS]
+    parser.add_argument("--rounds", type=int, default=20, help="volumes of each kind; default: %(default)s")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="KIND",
+        help=f"what fills the lungs, and what lies along the pleura: some of {', '.join(names)}; default: all",
+    )
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--slices", type=int, default=SLICES, help="times that a slice is repeated; default: %(default)s")
     parser.add_argument("--truth", action="store_true", help="also write voxel maps: low attenuation in patches of a class")
@@ -365,15 +395,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     kits = {name: Kit.of(values) for name, values in read_class_patches(options.patches, options.half).items()}
-    used = [(filling, kits[filling].inner) for filling, _ in KINDS] + [(rim, kits[rim].pleural) for _, rim in KINDS if rim]
+    kinds = [kind for kind in KINDS if name_of(*kind) in options.kinds]
+    used = [(filling, kits[filling].inner) for filling, _ in kinds] + [(rim, kits[rim].pleural) for _, rim in kinds if rim]
     for name, parts in used:
         if not parts:
             raise InputError(options.patches, f"no patch of class {name} can be used", _EXPECTED)
     check_free(options.output)
     lungs = LungMask.read(options.lungs)
     make_folder(options.output)
-    path = write_cohort(kits, lungs, options.output, options.rounds, options.seed, options.slices, with_truth=options.truth)
-    print(f"{path}: {options.rounds * len(KINDS)} volumes of the {options.half} half of each class")
+    path = write_cohort(
+        kits, lungs, options.output, options.rounds, options.seed, options.slices, kinds=kinds, with_truth=options.truth
+    )
+    print(f"{path}: {options.rounds * len(kinds)} volumes of the {options.half} half of each class")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,13 @@ def test_pleural_patches_lie_on_the_pleura_with_their_wall_outside(lungs: Path) 
     assert not np.any((plane == -990) & ~slice_.rim)
 
 
+def test_some_kinds_of_volumes_alone_can_be_made(patches: Path, lungs: Path, tmp_path: Path) -> None:
+    kinds = ("--kinds", "normal-paraseptal", "panlobular-alone")
+    assert main([str(patches), str(lungs), str(tmp_path / "out"), "--rounds", "1", "--slices", "2", *kinds]) == 0
+    with (tmp_path / "out" / "manifest.csv").open(newline="") as stream:
+        assert [row["entity"] for row in csv.DictReader(stream)] == ["panlobular-alone-000", "normal-paraseptal-000"]
+
+
 def test_each_kind_of_volume_has_its_bounds_and_is_a_scan(patches: Path, lungs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([str(patches), str(lungs), str(out), "--rounds", "2", "--slices", "3", "--half", "second"]) == 0
@@ -147,9 +154,9 @@ def test_each_kind_of_volume_has_its_bounds_and_is_a_scan(patches: Path, lungs: 
     assert bounds("normal-alone-000") == (*BOUNDS["normal"], "")
     assert bounds("severe_centrilobular-alone-001") == ("30", "", "0", "1", "centrilobular")
     assert bounds("panlobular-alone-000") == ("5", "", "0", "1", "")
-    assert bounds("normal-paraseptal-000") == ("0", "3", "5", "40", "paraseptal")
-    assert bounds("mild_centrilobular-paraseptal-000") == ("2", "", "5", "40", "")
-    assert bounds_of("moderate_centrilobular", "normal") == BOUNDS["moderate_centrilobular"]
+    assert bounds("normal-paraseptal-000") == ("0", "1", "4", "40", "paraseptal")
+    assert bounds("mild_centrilobular-paraseptal-000") == ("0.35", "10.5", "4", "40", "")
+    assert bounds_of("moderate_centrilobular", "normal") == ("7", "42", "0", "1")
 
     scan = Scan.read(out / rows["normal-paraseptal-000"]["ct"], out / rows["normal-paraseptal-000"]["lung_mask"])
     assert scan.shape[0] == 3
