@@ -68,7 +68,7 @@ class Measured:
 
 def read_lungs(path: Path) -> Bools:
     """The mask at `SPACING`, z, y, x, cropped to 15 mm around the lungs."""
-    mask = read_volume(path).image > 0
+    mask = sitk.DICOMOrient(read_volume(path).image, "LPS") > 0
     size = [max(round(n * step / SPACING), 1) for n, step in zip(mask.GetSize(), mask.GetSpacing(), strict=True)]
     same_frame = (mask.GetOrigin(), [SPACING] * 3, mask.GetDirection())
     lungs = sitk.GetArrayFromImage(sitk.Resample(mask, size, sitk.Transform(), sitk.sitkNearestNeighbor, *same_frame)) > 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from benchmark import determinism, lungs, other_lesions, quality, real_slices, startup
 from benchmark.command import timed_process
@@ -149,6 +150,17 @@ def test_lungs_without_room_for_the_lesions_are_refused(tmp_path: Path, capsys: 
         other_lesions.place_balls(np.argwhere(allowed), (2.0, 5.0), allowed, 4, np.random.default_rng(0))
 
 
+def test_lungs_are_the_same_however_their_mask_is_turned(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30, 40), np.uint8)
+    mask[3:12, 5:21, 8:20] = 1
+    write_volume(tmp_path / "lps.mha", mask, (2.0, 2.0, 2.0))
+    turned = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "lps.mha")), "RAS")
+    sitk.WriteImage(turned, str(tmp_path / "ras.nii.gz"))
+    found = [other_lesions.read_lungs(tmp_path / name) for name in ("lps.mha", "ras.nii.gz")]
+    assert found[0].any()
+    assert np.array_equal(*found)
+
+
 def test_a_cohort_that_the_validated_range_takes_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a" / "truth").mkdir(parents=True)
     assert quality.main([str(tmp_path), "--validation", "1"]) == 2
@@ -170,7 +182,8 @@ def test_listed_patients_without_a_slice_are_said(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("patients", "text"), [(2, "1.000 (no interval: 2 patients of a class)"), (5, "1.000 (1.000 to 1.000)")]
+    ("patients", "text"),
+    [(2, "1.000 (no interval: 2 patients of a class)"), (5, "1.000 (no interval: every sample has the same)")],
 )
 def test_few_patients_have_no_interval(patients: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_slices, "RESAMPLES", 20)

@@ -311,7 +311,7 @@ def write_simulated_manifest(
     splits = _splits(rows, validation, test, seed)
     base = Path(os.path.relpath(cohort, manifest.parent))
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*known, "ct", "lung_mask", *TRUTH_COLUMNS, "split"))
     for row in rows:
         entity = row[ENTITY]

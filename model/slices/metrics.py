@@ -117,7 +117,8 @@ def by_patient(
     answers: npt.NDArray[np.int64],
     owners: npt.NDArray[np.str_] | npt.NDArray[np.int64],
 ) -> Rate:
-    """A rate, with the percentile interval from drawing as many patients as there are, with replacement.
+    """A rate, with the percentile interval from drawing as many patients as there are, with replacement. Where all are
+    right, or none, that interval has no width: it is Wilson's, of as many patients.
 
     Args:
         rate: `accuracy` or `balanced_accuracy`.
@@ -132,7 +133,10 @@ def by_patient(
     rates = rate(np.tensordot(times, confusions, axes=1))
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(100 * rates, (tail, 100 - tail))
-    return Rate(100 * float(rate(confusions.sum(axis=0))), float(low), float(high))
+    found = 100 * float(rate(confusions.sum(axis=0)))
+    if low == high and found in (0, 100):
+        return wilson(count if found else 0, count)
+    return Rate(found, float(low), float(high))
 
 
 def _confusions(truth: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], owner: npt.NDArray[np.int64]) -> Counts:

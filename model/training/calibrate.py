@@ -39,6 +39,8 @@ BIN_WIDTH, FARTHEST_LOGIT = 0.02, 30.0
 
 SLOPES = (0.2, 5.0)
 LARGEST_OFFSET = 10.0
+LEAST_GAIN = 0.01
+"""Percentage points; less is no reason to change maps."""
 
 _STARTS = ((1.0, 0.0), (2.0, 0.0), (1.0, -1.0), (1.0, 1.0), (0.5, 0.0))
 
@@ -92,7 +94,8 @@ def fit_calibration(
 ) -> LogitCalibration:
     """Find the slope and offset with the least mean distance between percentages and intervals.
 
-    Distances are not squared: scans with much emphysema would decide alone.
+    Distances are not squared: scans with much emphysema would decide alone. Without a gain of `LEAST_GAIN`, logits stay as
+    they are.
 
     Args:
         counts: of each scan, see `logit_counts`.
@@ -119,7 +122,7 @@ def fit_calibration(
     starts = [(max(slope, least_slope), offset) for slope, offset in _STARTS]
     found = [minimize(error, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-4}) for start in starts]
     best = min(found, key=lambda result: result.fun)
-    if best.fun >= before:
+    if best.fun > before - LEAST_GAIN:
         return LogitCalibration(1.0, 0.0, len(counts), before, before)
     slope, offset = (float(value) for value in best.x)
     return LogitCalibration(slope, offset, len(counts), before, float(best.fun))
@@ -260,6 +263,8 @@ def _run(options: argparse.Namespace) -> None:
         "bundle_sha256": bundle.sha256,
         **{name: _rounded(part) for name, part in calibrations.items()},
     }
+    former = metadata.performance.get("calibration", [])
+    former = former if isinstance(former, list) else [former]
     write_bundle(
         options.output,
         bundle.network,
@@ -267,8 +272,12 @@ def _run(options: argparse.Namespace) -> None:
             metadata,
             name=options.output.name,
             validated_on=None,  # that was with other logits
-            origin=f"{metadata.origin}; logits calibrated on {len(cases)} validation scans",
-            performance=metadata.performance | {"calibration": notes},
+            validated_range={},  # likewise
+            origin="; ".join(
+                [metadata.origin]
+                + [f"{name} logits calibrated on {part.cases} validation scans" for name, part in calibrations.items()]
+            ),
+            performance=metadata.performance | {"calibration": [*former, notes]},
         ),
     )
     for name, part in calibrations.items():

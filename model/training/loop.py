@@ -126,7 +126,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 def freeze_statistics(network: nn.Module) -> None:
     """Let every batch normalisation use its running statistics and leave them be, as in inference; its weights still learn."""
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm3d):
+        if isinstance(module, nn.BatchNorm3d | nn.SyncBatchNorm):  # the latter with several GPUs
             module.eval()
 
 
@@ -207,6 +207,7 @@ class EmphysemaTraining(LightningModule):
         self._folder = folder
         self._frozen_statistics = frozen_statistics
         self._validated: list[Tensor] = []
+        self._validated_planes = False
         self._tally = EpochTally()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -239,6 +240,7 @@ class EmphysemaTraining(LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self._logits(batch)
+        self._validated_planes |= batch.image.shape[2] == PLANE
         terms = self.strategy.validation_terms(logits, batch)
         losses = torch.stack(list(terms.values())).sum(dim=0)
         scores, percentages = self.strategy.predictions(logits, batch)
@@ -303,6 +305,8 @@ class EmphysemaTraining(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.performance is not None:
             checkpoint["validation"] = self.performance.as_document()
+            if self._validated_planes:
+                checkpoint["validation"]["uniform_slices"] = "planes"
             checkpoint["finished_epochs"] = self._finished_epochs
 
 

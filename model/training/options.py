@@ -175,7 +175,9 @@ class RunOptions:
     simulate: int = field(
         default=0,
         metadata=_note(
-            _HOW, "train on simulated cases too, so many of them new in each epoch, made meanwhile; needs --strategy voxels"
+            _HOW,
+            "train on simulated cases too, so many of them new in each epoch, made meanwhile; needs --strategy voxels or "
+            "--tile-scores",
         ),
     )
     simulated_pool: int | None = field(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import LambdaCallback
+from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -91,7 +93,9 @@ def train(
     fresh = None if pool is None else FreshCases(pool, profile, max(workers, 1), makes=place.is_first_of_machine)
     if options.init is None:
         strategy.initialise(network)
-    reference = _reference(validation, profile, cache)
+    if options.processes > 1:  # before planes take the network's layers; Lightning would do it after
+        network = cast(EmphysemaNetwork, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    reference = _reference(validation, profile, cache, options.only)
     seed_everything(options.seed, workers=True, verbose=False)
     module = EmphysemaTraining(
         network,
@@ -192,7 +196,8 @@ def _check_output(options: RunOptions, output: Path, resume: bool) -> None:
 def _check_depth(options: RunOptions) -> None:
     if (options.device, options.precision) != ("cpu", "bfloat16"):
         return
-    for option, depth in (("--slab", options.slab), ("--tile", options.tile[0] if options.tile else None)):
+    tile = options.tile[0] if options.tile else None
+    for option, depth in (("--slab", options.slab), ("--tile", tile), ("--input-shape", options.input_shape[0])):
         if depth is not None and depth < LEAST_BFLOAT16_DEPTH:
             expected = f"at least {LEAST_BFLOAT16_DEPTH} slices in bfloat16 on a CPU, or --precision float32"
             raise InputError(option, f"{depth} slices", expected)
@@ -214,6 +219,8 @@ def check_subtypes(options: RunOptions, manifest: Manifest) -> list[str]:
             found, expected = "no training scan has a score or bounds", "either, or --strategy voxels for truth maps"
         raise InputError(f"--strategy {options.strategy}", found, expected)
     notes = []
+    if options.slab is not None and not any(case.uniform_slices for case in training):
+        notes.append("--slab changes nothing: no training scan has uniform_slices in the manifest")
     for subtype in SUBTYPES:
         is_known = subtype in learnt or (options.init is not None and _was_known(options.init, subtype))
         is_wanted = options.only in (None, subtype.name)
@@ -270,7 +277,7 @@ def _check_monitor(options: RunOptions, validation: Sequence[TrainingCase], lear
         found = f"no validation scan says anything of {names} emphysema"
         raise InputError("--monitor loss", found, f"{_what_teaches(options)} of what is learnt")
     bounds = _bounds(validation)
-    presence = [known_presence(subtype, bounds[:, place]) for place, subtype in enumerate(SUBTYPES)]
+    presence = [known_presence(subtype, bounds[:, SUBTYPES.index(subtype)]) for subtype in learnt]
     if monitor == "separation" and not any(present.any() and absent.any() for present, absent in presence):
         expected = "validation scans with bounds, some that must have a subtype and some that cannot"
         raise InputError("--monitor separation", "the manifest has no such validation scans", expected)
@@ -327,15 +334,21 @@ def _strategy(options: RunOptions, training: Sequence[TrainingCase]) -> Strategy
             return RegressionStrategy(options.recipe, counts)
 
 
-def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path) -> Reference:
+def _reference(cases: Sequence[TrainingCase], profile: Profile, cache: Path, only: str | None = None) -> Reference:
+    """What is known of the cases; where one subtype alone is learnt, nothing of the other."""
     figures = [read_figures(cache_path(case, profile, cache)) for case in cases]
     unknown = (np.nan, np.nan)
-    scores = [[UNKNOWN if score is None else score for score in case.scores] for case in cases]
+    scores = np.array([[UNKNOWN if score is None else score for score in case.scores] for case in cases], np.int64)
+    bounds = _bounds(cases)
+    percentages = np.array([figure.percentages or unknown for figure in figures], np.float64)
+    for place, subtype in enumerate(SUBTYPES):
+        if only not in (None, subtype.name):
+            scores[:, place], bounds[:, place], percentages[:, place] = UNKNOWN, np.nan, np.nan
     return Reference(
         entities=[case.entity for case in cases],
-        scores=np.array(scores, np.int64),
-        bounds=_bounds(cases),
-        percentages=np.array([figure.percentages or unknown for figure in figures], np.float64),
+        scores=scores,
+        bounds=bounds,
+        percentages=percentages,
         low_attenuation=np.array([figure.low_attenuation_percentage for figure in figures], np.float64),
     )
 

@@ -113,7 +113,9 @@ def listed_slices(folder: Path, labels: Sequence[str]) -> list[LabelledSlice]:
     short = [number for number, row in enumerate(rows, start=2) if None in (row["file"], row["class"], row["patient"])]
     if short:
         raise InputError(listed, f"row {short[0]} is too short", _EXPECTED)
-    slices = [LabelledSlice(folder / row["file"], row["class"], row["patient"]) for row in rows if row["class"] in labels]
+    slices = [
+        LabelledSlice(folder / row["file"], row["class"], row["patient"].strip()) for row in rows if row["class"] in labels
+    ]
     lost = [
         entry.path.name for entry in slices if not entry.path.is_file() or entry.path.suffix.lower() not in PICTURE_SUFFIXES
     ]
@@ -217,7 +219,7 @@ def write_manifest(entries: Sequence[LabelledSlice], train: set[str], output: Pa
     columns = (*BOUND_COLUMNS[CENTRILOBULAR.name], *BOUND_COLUMNS[PARASEPTAL.name])
     path = output / MANIFEST_FILE
     with whole_file(path) as partial_path, partial_path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        writer = csv.writer(stream, lineterminator="\n")
         header = ("entity", "ct", "lung_mask", *columns, LEADING_COLUMN, UNIFORM_COLUMN, "split", "class", PATIENT_COLUMN)
         writer.writerow(header)
         for entry in entries:
@@ -286,6 +288,10 @@ def _run(options: argparse.Namespace) -> None:
         train = split_by_patient(slices, options.share, options.seed)
     else:
         train = patients_in(options.train_patients)
+        unknown = sorted(train - {entry.patient for entry in slices})
+        if unknown:
+            found = f"{len(unknown)} patients that have no slice, such as {unknown[0]}"
+            raise InputError(options.train_patients, found, f"patients of {PATIENTS_FILE}, one a line")
     make_folder(options.output)
     results = _written(slices, options.output, options.slices, options.workers)
     found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))

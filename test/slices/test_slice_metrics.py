@@ -68,6 +68,12 @@ def test_slices_of_one_patient_make_the_interval_no_narrower() -> None:
     assert width(independent) == pytest.approx(2 * 1.96 * 4.6, rel=0.15)
 
 
+def test_where_all_answers_are_right_the_interval_is_that_of_as_many_patients() -> None:
+    truth, owners = np.zeros(40, int), np.repeat(np.arange(20), 2)
+    assert by_patient(accuracy, truth, truth, owners) == wilson(20, 20)
+    assert by_patient(accuracy, truth, truth + 1, owners) == wilson(0, 20)
+
+
 def test_both_intervals_of_an_evaluation_are_those_of_patients() -> None:
     """25 patients a class, four slices each. All slices of 10 CLE and of 5 PLE patients are wrong: recalls 0.6, 0.8, 1, 1.
 

@@ -94,7 +94,7 @@ def test_the_calibrated_bundle_scores_nearer_to_the_truth_and_says_how_it_was_ma
     output = tmp_path / "calibrated"
     arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
     assert main([str(bundle), "--output", str(output), *arguments]) == 0
-    notes = read_metadata(output).performance["calibration"]
+    (notes,) = read_metadata(output).performance["calibration"]
     assert notes["manifest_sha256"] == read_manifest(manifest).sha256
     assert notes["paraseptal"]["error_after"] <= notes["paraseptal"]["error_before"]
     assert "percentage points" in capsys.readouterr().out
@@ -118,10 +118,42 @@ def test_the_calibrated_bundle_scores_nearer_to_the_truth_and_says_how_it_was_ma
 def test_one_subtype_alone_can_be_calibrated(manifest: Path, bundle: Path, tmp_path: Path) -> None:
     arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
     assert main([str(bundle), "--output", str(tmp_path / "one"), "--only", "centrilobular", *arguments]) == 0
-    assert "paraseptal" not in read_metadata(tmp_path / "one").performance["calibration"]
+    (first,) = read_metadata(tmp_path / "one").performance["calibration"]
+    assert "paraseptal" not in first
     before, after = (read_bundle(place).network.head for place in (bundle, tmp_path / "one"))
     torch.testing.assert_close(after.paraseptal.weight, before.paraseptal.weight, rtol=0, atol=0)
     assert not torch.equal(after.centrilobular.weight, before.centrilobular.weight)
+
+
+def test_a_second_calibration_is_recorded_behind_the_first_and_the_validated_range_is_no_longer(
+    manifest: Path, bundle: Path, tmp_path: Path
+) -> None:
+    read = read_bundle(bundle)
+    write_bundle(tmp_path / "0", read.network, replace(read.metadata, validated_range={"noise_hu": (5.0, 20.0)}))
+    arguments = ("--manifest", str(manifest), "--cache", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu")
+    for number, subtype in enumerate(("centrilobular", "paraseptal")):
+        output = ("--output", str(tmp_path / str(number + 1)), "--only", subtype)
+        assert main([str(tmp_path / str(number)), *output, *arguments]) == 0
+    metadata = read_metadata(tmp_path / "2")
+    assert [("centrilobular" in notes, "paraseptal" in notes) for notes in metadata.performance["calibration"]] == [
+        (True, False),
+        (False, True),
+    ]
+    assert metadata.origin.endswith(
+        "centrilobular logits calibrated on 2 validation scans; paraseptal logits calibrated on 2 validation scans"
+    )
+    assert metadata.validated_range == {}
+
+
+def test_logits_stay_as_they_are_where_nothing_is_gained() -> None:
+    """Every voxel has a logit of -3.29: 3.59 %, 0.004 points from the truth."""
+    centres = bin_centres()
+    counts = np.where(np.isclose(centres, -3.3), 1000, 0)
+    percentage = 100 / (1 + np.exp(3.3))
+    found = fit_calibration([counts] * 3, [(percentage + 0.004,) * 2] * 3)
+    assert (found.slope, found.offset) == (1, 0)
+    found = fit_calibration([counts] * 3, [(percentage + 0.4,) * 2] * 3)
+    assert found.error_after < 0.01 < found.error_before
 
 
 def test_what_cannot_be_calibrated_is_refused(

@@ -26,6 +26,14 @@ from model.training.recipes import PAPER_RECIPE, RELEASED_RECIPE, Recipe
 from model.training.strategies import RegressionStrategy
 
 
+def test_statistics_are_frozen_also_where_several_gpus_share_them() -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(build_network(NetworkConfig("resnet18", "regression", 2))).train()
+    freeze_statistics(network)
+    shared = [module for module in network.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert shared
+    assert not any(module.training for module in shared)
+
+
 @pytest.mark.parametrize(
     ("recipe", "first", "third"), [(PAPER_RECIPE, 1e-5, 0.81e-5), (RELEASED_RECIPE, 1e-4, 0.9025e-4)], ids=["paper", "released"]
 )

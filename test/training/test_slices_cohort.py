@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from model.imaging.scan import Scan
 from model.lungs.regions import Regions
 from model.preprocessing import PAPER_PROFILE, prepare
 from model.slices.images import LUNG_WINDOW
-from model.training.slices_cohort import LabelledSlice, main, make_volume, pixel_size_mm, split_by_patient
+from model.training.slices_cohort import LabelledSlice, listed_slices, main, make_volume, pixel_size_mm, split_by_patient
 from test.phantom import make_phantom
 
 ENLARGED = 4
@@ -78,6 +79,22 @@ def test_a_list_of_patients_decides_the_split_and_panlobular_slices_are_taken_wh
     manifest = read_manifest(out / "manifest.csv")
     assert [case.entity for case in manifest.of("train")] == ["CLE-1", "NT-1", "PLE-1", "PSE-1"]
     assert {case.intervals for case in manifest.cases if case.entity.startswith("PLE")} == {((5, 100), None)}
+
+
+def test_a_listed_patient_without_a_slice_is_refused_and_blanks_around_names_do_not_count(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.txt").write_text("p01\np99\n")
+    assert main([str(folder), str(tmp_path / "out"), "--train-patients", str(tmp_path / "train.txt"), "--slices", "2"]) == 2
+    assert "train.txt: 1 patients that have no slice, such as p99; expected patients of patients.csv" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    blanks = shutil.copytree(folder, tmp_path / "blanks")
+    listed = (blanks / "patients.csv").read_text()
+    (blanks / "patients.csv").write_text(listed.replace("p01", " p01 "))
+    labels = ["NT", "CLE", "PSE"]
+    assert listed_slices(blanks, labels) == [
+        replace(entry, path=blanks / entry.path.relative_to(folder)) for entry in listed_slices(folder, labels)
+    ]
 
 
 def test_a_margin_between_absent_and_present_is_set_by_options(folder: Path, tmp_path: Path) -> None:
