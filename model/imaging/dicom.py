@@ -84,6 +84,11 @@ def may_be_dicom(name: str) -> bool:
     return suffix in ("", *SUFFIXES) or suffix[1:].isdigit()
 
 
+def may_be_slice(name: str) -> bool:
+    """Whether a file may be one slice of many, by its name alone: it may be DICOM, and has a number; LOCKFILE has none."""
+    return may_be_dicom(name) and re.search(r"\d", name) is not None
+
+
 def is_slice(path: Path, *, unreadable: bool = False) -> bool:
     """Whether a file is DICOM by its suffix or its beginning, be it damaged or not; the index of an export is no slice.
 
@@ -173,12 +178,10 @@ def read_series(folder: Path) -> Series:
 def is_blank_slice(path: Path) -> bool:
     """Whether a file that may be a slice by its name is empty or begins with zeros alone, as an interrupted copy leaves it.
 
-    Names of slices have a number; an empty README or LOCKFILE is none.
-
     Raises:
         OSError: the file cannot be read.
     """
-    if not may_be_dicom(path.name) or not re.search(r"\d", path.name) or not path.is_file():
+    if not may_be_slice(path.name) or not path.is_file():
         return False
     with path.open("rb") as stream:
         return not any(stream.read(132))

@@ -228,6 +228,13 @@ def _hounsfield(
     return _with_signed_padding(clipped), warnings
 
 
+def hounsfield_shown(voxels: np.ndarray) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    """A file's voxels, to be shown alone: as a scan has them, but what is not finite is air, also inside the lung."""
+    if voxels.dtype.kind == "f":
+        voxels = np.where(np.isfinite(voxels), voxels, voxels.dtype.type(AIR_HU))
+    return _hounsfield(voxels, np.zeros(0, bool), "CT")[0]
+
+
 def _with_signed_padding(hounsfield: np.ndarray) -> np.ndarray:
     """The same array where it holds no unsigned padding, else a copy."""
     if hounsfield.max() < UNSIGNED_PADDING_HU:

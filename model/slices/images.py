@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from scipy import ndimage
 
 from ..errors import InputError, check_name
@@ -41,6 +41,9 @@ _MODALITIES = (*dicom.CT_MODALITIES, "SC")
 """Of a DICOM slice: a screen capture may be one, too."""
 
 _AXIAL = "an axial CT slice of the chest"
+
+_LEAST_ELONGATION = 1.02
+"""The ratio of a pixel's sides from which on slices are resampled: masks, crops and networks take pixels for square."""
 
 _MOST_PIXELS = 8192
 """Rows or columns of a picture: a small file may claim pixels that fill the memory."""
@@ -126,13 +129,32 @@ def read_levels(path: Path | str) -> np.ndarray:
         image = _read_dicom(path)
         if image.GetDepth() == 1:
             return _upright(path, image)
+        image = read_volume(path).image  # which checks the order of the frames, and that they come in HU
     elif path.is_dir() or is_image_file(path.name):
         volume = read_volume(path)
         _check_modality(path, volume.modality)
         image = volume.image
     else:
         raise InputError(path, f"files of type {suffix} are not read", FORMATS)
-    return Orientation.of(ImageGeometry.of(image)).to_patient(sitk.GetArrayFromImage(image))
+    geometry = ImageGeometry.of(image)
+    orientation = Orientation.of(geometry)
+    return _with_square_pixels(orientation.to_patient(sitk.GetArrayFromImage(image)), orientation.spacing(geometry)[1:])
+
+
+def _with_square_pixels(levels: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    """Slices whose pixels are as large along both axes, by interpolation along the axis where they are larger.
+
+    Args:
+        levels: slices x rows x columns, and perhaps colours.
+        spacing: between rows and between columns, mm.
+    """
+    factors = np.array(spacing) / min(spacing)
+    if factors.max() < _LEAST_ELONGATION:
+        return levels
+    every = (1, *factors, 1)[: levels.ndim]
+    turned = [ndimage.zoom(np.nan_to_num(level.astype(np.float32), nan=LOWEST_HU), every[1:], order=1) for level in levels]
+    rounded = np.stack(turned)
+    return (rounded.round() if levels.dtype.kind in "iu" else rounded).astype(levels.dtype)
 
 
 def as_picture(level: np.ndarray, window: Window) -> Picture:
@@ -167,22 +189,29 @@ def _brighter_than_air(level: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 def _read_picture(path: Path) -> Picture:
     try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            opened = Image.open(path, formats=("PNG", "JPEG"))  # others run programs, such as Ghostscript
-        with opened as image:
-            if max(image.size) > _MOST_PIXELS:
-                found = f"a picture of {image.width} x {image.height} pixels"
-                raise InputError(path, found, f"at most {_MOST_PIXELS} pixels a side")
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise InputError(path, f"a picture of mode {image.mode}", "8 bits a channel; save HU as DICOM instead")
-            picture = ImageOps.exif_transpose(image)
-            if picture.has_transparency_data:  # what is hidden may be white
-                picture = picture.convert("RGBA")
-                if np.asarray(picture)[..., 3].any():  # else the channel is there, and unused
-                    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-            return np.asarray(picture.convert("RGB"))
+        with warnings.catch_warnings(record=True) as told:  # Pillow warns of damaged EXIF and of large pictures
+            warnings.simplefilter("always")
+            picture = _upright_picture(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(path, f"not a picture that can be read ({error})", "a whole PNG or JPEG file") from error
+    if any(f"tag {ExifTags.Base.Orientation}" in str(warning.message) for warning in told):
+        raise InputError(path, "its orientation (EXIF) is damaged", "a whole picture, or one without EXIF")
+    return picture
+
+
+def _upright_picture(path: Path) -> Picture:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:  # others run programs, such as Ghostscript
+        if max(image.size) > _MOST_PIXELS:
+            found = f"a picture of {image.width} x {image.height} pixels"
+            raise InputError(path, found, f"at most {_MOST_PIXELS} pixels a side")
+        if image.mode not in _EIGHT_BIT_MODES:
+            raise InputError(path, f"a picture of mode {image.mode}", "8 bits a channel; save HU as DICOM instead")
+        picture = ImageOps.exif_transpose(image)
+        if picture.has_transparency_data:  # what is hidden may be white
+            picture = picture.convert("RGBA")
+            if np.asarray(picture)[..., 3].any():  # else the channel is there, and unused
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+        return np.asarray(picture.convert("RGB"))
 
 
 def _read_dicom(path: Path) -> sitk.Image:
@@ -227,4 +256,5 @@ def _upright(path: Path, image: sitk.Image) -> np.ndarray:
     """The one slice of a DICOM file, the patient's front up and right side left, however it is stored."""
     if Orientation.of(ImageGeometry.of(image)).axes[0] != 0:
         raise InputError(path, "a coronal or sagittal slice", _AXIAL)
-    return np.asarray(sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")))
+    image = sitk.DICOMOrient(image, "LPS")
+    return _with_square_pixels(sitk.GetArrayFromImage(image), image.GetSpacing()[1::-1])

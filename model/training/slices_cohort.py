@@ -290,8 +290,8 @@ def _run(options: argparse.Namespace) -> None:
         train = patients_in(options.train_patients)
         unknown = sorted(train - {entry.patient for entry in slices})
         if unknown:
-            found = f"{len(unknown)} patients that have no slice, such as {unknown[0]}"
-            raise InputError(options.train_patients, found, f"patients of {PATIENTS_FILE}, one a line")
+            lost = f"{len(unknown)} patients that have no slice, such as {unknown[0]}"
+            raise InputError(options.train_patients, lost, f"patients of {PATIENTS_FILE}, one a line")
     make_folder(options.output)
     results = _written(slices, options.output, options.slices, options.workers)
     found = list(tqdm(results, total=len(slices), desc="writing", unit="slice", disable=None))

@@ -32,7 +32,7 @@ from ..errors import InputError
 from ..imaging.geometry import ImageGeometry, Orientation
 from ..imaging.memory import available_memory
 from ..imaging.readers import read_volume
-from ..imaging.scan import Scan
+from ..imaging.scan import Scan, hounsfield_shown
 from ..imaging.writing import write_image
 from ..lungs import densitometry
 from ..lungs.segmentation import segment_lungs
@@ -232,6 +232,16 @@ def finished_cases(output: Path) -> dict[str, CaseResult]:
     return scored
 
 
+def cases_not_scored(output: Path) -> list[str]:
+    """The cases of an output folder that were not scored: name and reason, a line each.
+
+    Raises:
+        InputError: its results cannot be read.
+    """
+    results = [result for result in read_results(output / RESULTS_FILE) if not result.metrics]
+    return [f"{result.entity or 'the run'}: {'; '.join(result.error_messages)}" for result in results]
+
+
 @contextmanager
 def unpacked_output(archive: Upload) -> Iterator[Path]:
     """The folder in an uploaded .zip that holds `results.json`, for the length of the block, in a private folder.
@@ -249,6 +259,8 @@ def unpacked_output(archive: Upload) -> Iterator[Path]:
                 tops = sorted((path.parent for path in files if path.name == RESULTS_FILE), key=lambda top: len(top.parts))
                 if not tops:
                     raise InputError("upload", f"no {RESULTS_FILE} in the .zip", expected)
+                if sum(len(top.parts) == len(tops[0].parts) for top in tops) > 1:
+                    raise InputError("upload", f"several {RESULTS_FILE} in the .zip", "one output folder")
                 wanted = {path.relative_to(tops[0]): member for path, member in files.items() if _is_wanted(path, tops[0])}
                 size, free = sum(member.file_size for member in wanted.values()), available_memory()
                 if size > free // 2:
@@ -329,4 +341,5 @@ def _scan_of(
     if not ct.geometry.same_grid(geometry):
         raise InputError(case.ct, "it lies on another grid than the maps of its name", "the CT that was scored")
     lung = _mask_on(case.lung_mask, geometry) if case.lung_mask is not None else None
-    return Orientation.of(geometry).to_patient(sitk.GetArrayFromImage(ct.image)), lung
+    hounsfield = hounsfield_shown(sitk.GetArrayFromImage(ct.image))
+    return Orientation.of(geometry).to_patient(hounsfield), lung

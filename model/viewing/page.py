@@ -27,7 +27,16 @@ from ..errors import InputError
 from ..stages import Stage, observed_by, stage_line
 from .access import Access
 from .answer import always_in_view
-from .case import ViewedCase, example_files, finished_cases, open_finished, score_uploads, smoothed, unpacked_output
+from .case import (
+    ViewedCase,
+    cases_not_scored,
+    example_files,
+    finished_cases,
+    open_finished,
+    score_uploads,
+    smoothed,
+    unpacked_output,
+)
 from .case_view import show_answer, show_case
 from .comparison_tab import FIRST, SECOND, comparison_tab
 from .shelf import Held, Shelf
@@ -35,7 +44,7 @@ from .slice_tab import slice_tab
 from .upload_addresses import keep_upload_addresses
 from .uploads import Upload
 from .waiting import WaitingLine
-from .widgets import uploads
+from .widgets import as_text, uploads
 
 if TYPE_CHECKING:  # it brings torch
     from ..subtyping import EmphysemaSubtyper
@@ -43,6 +52,8 @@ if TYPE_CHECKING:  # it brings torch
 logger = logging.getLogger(__name__)
 
 WRONG_PASSWORD_SECONDS = 2.0
+_MOST_NAMED = 3
+"""Cases that were not scored and are named with the reason."""
 _SCORED, _KEPT, _OPENED, _ADMITTED, _UPLOADERS = "scored", "kept", "opened", "admitted", "uploaders"
 _EXAMPLES, _SCORING = "examples", "scoring"
 _EXAMPLE, _SMOOTHED_EXAMPLE = "example (simulated)", "example (simulated), smoothed"
@@ -140,6 +151,7 @@ class OpenedArchive:
 
     file: str
     results: dict[str, CaseResult] = field(repr=False)
+    not_scored: list[str] = field(repr=False)
     cases: dict[str, Held] = field(default_factory=dict, repr=False)
 
 
@@ -190,7 +202,7 @@ def _errors_shown() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        st.error(str(error))
+        st.error(as_text(str(error)))
     except MemoryError:
         st.error("Not enough memory for this scan.")
     except Exception as error:
@@ -357,11 +369,13 @@ def _finished_tab(options: PageOptions) -> None:
         source = opened.file
         entity = _choose(opened.results, controls, source)
         case = _of_archive(opened, entity)
+        not_scored = opened.not_scored
     elif archive is None and options.output is not None:
         source = "folder"
         results = finished_cases(options.output)
         entity = _choose(results, controls, source)
         case = _finished(options.output, results[entity], options.input, _changed(options.output))
+        not_scored = cases_not_scored(options.output)
     else:
         example = _opened_example(options, controls, view)
         if example is None:
@@ -370,8 +384,12 @@ def _finished_tab(options: PageOptions) -> None:
                 "the CT)."
             )
             return
-        source, entity, case = "example", _EXAMPLE, example
+        source, entity, case, not_scored = "example", _EXAMPLE, example, []
     with controls:
+        if not_scored:
+            more = [f"and {len(not_scored) - _MOST_NAMED} more"] if len(not_scored) > _MOST_NAMED else []
+            lines = [f"- {as_text(line)}" for line in (*not_scored[:_MOST_NAMED], *more)]
+            st.warning("\n".join(["Not scored:", *lines]))
         show_answer(case.result)
     with view:
         show_case(case, entity, f"finished-{source}-{entity}")
@@ -394,7 +412,9 @@ def _opened_archive() -> OpenedArchive | None:
         opened = None
     if archive is not None and opened is None:
         with unpacked_output(Upload(archive.name, archive.getvalue())) as folder:
-            opened = st.session_state[_OPENED] = OpenedArchive(archive.file_id, finished_cases(folder))
+            opened = st.session_state[_OPENED] = OpenedArchive(
+                archive.file_id, finished_cases(folder), cases_not_scored(folder)
+            )
     return opened
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -55,10 +56,11 @@ class Slab:
     thickness_mm: float
 
     def of(self, hounsfield: np.ndarray, plane: Plane, index: int, spacing: tuple[float, float, float]) -> np.ndarray:
-        """The projection of the slices around `index`, as a volume of one slice."""
+        """The projection of the slices around `index`, as many as come nearest to the thickness, as a volume of one slice."""
         axis = AXES[plane]
-        half = self.thickness_mm / 2 / spacing[axis]
-        low, high = max(round(index - half), 0), min(round(index + half), hounsfield.shape[axis] - 1)
+        count = max(math.floor(self.thickness_mm / spacing[axis] + 0.5), 1)
+        low = max(index - (count - 1) // 2, 0)
+        high = min(index + count // 2, hounsfield.shape[axis] - 1)
         part = hounsfield[tuple(slice(low, high + 1) if other == axis else slice(None) for other in range(3))]
         reduced: np.ndarray = (np.max if self.projection == "maximum" else np.min)(part, axis=axis, keepdims=True)
         return reduced

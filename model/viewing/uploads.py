@@ -15,10 +15,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
 from ..imaging.dicom import SUFFIXES as DICOM_SUFFIXES
+from ..imaging.dicom import may_be_slice
 from ..imaging.memory import available_memory
 from ..imaging.readers import FILE_SUFFIXES, Volume, read_volume
 
@@ -105,6 +106,9 @@ def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
     return series
 
 
+_LETTERS = str.maketrans("0123456789", "abcdefghij")
+
+
 def _files(number: int) -> str:
     return "1 file" if number == 1 else f"{number} files"
 
@@ -116,8 +120,12 @@ def _is_no_slice(name: str) -> bool:
 
 
 def _slice_name(number: int, name: str) -> str:
-    """A name of our own. Only what is called DICOM keeps a suffix: without one, `read_series` passes over other files."""
-    return f"{number:05d}.dcm" if name.lower().endswith(DICOM_SUFFIXES) else f"{number:05d}"
+    """A name of our own. Only what is called DICOM keeps a suffix, and only what may be a slice by its name has digits: without
+    them, `read_series` passes over other files."""
+    if name.lower().endswith(DICOM_SUFFIXES):
+        return f"{number:05d}.dcm"
+    is_named_as_slice = may_be_slice(PurePosixPath(name.replace("\\", "/")).name)
+    return f"{number:05d}" if is_named_as_slice else f"{number:05d}".translate(_LETTERS)
 
 
 def _unpack(content: bytes, role: str, series: Path) -> None:

@@ -17,7 +17,7 @@ from model.errors import InputError
 from model.slices import images
 from model.slices.calibration import BRIGHTEST_AIR
 from model.slices.images import LUNG_WINDOW, Window, as_hounsfield, as_picture, read_levels, read_slice
-from test.imaging.series import write_dicom_series
+from test.imaging.series import write_dicom_series, write_enhanced_ct
 from test.slices.chest import LUNGS, chest
 
 HOUNSFIELD = np.arange(-1350, -1350 + 12 * 20 * 5, 5, dtype=np.int16).reshape(12, 20)
@@ -198,13 +198,28 @@ def test_a_screen_capture_in_dicom_is_taken_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_slice(tmp_path / "colours.dcm"), colours)
 
 
-def test_a_dicom_file_may_hold_several_slices(tmp_path: Path) -> None:
-    volume = np.arange(5 * 12 * 20, dtype=np.int16).reshape(5, 12, 20)
-    image = sitk.GetImageFromArray(volume)
+def test_a_dicom_file_may_hold_several_slices_in_order(tmp_path: Path) -> None:
+    volume = np.arange(5 * 12 * 20, dtype=np.int16).reshape(5, 12, 20) - 1000
+    path = write_enhanced_ct(sitk.GetImageFromArray(volume), tmp_path / "volume.dcm")
+    np.testing.assert_array_equal(read_levels(path), volume)
+    np.testing.assert_array_equal(read_slice(path, 4), volume[3])
+    path = write_enhanced_ct(sitk.GetImageFromArray(volume), tmp_path / "mixed.dcm", order=[0, 2, 4, 1, 3])
+    with pytest.raises(InputError, match="order"):
+        read_slice(path, 4)
+
+
+@pytest.mark.parametrize("kind", ["volume", "dicom"])
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path, kind: str) -> None:
+    square = np.add.outer(np.arange(30), 10 * np.arange(40)).astype(np.int16) - 1000
+    image = sitk.GetImageFromArray(np.stack([square[::3]] * (1 if kind == "dicom" else 4)))
+    image.SetSpacing((0.8, 2.4, 5.0))
+    path = tmp_path / ("slice.dcm" if kind == "dicom" else "ct.nii.gz")
     image.SetMetaData("0008|0060", "CT")
-    sitk.WriteImage(image, str(tmp_path / "volume.dcm"))
-    np.testing.assert_array_equal(read_levels(tmp_path / "volume.dcm"), volume)
-    np.testing.assert_array_equal(read_slice(tmp_path / "volume.dcm", 4), volume[3])
+    sitk.WriteImage(image, str(path))
+    read = read_slice(path, 2)
+    assert read.shape == (30, 40)
+    assert read.dtype == np.int16
+    np.testing.assert_allclose(read, square, atol=3)
 
 
 def test_a_dicom_file_that_would_not_fit_into_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,6 +289,20 @@ def test_a_picture_is_turned_as_its_orientation_says(tmp_path: Path, suffix: str
     exif[0x0112] = 6  # the first row of the file is the right side of the picture: EXIF 2.3, table 4.6.4
     Image.fromarray(np.rot90(upright)).save(tmp_path / f"slice{suffix}", exif=exif)
     np.testing.assert_allclose(read_slice(tmp_path / f"slice{suffix}")[..., 0], upright, atol=30)
+
+
+def test_a_picture_whose_orientation_is_damaged_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((40, 24), np.uint8)).save(tmp_path / "slice.jpg", exif=exif)
+    content = (tmp_path / "slice.jpg").read_bytes()
+    entry = b"\x12\x01\x03\x00\x01\x00\x00\x00" if b"II*\x00" in content else b"\x01\x12\x00\x03\x00\x00\x00\x01"
+    assert entry in content
+    (tmp_path / "slice.jpg").write_bytes(content.replace(entry, entry.replace(b"\x01\x00\x00\x00", b"\xff\xff\x00\x00")[:8]))
+    if b"MM\x00*" in content:
+        (tmp_path / "slice.jpg").write_bytes(content.replace(entry, entry[:4] + b"\x00\x00\xff\xff"))
+    with pytest.raises(InputError, match=r"slice\.jpg: its orientation \(EXIF\) is damaged"):
+        read_slice(tmp_path / "slice.jpg")
 
 
 def test_a_dicom_file_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:

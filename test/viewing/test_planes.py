@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.rendering import COLOURS, CONTOUR_COLOUR, Plane
 from model.slices.images import Window
-from model.viewing.planes import LARGEST_SIDE, heat_over, labelled, plane_picture, png
+from model.viewing.planes import LARGEST_SIDE, Slab, heat_over, labelled, plane_picture, png
 
 SHAPE = (4, 6, 8)
 
@@ -108,3 +108,16 @@ def test_a_png_holds_the_picture() -> None:
     picture = heat_over(np.full((5, 7, 3), 100, np.uint8), np.eye(5, 7, dtype=np.float32))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
     assert picture[0, 0].tolist() != picture[0, 1].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize(("spacing_mm", "slices"), [(1.0, 10), (2.0, 5), (3.0, 3), (4.0, 3), (5.0, 2), (10.0, 1), (25.0, 1)])
+def test_a_slab_is_as_thick_as_slices_allow_wherever_it_lies(spacing_mm: float, slices: int) -> None:
+    """Counted by the steps between its least and its greatest value: slice n of the volume is n."""
+    volume = np.arange(60, dtype=np.int16)[:, None, None] * np.ones((1, 4, 4), np.int16)
+    for index in range(20, 26):
+        slabs = (Slab("maximum", 10.0), Slab("minimum", 10.0))
+        high, low = (slab.of(volume, "axial", index, (spacing_mm, 1.0, 1.0)) for slab in slabs)
+        assert high.shape == (1, 4, 4)
+        assert int(high[0, 0, 0]) - int(low[0, 0, 0]) + 1 == slices
+        assert low[0, 0, 0] <= index <= high[0, 0, 0]
+    assert Slab("minimum", 10.0).of(volume, "axial", 0, (1.0, 1.0, 1.0))[0, 0, 0] == 0

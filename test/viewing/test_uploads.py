@@ -85,6 +85,7 @@ BESIDE = {
     f"__MACOSX/{NAME}/._0": b"\0\5\x16\7",
     f"{NAME}/.DS_Store": b"\0\0\0\1Bud1",
     f"{NAME}/README.txt": b"text",
+    f"{NAME}/LOCKFILE": b"",
     f"{NAME}/DICOMDIR": b"\0" * 128 + b"DICM",
 }
 """What archives of DICOM files hold beside them."""

@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import SimpleITK as sitk
 
 from model.container.schema import to_json
 from model.errors import InputError
+from model.imaging.scan import AIR_HU, PADDING_HU
 from model.stages import Stage, observed_by
 from model.subtyping import EmphysemaSubtyper
 from model.viewing import case as viewed
-from model.viewing.case import finished_cases, open_finished, score_uploads, unpacked_output
+from model.viewing.case import cases_not_scored, finished_cases, open_finished, score_uploads, unpacked_output
 from model.viewing.page import _STAGES
 from model.viewing.uploads import Upload
 from test.phantom import Phantom
@@ -158,6 +160,36 @@ def test_a_zip_of_an_output_is_opened_and_leaves_nothing(finished: Path, top: st
     assert case.maps["centrilobular"].max() > 200
     assert case.lung is not None
     assert case.files.report_html is not None
+
+
+def test_a_zip_of_several_outputs_is_refused(finished: Path) -> None:
+    buffer = io.BytesIO(archive_of(finished / "output", "one/").content)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("two/results.json", "[]")
+    with (
+        pytest.raises(InputError, match=r"several results\.json in the \.zip"),
+        unpacked_output(Upload("x.zip", buffer.getvalue())),
+    ):
+        pass
+
+
+def test_cases_that_were_not_scored_are_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('[{"entity": "a", "error_messages": ["a.mha: the file is empty"]}]')
+    assert cases_not_scored(tmp_path) == ["a: a.mha: the file is empty"]
+
+
+def test_a_ct_with_padding_and_voxels_that_are_no_numbers_is_shown_as_it_was_scored(
+    lesioned: Phantom, bundle: Path, tmp_path: Path
+) -> None:
+    hounsfield: Any = lesioned.hounsfield.astype(np.float32)
+    inside = tuple(np.argwhere(lesioned.lungs > 0)[100])
+    hounsfield[inside], hounsfield[0, 0, 0] = np.nan, 63536
+    write_finished_case(tmp_path, dataclasses.replace(lesioned, hounsfield=hounsfield), bundle, "case")
+    case = open_finished(tmp_path / "output", finished_cases(tmp_path / "output")["case"], tmp_path / "input")
+    assert case.hounsfield is not None
+    assert case.hounsfield[inside] == AIR_HU
+    assert case.hounsfield[0, 0, 0] == PADDING_HU
+    assert case.histogram is not None
 
 
 def test_a_zip_that_is_no_output_or_reaches_outside_is_refused(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
