@@ -136,7 +136,7 @@ def auc_with_interval(rows: list[Measured], task: tuple[str, str, str, str, str]
         if truth[index].any() and not truth[index].all():
             drawn.append(roc_auc_score(truth[index], values[index]))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    if low == high:
+    if f"{low:.3f}" == f"{high:.3f}":
         return f"{area:.3f} (no interval: every sample has the same)"
     return f"{area:.3f} ({low:.3f} to {high:.3f})"
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from model.fleischner import SUBTYPES
 from test.record_bundle import CASES, EXPECTED, described
+
+TOLERANCE = 0.02
+"""Points of the percentage, and Dice: as far apart are processors and precisions."""
 
 LARGEST_ERROR = {"cle": 6.0, "pse": 5.0}
 """Points of the percentage; what is expected of a whole cohort stands in weights/README.md."""
@@ -28,7 +32,16 @@ def test_scores_and_percentages_are_as_recorded(found: dict[str, Any]) -> None:
     assert list(found["cases"]) == list(expected["cases"])[: len(found["cases"])]
     for entity, figures in found["cases"].items():
         for subtype, measured in figures.items():
-            assert measured == pytest.approx(expected["cases"][entity][subtype], abs=0.02), (entity, subtype)
+            recorded = expected["cases"][entity][subtype]
+            if _is_near_a_threshold(subtype, recorded["percentage"]):
+                measured = measured | {"score": recorded["score"]}
+            assert measured == pytest.approx(recorded, abs=TOLERANCE), (entity, subtype)
+
+
+def _is_near_a_threshold(abbreviation: str, percentage: float) -> bool:
+    """Another processor may compute the other score there."""
+    (grades,) = (subtype.grades for subtype in SUBTYPES if subtype.abbreviation == abbreviation)
+    return any(abs(percentage - grade.lower) <= TOLERANCE for grade in grades)
 
 
 def test_percentages_and_places_are_near_the_truth(found: dict[str, Any]) -> None:
