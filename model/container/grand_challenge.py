@@ -282,9 +282,9 @@ def _images_in(folder: Path) -> list[_Image]:
             images.append(_Image(path, stem_of(path)))
     files = [path for path in visible if not path.is_dir()]
     if any(is_image_file(path.name) for path in files):
-        slices = next((path for path in files if not is_image_file(path.name) and is_slice(path)), None)
-        if slices is not None:
-            raise InputError(slices, "a DICOM slice beside image files", "each DICOM series in a folder of its own")
+        loose = next((path for path in files if may_be_dicom(path.name) and is_slice(path)), None)
+        if loose is not None:
+            raise InputError(loose, "a DICOM slice beside image files", "each DICOM series in a folder of its own")
         return images
     if any(is_slice(path) for path in files) or (not images and any(may_be_dicom(path.name) for path in files)):
         images.insert(0, _Image(folder, stem_of(folder)))

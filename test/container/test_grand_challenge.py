@@ -170,7 +170,8 @@ def test_a_stray_subfolder_does_not_replace_the_series_beside_it(
 
 
 def test_slices_of_a_series_beside_image_files_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "images/ct/a.mha", "images/ct/notes", "images/lung-mask/a.mha")
+    touch(tmp_path, "images/ct/a.mhd", "images/ct/notes", "images/lung-mask/a.mha")
+    (tmp_path / "images/ct/a.raw").write_bytes(bytes(128) + b"DICM")  # voxels
     assert [case.entity for case in find_cases(tmp_path)] == ["a"]
     (tmp_path / "images/ct/IM1").write_bytes(bytes(128) + b"DICM")
     with pytest.raises(
