@@ -25,6 +25,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_during_a_capture_is_shown_and_not_collected(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    signal.signal(number, signal.SIG_DFL)  # nohup has a hangup ignored
     command.end_on_signals()
     with captured_stderr() as lines, pytest.raises(SystemExit) as ended:
         signal.raise_signal(number)

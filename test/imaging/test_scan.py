@@ -214,7 +214,7 @@ def sheared(image: sitk.Image) -> sitk.Image:
         (lambda ct: sitk.Compose(ct, ct), None, "CT: 2 numbers per voxel; expected a scalar image"),
         (lambda ct: ct[:, :, 20], None, "CT: a 2D image of 80 x 64 voxels; expected a 3D volume"),
         (lambda ct: sitk.JoinSeries([ct, ct]), None, "CT: a 4D image of 80 x 64 x 50 x 2 voxels; expected a 3D volume"),
-        (lambda ct: ct[:, :, 20:21], None, "CT: a 3D image of 80 x 64 x 1 voxels; expected a 3D volume"),
+        (lambda ct: ct[:, :, 20:21], None, "CT: one slice of 80 x 64 pixels; expected a 3D volume"),
         (lambda ct: sitk.Cast(ct, sitk.sitkComplexFloat32), None, "CT: voxels of type complex .*; expected integers or"),
         (None, lambda mask: sitk.Cast(mask, sitk.sitkLabelUInt8), "lung mask: voxels of type label .*; expected integers or"),
         (None, lambda mask: 0 * mask, "lung mask: the mask is empty; expected labels above 0 inside the lungs"),

@@ -21,6 +21,7 @@ from model.viewing import page, slice_tab
 from model.viewing.access import Access
 from model.viewing.page import PageOptions
 from model.viewing.shelf import Shelf
+from model.viewing.widgets import as_text
 from test.container.test_table import RESULT
 from test.phantom import Phantom, write_case
 
@@ -151,7 +152,7 @@ def test_scoring_that_failed_was_not_interrupted(options: PageOptions, monkeypat
 
     monkeypatch.setattr(page, "score_uploads", refused)
     shown = press(opened(options), "Score the example")
-    assert [error.value for error in shown.error if "CT" in error.value] == ["CT: no scan; expected a scan"]
+    assert [error.value for error in shown.error if "CT" in error.value] == [as_text("CT: no scan; expected a scan")]
     shown.run()
     assert INTERRUPTED not in [warning.value for warning in shown.warning]
 
@@ -177,7 +178,7 @@ def test_the_slice_is_drawn_before_it_is_classified(options: PageOptions, monkey
     shown = opened(options)
     (toggle,) = [toggle for toggle in shown.toggle if toggle.label == "A slice of the example (simulated)"]
     shown = toggle.set_value(True).run()
-    assert [error.value for error in shown.error] == ["slice: it cannot be classified; expected another one"]
+    assert [error.value for error in shown.error] == [as_text("slice: it cannot be classified; expected another one")]
     assert len(shown.get("image")) == 1, "the slice is there already"
 
 
