@@ -160,8 +160,10 @@ def read_series(folder: Path) -> Series:
     series = {tags.get(SERIES, "") for tags in found.values()}
     if len(series) != 1:
         raise InputError(folder, f"the folder holds {len(series) or 'no'} DICOM series", "one DICOM series")
+    (uid,) = series
     for other in others:
-        _check_no_slices(other, series)
+        if other.is_dir():
+            _check_holds_none_of(uid, other)
     for path, tags in found.items():
         _check_image(path, tags)
         if len(found) == 1:
@@ -187,20 +189,18 @@ def is_blank_slice(path: Path) -> bool:
         return not any(stream.read(132))
 
 
-def _check_no_slices(folder: Path, series: Collection[str]) -> None:
-    """Check that no file in a subfolder, in any depth, belongs to a series beside it.
+def _check_holds_none_of(uid: str, folder: Path) -> None:
+    """Check that no file in a subfolder, in any depth, belongs to the series beside it.
 
     Raises:
         InputError: one does.
     """
-    if not folder.is_dir():
-        return
     for path in sorted(folder.rglob("*")):
         tags = None
         if path.is_file() and may_be_dicom(path.name):
             with contextlib.suppress(InputError, OSError):  # of another series, as far as is known
                 tags = read_identity(path)
-        if tags is not None and tags.get(SERIES, "") in series:
+        if tags is not None and tags.get(SERIES, "") == uid:
             raise InputError(
                 path, f"of the same series as the files in {folder.parent}", "all slices of a series in one folder"
             )

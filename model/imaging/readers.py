@@ -164,11 +164,8 @@ def _check_voxels(source: Path | str, size: tuple[int, ...], components: int) ->
     if components != 1:
         raise InputError(source, f"{components} numbers per voxel", "a scalar image")
     if len(size) == 3 and size[2] == 1 < min(size[:2]):
-        found, expected = (
-            f"one slice of {size[0]} x {size[1]} pixels",
-            "a 3D volume; of a DICOM series, the folder of its slices",
-        )
-        raise InputError(source, found, expected)
+        expected = "a 3D volume; of a DICOM series, the folder of its slices"
+        raise InputError(source, f"one slice of {size[0]} x {size[1]} pixels", expected)
     if len(size) != 3 or min(size) < 2:
         raise InputError(source, f"a {len(size)}D image of {' x '.join(map(str, size))} voxels", "a 3D volume")
     x, y, z = size

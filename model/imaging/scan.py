@@ -199,40 +199,43 @@ def _check_volume(volume_ml: float, name: str) -> None:
 def _hounsfield(
     voxels: np.ndarray, lung: npt.NDArray[np.bool_], name: str
 ) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], tuple[str, ...]]:
-    """A file's voxels as int16 or float32, with warnings.
-
-    Values below the range of int16 are clipped to it; from `UNSIGNED_PADDING_HU` on, they become `PADDING_HU`.
-    """
-    limits = np.iinfo(np.int16)
-    if voxels.dtype.kind != "f":
-        if voxels.dtype != np.int16:
-            voxels = np.clip(voxels, limits.min, limits.max).astype(np.int16)
-        return _with_signed_padding(voxels), ()
-    finite = np.isfinite(voxels)
+    """A file's voxels as `_in_range` has them, those that are not finite replaced, with warnings."""
+    finite = np.isfinite(voxels) if voxels.dtype.kind == "f" else None
+    if finite is None or finite.all():
+        return _in_range(voxels), ()
     if not finite.any():
         raise InputError(name, "no voxel is a finite number", "a CT in HU")
-    warnings: tuple[str, ...] = ()
-    if not finite.all():
-        inside = np.count_nonzero(lung & ~finite)
-        fraction = inside / np.count_nonzero(lung)
-        if fraction > MAX_REPLACED_FRACTION:
-            raise InputError(
-                name,
-                f"{100 * fraction:.1f}% of the voxels in the lung are not finite numbers",
-                f"at most {100 * MAX_REPLACED_FRACTION:.0f}%",
-            )
-        voxels = voxels.copy()
-        replaced = _replace_not_finite(voxels, finite, lung)
-        warnings = (f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung",)
-    clipped: npt.NDArray[np.float32] = np.clip(voxels, limits.min, limits.max).astype(np.float32, copy=False)
-    return _with_signed_padding(clipped), warnings
+    inside = np.count_nonzero(lung & ~finite)
+    fraction = inside / np.count_nonzero(lung)
+    if fraction > MAX_REPLACED_FRACTION:
+        raise InputError(
+            name,
+            f"{100 * fraction:.1f}% of the voxels in the lung are not finite numbers",
+            f"at most {100 * MAX_REPLACED_FRACTION:.0f}%",
+        )
+    voxels = voxels.copy()
+    replaced = _replace_not_finite(voxels, finite, lung)
+    warning = f"{replaced} voxels of the CT were not finite numbers and were replaced, {inside} inside the lung"
+    return _in_range(voxels), (warning,)
 
 
 def hounsfield_shown(voxels: np.ndarray) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
     """A file's voxels, to be shown alone: as a scan has them, but what is not finite is air, also inside the lung."""
     if voxels.dtype.kind == "f":
         voxels = np.where(np.isfinite(voxels), voxels, voxels.dtype.type(AIR_HU))
-    return _hounsfield(voxels, np.zeros(0, bool), "CT")[0]
+    return _in_range(voxels)
+
+
+def _in_range(voxels: np.ndarray) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    """Finite voxels as int16 or float32.
+
+    Values below the range of int16 are clipped to it; from `UNSIGNED_PADDING_HU` on, they become `PADDING_HU`.
+    """
+    if voxels.dtype != np.int16:
+        limits = np.iinfo(np.int16)
+        voxels = np.clip(voxels, limits.min, limits.max)
+        voxels = voxels.astype(np.float32 if voxels.dtype.kind == "f" else np.int16, copy=False)
+    return _with_signed_padding(voxels)
 
 
 def _with_signed_padding(hounsfield: np.ndarray) -> np.ndarray:

@@ -217,7 +217,12 @@ def _mha(image: sitk.Image) -> bytes:
 
 
 def finished_cases(output: Path) -> dict[str, CaseResult]:
-    """The results of the cases of an output folder that were scored, by entity.
+    """The scored ones of `finished_run`."""
+    return finished_run(output)[0]
+
+
+def finished_run(output: Path) -> tuple[dict[str, CaseResult], list[str]]:
+    """The results of the cases of an output folder that were scored, by entity; and name and reason of the others, a line each.
 
     Raises:
         InputError: it holds none, or they cannot be read.
@@ -226,20 +231,13 @@ def finished_cases(output: Path) -> dict[str, CaseResult]:
     expected = "a finished output folder of process.py"
     if not path.is_file():
         raise InputError(output, f"no {RESULTS_FILE} in it", expected)
-    scored = {result.entity: result for result in read_results(path) if result.entity and result.metrics}
+    results = read_results(path)
+    scored = {result.entity: result for result in results if result.entity and result.metrics}
     if not scored:
         raise InputError(path, "no case in it was scored", expected)
-    return scored
-
-
-def cases_not_scored(output: Path) -> list[str]:
-    """The cases of an output folder that were not scored: name and reason, a line each.
-
-    Raises:
-        InputError: its results cannot be read.
-    """
-    results = [result for result in read_results(output / RESULTS_FILE) if not result.metrics]
-    return [f"{result.entity or 'the run'}: {'; '.join(result.error_messages)}" for result in results]
+    return scored, [
+        f"{result.entity or 'the run'}: {'; '.join(result.error_messages)}" for result in results if not result.metrics
+    ]
 
 
 @contextmanager

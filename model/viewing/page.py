@@ -29,9 +29,9 @@ from .access import Access
 from .answer import always_in_view
 from .case import (
     ViewedCase,
-    cases_not_scored,
     example_files,
     finished_cases,
+    finished_run,
     open_finished,
     score_uploads,
     smoothed,
@@ -147,6 +147,7 @@ class OpenedArchive:
 
     Attributes:
         file: the identifier that Streamlit gave to the upload.
+        not_scored: name and reason of the cases that were not scored.
     """
 
     file: str
@@ -372,10 +373,9 @@ def _finished_tab(options: PageOptions) -> None:
         not_scored = opened.not_scored
     elif archive is None and options.output is not None:
         source = "folder"
-        results = finished_cases(options.output)
+        results, not_scored = finished_run(options.output)
         entity = _choose(results, controls, source)
         case = _finished(options.output, results[entity], options.input, _changed(options.output))
-        not_scored = cases_not_scored(options.output)
     else:
         example = _opened_example(options, controls, view)
         if example is None:
@@ -412,9 +412,7 @@ def _opened_archive() -> OpenedArchive | None:
         opened = None
     if archive is not None and opened is None:
         with unpacked_output(Upload(archive.name, archive.getvalue())) as folder:
-            opened = st.session_state[_OPENED] = OpenedArchive(
-                archive.file_id, finished_cases(folder), cases_not_scored(folder)
-            )
+            opened = st.session_state[_OPENED] = OpenedArchive(archive.file_id, *finished_run(folder))
     return opened
 
 

@@ -106,9 +106,6 @@ def _lay_out(uploads: Sequence[Upload], role: str, folder: Path) -> Path:
     return series
 
 
-_LETTERS = str.maketrans("0123456789", "abcdefghij")
-
-
 def _files(number: int) -> str:
     return "1 file" if number == 1 else f"{number} files"
 
@@ -117,6 +114,9 @@ def _is_no_slice(name: str) -> bool:
     """Whether a file is passed over by its name, as in a folder: hidden, a DICOMDIR, or what macOS adds to archives."""
     *folders, base = name.replace("\\", "/").split("/")
     return base.startswith(".") or base.upper() == "DICOMDIR" or "__MACOSX" in folders
+
+
+_LETTERS = str.maketrans("0123456789", "abcdefghij")
 
 
 def _slice_name(number: int, name: str) -> str:

@@ -19,7 +19,7 @@ from model.imaging.scan import AIR_HU, PADDING_HU
 from model.stages import Stage, observed_by
 from model.subtyping import EmphysemaSubtyper
 from model.viewing import case as viewed
-from model.viewing.case import cases_not_scored, finished_cases, open_finished, score_uploads, unpacked_output
+from model.viewing.case import finished_cases, finished_run, open_finished, score_uploads, unpacked_output
 from model.viewing.page import _STAGES
 from model.viewing.uploads import Upload
 from test.phantom import Phantom
@@ -173,9 +173,13 @@ def test_a_zip_of_several_outputs_is_refused(finished: Path) -> None:
         pass
 
 
-def test_cases_that_were_not_scored_are_named_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('[{"entity": "a", "error_messages": ["a.mha: the file is empty"]}]')
-    assert cases_not_scored(tmp_path) == ["a: a.mha: the file is empty"]
+def test_cases_that_were_not_scored_are_named_with_the_reason(finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "output/results.json").read_text())
+    failed = {"entity": "a", "error_messages": ["a.mha: the file is empty"]}
+    (tmp_path / "results.json").write_text(json.dumps([failed, *results]))
+    scored, not_scored = finished_run(tmp_path)
+    assert list(scored) == ["case"]
+    assert not_scored == ["a: a.mha: the file is empty"]
 
 
 def test_a_ct_with_padding_and_voxels_that_are_no_numbers_is_shown_as_it_was_scored(
