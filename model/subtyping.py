@@ -133,6 +133,7 @@ class EmphysemaSubtyper:
             raise InputError(f"weights {bundle.metadata.name}", "read in floating point", "what read_eight_bit returns")
         self.device, self.notes = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        self.notes += precision_notes(self.precision, self.device)
         self._network = fold_batch_normalisation(bundle.network)
         self._for_cpu: tuple[EmphysemaNetwork, torch.dtype] | None = None
         if device == "auto" and self.device != CPU:
@@ -152,7 +153,8 @@ class EmphysemaSubtyper:
         self._network, self.precision = for_cpu
         self.device, self._for_cpu = CPU, None
         self._place_network()
-        return f"the GPU ran out of memory; the network was computed on the CPU in {self.precision}"
+        notes = (f"the GPU ran out of memory; the network was computed on the CPU in {self.precision}",)
+        return "; ".join((*notes, *precision_notes(self.precision, CPU)))
 
     @classmethod
     def from_bundle(
@@ -362,6 +364,13 @@ def _why_no_cuda() -> str | None:
     return None
 
 
+_HALF_PRECISION_FEATURES = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
+"""What `torch.cpu.get_capabilities` calls the instructions, on x86 and on Arm."""
+
+
 def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     """Return the type to compute in; `auto` takes bfloat16 where it is native, else float16 on a GPU and float32 on a CPU.
 
@@ -374,6 +383,16 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
+    return torch.bfloat16 if _native_on_this_cpu(torch.bfloat16) else torch.float32
+
+
+def precision_notes(precision: torch.dtype, device: torch.device) -> tuple[str, ...]:
+    """Say in a sentence where a half precision that was asked for takes this CPU longer than float32, up to a hundred times."""
+    if device.type != "cpu" or precision == torch.float32 or _native_on_this_cpu(precision):
+        return ()
+    return (f"this CPU does not compute {str(precision).removeprefix('torch.')} natively: float32 would be far faster",)
+
+
+def _native_on_this_cpu(precision: torch.dtype) -> bool:
     capabilities = torch.cpu.get_capabilities()
-    native = any(capabilities.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return any(capabilities.get(feature) for feature in _HALF_PRECISION_FEATURES[precision])

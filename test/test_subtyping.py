@@ -18,7 +18,7 @@ from model.fleischner import CENTRILOBULAR
 from model.imaging.scan import Scan
 from model.network import BackboneFeatures, ResNetBackbone
 from model.preprocessing import MapPlacement
-from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision
+from model.subtyping import EmphysemaSubtyper, choose_device, choose_precision, precision_notes
 from model.weights import BundleMetadata, read_bundle, untrained_bundle, write_bundle
 from test.phantom import COARSE_INPUT, HALF_INPUT, Phantom, write_dark_detector
 
@@ -253,6 +253,29 @@ def test_auto_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch, native: bool, 
 def test_auto_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], expected: torch.dtype) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     assert choose_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "features", "told"),
+    [
+        ("bfloat16", {"avx2": True}, True),
+        ("float16", {"avx2": True, "avx512_bf16": True}, True),
+        ("bfloat16", {"avx512_bf16": True}, False),
+        ("float16", {"avx512_fp16": True}, False),
+        ("float32", {"avx2": True}, False),
+    ],
+)
+def test_half_precision_that_a_cpu_emulates_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: Path,
+    precision: Literal["bfloat16", "float16", "float32"],
+    features: dict[str, bool],
+    told: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    notes = (f"this CPU does not compute {precision} natively: float32 would be far faster",) if told else ()
+    assert EmphysemaSubtyper.from_bundle(bundle, "cpu", precision).notes == notes
+    assert precision_notes(torch.float16, torch.device("cuda")) == ()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

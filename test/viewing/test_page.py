@@ -9,15 +9,18 @@ import os
 import re
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -93,6 +96,35 @@ def wait_until_up(url: str, process: subprocess.Popen[bytes]) -> None:
         else:
             return
     raise AssertionError("the viewer did not come up")
+
+
+@contextmanager
+def tunnel_to(url: str) -> Iterator[str]:
+    """Pass connections on as a tunnel does, on a free port: the first request of each gets a header with where it came from."""
+
+    class Connection(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as onward:
+                first = self.request.recv(1 << 16)
+                onward.sendall(first.replace(b"\r\n", b"\r\nX-Forwarded-For: 203.0.113.7\r\n", 1))
+                back = threading.Thread(target=passed_on, args=(onward, self.request), daemon=True)
+                back.start()
+                passed_on(self.request, onward)
+                back.join()
+
+    def passed_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connection) as tunnel:
+        tunnel.daemon_threads = True
+        threading.Thread(target=tunnel.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{tunnel.server_address[1]}"
+        finally:
+            tunnel.shutdown()
 
 
 def sound(phantom: Phantom) -> Phantom:
@@ -813,11 +845,12 @@ def test_a_browser_without_webgl_is_told_of_the_other_pictures(page: Page) -> No
 
 
 def test_the_page_is_closed_to_what_comes_through_a_tunnel(browser: Browser, server: Server) -> None:
-    page = browser.new_page(extra_http_headers={"X-Forwarded-For": "203.0.113.7"})
-    page.goto(server.url)
-    expect(page.get_by_text("your request came from elsewhere or through a tunnel")).to_be_visible()
-    expect(page.locator("input[type=file]")).to_have_count(0)
-    page.close()
+    with tunnel_to(server.url) as url:
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.get_by_text("your request came from elsewhere or through a tunnel")).to_be_visible()
+        expect(page.locator("input[type=file]")).to_have_count(0)
+        page.close()
 
 
 def test_with_a_password_nothing_is_shown_before_it(browser: Browser, bundle: Path, tmp_path: Path) -> None:
