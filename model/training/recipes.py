@@ -65,6 +65,10 @@ class Recipe:
     leading_weight: float = _option(
         "weight of the loss for scans with a leading cell: its percentage has to be at least twice the other's", 0.5
     )
+    absent_weight: float = _option(
+        "weight of the cross-entropy of voxels where a subtype is absent from the lung (at most 1 %): each is without it",
+        0.0,
+    )
     absent_is_zero: bool = _option("score 0 means 0 % exactly, instead of 0 to 1 %", False)
     overlap_weight: float = _option("weight of the overlap loss (equation 2)", 1.0)
     overlap_in_lung: bool = _option("the overlap loss counts voxels inside the lung only", False)
@@ -108,7 +112,15 @@ class Recipe:
         for name in ("epochs", "patience", "batch", "learning_rate", "decay", "percentage_scale", "percentage_exponent"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        for name in ("interval_weight", "leading_weight", "overlap_weight", "smoothness", "weight_decay", "draws_per_score"):
+        for name in (
+            "interval_weight",
+            "leading_weight",
+            "absent_weight",
+            "overlap_weight",
+            "smoothness",
+            "weight_decay",
+            "draws_per_score",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("initial_activation", "label_smoothing"):

@@ -109,18 +109,37 @@ class PercentageStrategy(Strategy):
         for part in (network.head.centrilobular, network.head.paraseptal):
             nn.init.constant_(cast(Tensor, part.bias), math.log(share / (1 - share)))
 
-    def percentage_terms(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+    def percentage_terms(self, logits: DenseLogits, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms that need no more than scores, bounds, or the predominant subtype; `maps` as in `losses`."""
         intervals = {
             f"interval_{subtype.name}": self._interval_term(place, maps[place], batch) for place, subtype in enumerate(SUBTYPES)
         }
-        return intervals | self._leading_term(maps, batch)
+        return intervals | self._absent_terms(logits, batch) | self._leading_term(maps, batch)
+
+    def _intervals(self, place: int, batch: Batch) -> Tensor:
+        """The bounds of one subtype's fraction, B x 2: those of its score, else those that were given; nan where unknown."""
+        scores = batch.scores[:, place]
+        of_scores = self.get_buffer(f"{SUBTYPES[place].name}_intervals")[scores.clamp(min=0)]
+        return torch.where((scores != UNKNOWN)[:, None], of_scores, batch.bounds[:, place])
+
+    def _absent_terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        """A lung without a subtype has it in no voxel. Through the mean, voxels that are surely wrong learn little: there, the
+        slope of the sigmoid is flat."""
+        if not self.recipe.absent_weight:
+            return {}
+        terms = {}
+        for place, subtype in enumerate(SUBTYPES):
+            dense = logits[place]
+            is_absent = self._intervals(place, batch)[:, 1] <= subtype.grades[0].upper / 100 + losses.EPSILON
+            entropy = losses.voxel_cross_entropy(dense, torch.zeros_like(dense), batch.lung.to(dense.dtype))
+            terms[f"absent_{subtype.name}"] = self.recipe.absent_weight * entropy * is_absent
+        return terms
 
     def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
         recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
         is_scored, row = scores != UNKNOWN, scores.clamp(min=0)
         class_weights = self.get_buffer(f"{name}_weights")
-        intervals = torch.where(is_scored[:, None], self.get_buffer(f"{name}_intervals")[row], batch.bounds[:, place])
+        intervals = self._intervals(place, batch)
         is_known = ~intervals.isnan().any(dim=1)
         intervals = intervals.nan_to_num()
         fraction, lower, upper = (
@@ -158,7 +177,7 @@ class RegressionStrategy(PercentageStrategy):
 
     def terms(self, logits: DenseLogits, batch: Batch) -> dict[str, Tensor]:
         maps = [part.sigmoid() for part in logits]
-        return self.percentage_terms(maps, batch) | self._map_terms(maps, batch)
+        return self.percentage_terms(logits, maps, batch) | self._map_terms(maps, batch)
 
     def _map_terms(self, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         centrilobular, paraseptal = maps
@@ -189,7 +208,7 @@ class VoxelStrategy(PercentageStrategy):
         maps = [part.sigmoid() for part in logits]
         with_truth = batch.has_truth.to(maps[0].dtype)
         voxels = {name: term * with_truth for name, term in self._voxel_terms(logits, maps, batch).items()}
-        return voxels | {name: term * (1 - with_truth) for name, term in self.percentage_terms(maps, batch).items()}
+        return voxels | {name: term * (1 - with_truth) for name, term in self.percentage_terms(logits, maps, batch).items()}
 
     def _voxel_terms(self, logits: DenseLogits, maps: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         assert batch.truth is not None, "the dataset was asked for truth maps"

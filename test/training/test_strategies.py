@@ -344,3 +344,44 @@ def test_the_subtype_that_leads_has_to_exceed_twice_the_other(leading: int, expe
     batch = batch_of((-1, -1))._replace(leading=torch.tensor([leading]))
     recipe = replace(PAPER_RECIPE, leading_weight=2.0)
     assert term(recipe, "leading", (0.3, 0.1), batch) == pytest.approx(2 * expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [RegressionStrategy, VoxelStrategy])
+@pytest.mark.parametrize(
+    ("scores", "bounds", "expected"),
+    [
+        ((0, 2), UNBOUND, (-math.log(1 - 0.3), 0.0)),
+        ((3, -1), torch.tensor([[[math.nan, math.nan], [0.0, 0.01]]]), (0.0, -math.log(1 - 0.1))),
+        ((-1, -1), torch.tensor([[[0.0, 0.02], [math.nan, math.nan]]]), (0.0, 0.0)),  # up to 2 % may be there
+    ],
+)
+def test_where_a_subtype_is_absent_each_voxel_of_the_lung_is_without_it(
+    strategy: type[RegressionStrategy | VoxelStrategy], scores: tuple[int, int], bounds: Tensor, expected: tuple[float, float]
+) -> None:
+    recipe = replace(PAPER_RECIPE, absent_weight=2.0)
+    terms = strategy(recipe, COUNTS).terms(logits_of(0.3, 0.1), _with_empty_truth(batch_of(scores, bounds=bounds)))
+    found = [float(terms[f"absent_{name}"].detach()) for name in ("centrilobular", "paraseptal")]
+    assert found == pytest.approx([2 * value for value in expected], abs=1e-5)
+    assert not any(
+        name.startswith("absent")
+        for name in strategy(PAPER_RECIPE, COUNTS).terms(logits_of(0.3, 0.1), _with_empty_truth(batch_of(scores)))
+    )
+
+
+def test_a_surely_wrong_voxel_learns_of_its_absence_what_its_percentage_does_not_teach() -> None:
+    """An eighth of the lung at a logit of 12: the sigmoid is flat there."""
+    logits = logits_of(0.001, 0.001)
+    with torch.no_grad():
+        logits.centrilobular[0, 0, 0, 0, 0] = 12.0
+    recipe = replace(PAPER_RECIPE, absent_weight=1.0)
+    terms = RegressionStrategy(recipe, COUNTS).terms(logits, batch_of((0, 0)))
+    slope = {
+        name: torch.autograd.grad(terms[name].sum(), logits.centrilobular, retain_graph=True)[0][0, 0, 0, 0, 0]
+        for name in ("absent_centrilobular", "interval_centrilobular")
+    }
+    assert slope["absent_centrilobular"] > 1000 * slope["interval_centrilobular"] >= 0
+
+
+def _with_empty_truth(batch: Batch) -> Batch:
+    """A cohort with truth maps, in which this case has none."""
+    return batch._replace(truth=torch.zeros(1, 2, *SHAPE))
