@@ -387,10 +387,10 @@ def choose_precision(name: PrecisionName, device: torch.device) -> torch.dtype:
 
 
 def precision_notes(precision: torch.dtype, device: torch.device) -> tuple[str, ...]:
-    """Say in a sentence where a half precision that was asked for takes this CPU longer than float32, up to a hundred times."""
+    """Say in a sentence that this CPU emulates a half precision: without AVX-512, a hundred times as slow as float32."""
     if device.type != "cpu" or precision == torch.float32 or _native_on_this_cpu(precision):
         return ()
-    return (f"this CPU does not compute {str(precision).removeprefix('torch.')} natively: float32 would be far faster",)
+    return (f"this CPU does not compute {str(precision).removeprefix('torch.')} natively: it can take far longer than float32",)
 
 
 def _native_on_this_cpu(precision: torch.dtype) -> bool:

@@ -83,7 +83,8 @@ class PercentageStrategy(Strategy):
     """What both ways of training the regression head share: percentages, and the interval loss L_INT of equation 1.
 
     The interval of a case is that of its score; without a score, that of its bounds. Where neither is known, a subtype has no
-    interval loss. Where the predominant subtype is known, its percentage has to be at least twice the other's.
+    interval loss. Where the predominant subtype is known, its percentage has to be at least twice the other's. Where the recipe
+    weighs absence, a subtype that is absent is so from every voxel of the lung.
 
     Args:
         recipe: the options.
