@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmark import determinism, lungs, other_lesions, quality, real_slices, startup
+from benchmark import counterfactuals, determinism, lungs, other_lesions, quality, real_slices, startup
 from benchmark.command import timed_process
 from model.command_line import exit_code
 from model.errors import InputError
+from model.fleischner import SUBTYPES
+from model.simulation import draw_parameters, simulate
+from model.simulation.scanner import Slab
 from model.slices import CLASSES
 from test.phantom import make_phantom
 from test.training.cohort import write_volume
@@ -23,6 +26,8 @@ REFUSED = [
     ("cohort", "schedule --networks 0"),
     ("cohort", "evaluate --cases 0"),
     ("cohort", "throughput /nope"),
+    ("counterfactuals", "--cases 0"),
+    ("counterfactuals", "--csv FILE/table.csv"),
     ("determinism", "--threads 0"),
     ("forward", "--base-width 0"),
     ("inference", "--runs 0"),
@@ -159,6 +164,36 @@ def test_lungs_are_the_same_however_their_mask_is_turned(tmp_path: Path) -> None
     lungs_found = other_lesions.read_lungs(tmp_path / "lps.mha")
     assert lungs_found.any()
     assert np.array_equal(other_lesions.read_lungs(tmp_path / "ras.nii.gz"), lungs_found)
+
+
+@pytest.mark.slow
+def test_a_case_with_one_thing_changed_looks_otherwise_and_has_the_same_truth() -> None:
+    drawn = draw_parameters(np.random.SeedSequence(2001, spawn_key=(4,)), 3, 1)
+    case, *changed = [simulate(change(drawn), Slab(0.6, 4, 2.0, 2.0)) for change in counterfactuals.CHANGES.values()]
+    assert case.centrilobular.any()
+    assert case.paraseptal.any()
+    for other in changed:
+        assert np.array_equal(other.centrilobular, case.centrilobular)
+        assert np.array_equal(other.paraseptal, case.paraseptal)
+        assert not np.array_equal(other.hounsfield, case.hounsfield)
+    noiseless, light = changed[0], changed[3]
+    lung = case.lungs > 0
+    before, after = (np.abs(np.diff(ct.hounsfield[lung].astype(float))).mean() for ct in (case, noiseless))
+    assert after < before
+    assert light.hounsfield[lung].mean() > case.hounsfield[lung].mean() + 10
+
+
+def test_what_is_measured_on_changed_cases_is_summed_up_by_change() -> None:
+    rows = [
+        counterfactuals.Measured(number, change, subtype.name, truth, truth + 2 * place)
+        for place, change in enumerate(counterfactuals.CHANGES)
+        for number, truth in enumerate((0.5, 3.0, 30.0))
+        for subtype in SUBTYPES
+    ]
+    lines = counterfactuals.table(rows).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {change}" for change in counterfactuals.CHANGES]
+    assert lines[0] == "| as drawn | 1.00 | 0.0 | +0.0 | 1.00 | 0.0 | +0.0 |"
+    assert "| 2.0 | +2.0 |" in lines[1]
 
 
 def test_a_cohort_that_the_validated_range_takes_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
