@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..cohort.processes import process_pool
 from ..imaging.scan import Scan
 from ..preprocessing import Profile
-from ..simulation.case import SimulatedCase, draw_parameters, simulate
+from ..simulation.case import Look, SimulatedCase, draw_parameters, simulate
 from ..simulation.disease import NoRoomError
 from .cache import PreparedCase, prepare_scan, write_case
 
@@ -54,6 +54,7 @@ class CasePool:
         fresh: cases that are new in each epoch, and take the place of the oldest.
         size: cases in the pool.
         panlobular: share of the cases that have panlobular emphysema, 0 to 1.
+        first_look: share of the cases with the look of the first simulator, 0 to 1.
     """
 
     folder: Path
@@ -61,6 +62,7 @@ class CasePool:
     fresh: int
     size: int
     panlobular: float = 0.0
+    first_look: float = 0.0
 
     def number(self, place: int, epoch: int) -> int:
         """The case at `place`, from 0 to `size` - 1, in an epoch."""
@@ -106,8 +108,9 @@ def _make(pool: CasePool, number: int, profile: Profile) -> None:
         seed = np.random.SeedSequence(pool.seed, spawn_key=key)
         drawn = np.random.default_rng(np.random.SeedSequence(pool.seed, spawn_key=(*key, _PANLOBULAR_STREAM)))
         percent = drawn.uniform(*PANLOBULAR_PERCENT) if drawn.random() < pool.panlobular else 0.0
+        look: Look = "first" if drawn.random() < pool.first_look else "measured"
         try:
-            case = simulate(draw_parameters(seed, panlobular=percent))
+            case = simulate(draw_parameters(seed, panlobular=percent, look=look))
             break
         except NoRoomError:
             if attempt == _ATTEMPTS - 1:

@@ -26,7 +26,7 @@ from .performance import Performance, measure
 from .pictures import figure, png
 from .planes import PlaneNetwork
 from .recipes import MONITORS, Recipe
-from .strategies import Strategy
+from .strategies import PercentageStrategy, Strategy
 from .tiles import PLANE
 
 PICTURE_FOLDER = "pictures"
@@ -169,6 +169,29 @@ class EpochTally:
         return {"loss": sum(means.values()), **means}, right, seen
 
 
+class Anchor:
+    """A network whose maps are kept; it learns nothing, and is no part of a checkpoint.
+
+    Args:
+        network: with a regression head.
+        planes: whether batches may be planes.
+    """
+
+    def __init__(self, network: EmphysemaNetwork, *, planes: bool) -> None:
+        self._network = network.eval().requires_grad_(False)
+        self._planes = PlaneNetwork(self._network) if planes else None
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> DenseLogits:
+        """Dense logits of a batch, wherever the batch is."""
+        self._network.to(image.device)
+        return _fitting(self._network, self._planes, image)(image)
+
+
+def _fitting(network: EmphysemaNetwork, planes: PlaneNetwork | None, image: Tensor) -> EmphysemaNetwork | PlaneNetwork:
+    return planes if planes is not None and image.shape[2] == PLANE else network
+
+
 class EmphysemaTraining(LightningModule):
     """Steps, epochs and figures; what is learnt and how is in `network`, `strategy` and `recipe`.
 
@@ -181,6 +204,7 @@ class EmphysemaTraining(LightningModule):
         folder: where pictures go; None: nowhere.
         frozen_statistics: whether normalisation uses the statistics that the network came with.
         planes: the network for batches of planes; None if there are none.
+        anchor: another network whose maps are kept; needs a `PercentageStrategy`. None: there is none.
     """
 
     def __init__(
@@ -194,11 +218,13 @@ class EmphysemaTraining(LightningModule):
         *,
         frozen_statistics: bool = False,
         planes: PlaneNetwork | None = None,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.strategy = strategy
         self._planes = planes
+        self._anchor = anchor
         self.performance: Performance | None = None
         self._finished_epochs = 0
         self._recipe = recipe
@@ -225,6 +251,8 @@ class EmphysemaTraining(LightningModule):
     def training_step(self, batch: Batch, _: int) -> Tensor:
         logits = self._logits(batch)
         terms = self.strategy.terms(logits, batch)
+        if self._anchor is not None:
+            terms |= cast(PercentageStrategy, self.strategy).anchor_terms(logits, self._anchor(batch.image), batch)
         loss = torch.stack(list(terms.values())).sum(dim=0).mean()
         if not torch.isfinite(loss):
             found = ", ".join(f"{name} {float(term.detach().mean()):.4g}" for name, term in terms.items())
@@ -235,8 +263,7 @@ class EmphysemaTraining(LightningModule):
         return loss
 
     def _logits(self, batch: Batch) -> DenseLogits:
-        network = self._planes if self._planes is not None and batch.image.shape[2] == PLANE else self.network
-        return network(batch.image)
+        return _fitting(self.network, self._planes, batch.image)(batch.image)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         logits = self._logits(batch)

@@ -159,6 +159,23 @@ def voxel_cross_entropy(logits: Tensor, truth: Tensor, region: Tensor) -> Tensor
     return (entropy * region).sum(axes) / region.sum(axes).clamp(min=1)
 
 
+def voxel_divergence(logits: Tensor, kept: Tensor, region: Tensor) -> Tensor:
+    """How far one dense map is from another that shall be kept: Kullback-Leibler divergence, mean over the voxels of `region`.
+
+    What a network knows already is kept so while it learns something else (Li and Hoiem, "Learning without Forgetting", 2016).
+
+    Args:
+        logits: B x 1 x Z x Y x X, before the sigmoid.
+        kept: likewise; logits of the other.
+        region: likewise; 1 where voxels count.
+
+    Returns:
+        B losses, from 0 (the maps are the same).
+    """
+    target = kept.sigmoid()
+    return voxel_cross_entropy(logits, target, region) - voxel_cross_entropy(kept, target, region)
+
+
 def voxel_dice_loss(activation: Tensor, truth: Tensor, region: Tensor, smooth: float = 100.0) -> Tensor:
     """1 less the soft Dice coefficient between one map and its truth inside `region` (for pretraining).
 

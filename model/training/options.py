@@ -68,6 +68,7 @@ class RunOptions:
     Attributes:
         manifest_sha256: of the manifest.
         init_sha256: of the bundle that the weights start from; None: drawn at random.
+        anchor_sha256: of the bundle whose maps are kept; None: there is none.
 
     Raises:
         ValueError: options that no training can use, or that do not go together.
@@ -102,6 +103,15 @@ class RunOptions:
     profile: str = field(default="paper", metadata=_note(_WHAT, "of preprocessing", choices=tuple(sorted(PROFILES))))
     input_shape: Shape = field(default=PAPER_INPUT_SHAPE, metadata=_note(_WHAT, "size of the network's input, z y x voxels"))
     init: Path | None = field(default=None, metadata=_note(_WHAT, "start from the weights of this bundle", local=True))
+    anchor: Path | None = field(
+        default=None,
+        metadata=_note(
+            _WHAT,
+            "keep the maps of this bundle (see --anchor-weight) in scans without truth maps whose scores and bounds its "
+            "percentages agree with; the others are trained as without it",
+            local=True,
+        ),
+    )
     freeze_statistics: bool = field(
         default=False,
         metadata=_note(
@@ -186,6 +196,12 @@ class RunOptions:
             _HOW, "simulated cases that an epoch is trained on; new ones take the place of the oldest; default: --simulate"
         ),
     )
+    simulate_first_look: float = field(
+        default=0.0,
+        metadata=_note(
+            _HOW, "share of the simulated cases with the first simulator's lesions: round, without a mesh (look first); 0 to 1"
+        ),
+    )
     simulate_panlobular: float = field(
         default=0.0,
         metadata=_note(_HOW, "share of the simulated cases with panlobular emphysema, which counts as centrilobular; 0 to 1"),
@@ -228,6 +244,7 @@ class RunOptions:
 
     manifest_sha256: str | None = None
     init_sha256: str | None = None
+    anchor_sha256: str | None = None
 
     def __post_init__(self) -> None:
         _ = self.network  # checks backbone and width
@@ -241,8 +258,9 @@ class RunOptions:
                 raise ValueError(f"{_flag(name)} is {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"--seed is {self.seed}, expected 0 to {LARGEST_SEED}")
-        if not 0 <= self.simulate_panlobular <= 1:
-            raise ValueError(f"--simulate-panlobular is {self.simulate_panlobular:g}, expected 0 to 1")
+        for name in ("simulate_first_look", "simulate_panlobular"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{_flag(name)} is {getattr(self, name):g}, expected 0 to 1")
         if not 0 <= self.average < 1:
             raise ValueError(f"--average is {self.average:g}, expected 0 to less than 1")
         if self.simulated_pool is not None and self.simulated_pool < max(self.simulate, 1):
@@ -251,6 +269,7 @@ class RunOptions:
             ("freeze_statistics", "init"),
             ("head_alone", "init"),
             ("simulated_pool", "simulate"),
+            ("simulate_first_look", "simulate"),
             ("simulate_panlobular", "simulate"),
             ("tiles_anywhere", "tile"),
         ):
@@ -263,6 +282,8 @@ class RunOptions:
             raise ValueError("--tile-scores goes with --strategy regression and --tile")
         if self.recipe.monitor == "separation" and self.network.head == "classification":
             raise ValueError("--monitor separation goes with --strategy regression or voxels: it compares percentages")
+        if self.anchor is not None and self.network.head == "classification":
+            raise ValueError("--anchor goes with --strategy regression or voxels: it keeps maps")
         if self.simulate and self.recipe.uniform_centrilobular:
             raise ValueError("--simulate does not go with --uniform-centrilobular")
         if self.tiles_per_scan > 1 and not self.tile:
@@ -358,16 +379,21 @@ class RunOptions:
         init_sha256 = self.init_sha256
         if self.init is not None and find_init:
             init_sha256 = read_bundle(locate_bundle(self.init)).sha256
+        anchor_sha256 = self.anchor_sha256
+        if self.anchor is not None:
+            anchor_sha256 = read_bundle(locate_bundle(self.anchor)).sha256
         return replace(
             self,
             manifest=manifest.path.absolute(),  # not resolved: its paths are relative to the link
             init=None if self.init is None else self.init.resolve(),
+            anchor=None if self.anchor is None else self.anchor.resolve(),
             cache=None if self.cache is None else self.cache.resolve(),
             device=cast(DeviceName, device.type),
             precision=cast(PrecisionName, precision),
             trained_on=self.trained_on or f"{manifest.path.name} ({cases})",
             manifest_sha256=manifest.sha256,
             init_sha256=init_sha256,
+            anchor_sha256=anchor_sha256,
         )
 
     def as_document(self) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class Recipe:
         "weight of the cross-entropy of voxels where a subtype is absent from the lung (at most 1 %): each is without it",
         0.0,
     )
+    anchor_weight: float = _option(
+        "weight of the divergence of the maps from those of --anchor: mean over the lung, of both subtypes",
+        10.0,
+    )
     absent_is_zero: bool = _option("score 0 means 0 % exactly, instead of 0 to 1 %", False)
     overlap_weight: float = _option("weight of the overlap loss (equation 2)", 1.0)
     overlap_in_lung: bool = _option("the overlap loss counts voxels inside the lung only", False)
@@ -116,6 +120,7 @@ class Recipe:
             "interval_weight",
             "leading_weight",
             "absent_weight",
+            "anchor_weight",
             "overlap_weight",
             "smoothness",
             "weight_decay",

@@ -30,7 +30,7 @@ from .distributed import ProcessPlace
 from .export import export_run, finished_epochs
 from .fresh import FRESH_FOLDER, CasePool, FreshCases
 from .initialisation import draw_kaiming_fan_out
-from .loop import EmphysemaTraining, Reference, build_trainer
+from .loop import Anchor, EmphysemaTraining, Reference, build_trainer
 from .options import RunOptions, resumable_checkpoint
 from .performance import known_presence
 from .planes import PlaneNetwork
@@ -78,6 +78,7 @@ def train(
     resumed = resumable_checkpoint(output) if resume else None
     first_epoch = 0 if resumed is None else finished_epochs(resumed)
     network = _initial_network(options, with_init=resumed is None)
+    anchor = _anchor(options)
     profile, cache, workers = options.preprocessing, options.cache_folder, options.workers
     training, validation = manifest.of("train"), manifest.of("validation")
     _fill_cache(manifest, profile, cache, workers, place)
@@ -89,7 +90,8 @@ def train(
     pool = None
     if options.simulate:
         folder = output / FRESH_FOLDER
-        pool = CasePool(folder, options.seed, options.simulate, options.pool_size, options.simulate_panlobular)
+        shares = options.simulate_panlobular, options.simulate_first_look
+        pool = CasePool(folder, options.seed, options.simulate, options.pool_size, *shares)
     fresh = None if pool is None else FreshCases(pool, profile, max(workers, 1), makes=place.is_first_of_machine)
     if options.init is None:
         strategy.initialise(network)
@@ -106,6 +108,7 @@ def train(
         output,
         frozen_statistics=options.freeze_statistics or options.head_alone,
         planes=PlaneNetwork(network) if options.slab == PLANE else None,
+        anchor=anchor,
     )
     ranges = RANGES[options.recipe.augmentation] if options.augment else None
     learnt = CohortDataset(
@@ -309,6 +312,22 @@ def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwor
         network.requires_grad_(False)
         network.head.requires_grad_(True)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def _anchor(options: RunOptions) -> Anchor | None:
+    """The network whose maps are kept.
+
+    Raises:
+        InputError: its bundle cannot be read, or its maps are not those of the network that is trained.
+    """
+    if options.anchor is None:
+        return None
+    bundle = read_bundle(locate_bundle(options.anchor))
+    if bundle.metadata.network.head != "regression":
+        raise InputError(options.anchor, "a classification network", "a regression network: maps are kept")
+    if bundle.metadata.profile != options.profile:
+        raise InputError(options.anchor, f"its profile is {bundle.metadata.profile}", f"one with the profile {options.profile}")
+    return Anchor(bundle.network, planes=options.slab == PLANE)
 
 
 def _fill_cache(manifest: Manifest, profile: Profile, cache: Path, workers: int, place: ProcessPlace) -> None:

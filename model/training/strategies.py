@@ -136,6 +136,26 @@ class PercentageStrategy(Strategy):
             terms[f"absent_{subtype.name}"] = self.recipe.absent_weight * entropy * is_absent
         return terms
 
+    def anchor_terms(self, logits: DenseLogits, anchor: DenseLogits, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms, B each, that keep the maps of another network, `anchor`, in cases without truth maps of which it
+        gets nothing wrong: its percentages are within all bounds, and the predominant subtype is."""
+        fractions = torch.cat([lung_mean(part.sigmoid(), batch.lung) for part in anchor], dim=1)
+        is_right = ~batch.has_truth
+        for place in range(len(SUBTYPES)):
+            lower, upper = self._intervals(place, batch).unbind(dim=1)
+            is_right = is_right & ~(fractions[:, place] < lower) & ~(fractions[:, place] > upper)
+        if batch.leading is not None:
+            leads = batch.leading.clamp(min=0)[:, None]
+            follows = fractions.gather(1, 1 - leads)[:, 0] > fractions.gather(1, leads)[:, 0]
+            is_right = is_right & ~(follows & (batch.leading != UNKNOWN))
+        region = batch.lung.to(fractions.dtype)
+        return {
+            f"anchor_{subtype.name}": self.recipe.anchor_weight
+            * losses.voxel_divergence(logits[place], anchor[place], region)
+            * is_right
+            for place, subtype in enumerate(SUBTYPES)
+        }
+
     def _interval_term(self, place: int, activation: Tensor, batch: Batch) -> Tensor:
         recipe, name, scores = self.recipe, SUBTYPES[place].name, batch.scores[:, place]
         is_scored, row = scores != UNKNOWN, scores.clamp(min=0)

@@ -105,6 +105,24 @@ def test_an_epoch_finds_its_cases_made_the_same_in_every_run_and_older_ones_gone
         assert float(part[inside].float().mean()) / 2.55 == pytest.approx(percentage, abs=0.5)
 
 
+def test_a_share_of_the_cases_has_the_look_of_the_first_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[CaseParameters] = []
+
+    def stop(parameters: CaseParameters) -> SimulatedCase:
+        drawn.append(parameters)
+        raise InterruptedError
+
+    monkeypatch.setattr(fresh, "simulate", stop)
+    for share in (0.0, 0.5, 1.0):
+        for number in range(16):
+            with pytest.raises(InterruptedError):
+                fresh._make(CasePool(tmp_path, seed=3, fresh=1, size=16, first_look=share), number, PAPER_PROFILE)
+    first = [parameters.disease.mesh is None for parameters in drawn]
+    assert not any(first[:16])
+    assert 0 < sum(first[16:32]) < 16
+    assert all(first[32:])
+
+
 def test_a_case_without_room_is_drawn_again_and_another_failure_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Exception] = [NoRoomError("no room"), RuntimeError("out of memory")]
 

@@ -382,6 +382,42 @@ def test_a_surely_wrong_voxel_learns_of_its_absence_what_its_percentage_does_not
     assert slope["absent_centrilobular"] > 1000 * slope["interval_centrilobular"] >= 0
 
 
+KEPT = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # Kullback-Leibler divergence of 0.5 from 0.75
+
+
+@pytest.mark.parametrize("strategy", [RegressionStrategy, VoxelStrategy])
+@pytest.mark.parametrize(
+    ("scores", "bounds", "leading", "is_kept"),
+    [
+        ((-1, -1), UNBOUND, -1, True),
+        ((5, 2), UNBOUND, -1, True),
+        ((4, 2), UNBOUND, -1, False),  # 20 to 30 %, and the anchor has 75
+        ((-1, -1), torch.tensor([[[NAN, NAN], [0.0, 0.1]]]), -1, False),
+        ((-1, -1), torch.tensor([[[0.7, 1.0], [NAN, NAN]]]), 0, True),
+        ((-1, -1), torch.tensor([[[0.8, 1.0], [NAN, NAN]]]), 0, False),
+        ((-1, -1), UNBOUND, 1, False),
+    ],
+)
+def test_the_maps_of_an_anchor_are_kept_where_it_agrees_with_all_that_is_known(
+    strategy: type[RegressionStrategy | VoxelStrategy],
+    scores: tuple[int, int],
+    bounds: Tensor,
+    leading: int,
+    is_kept: bool,
+) -> None:
+    batch = _with_empty_truth(batch_of(scores, bounds=bounds))._replace(leading=torch.tensor([leading]))
+    recipe = replace(PAPER_RECIPE, anchor_weight=2.0)
+    terms = strategy(recipe, COUNTS).anchor_terms(logits_of(0.5, 0.2), logits_of(0.75, 0.2), batch)
+    found = [float(terms[f"anchor_{name}"].detach()) for name in ("centrilobular", "paraseptal")]
+    assert found == pytest.approx([2 * KEPT if is_kept else 0.0, 0.0], abs=1e-6)
+
+
+def test_where_truth_maps_say_more_an_anchor_says_nothing() -> None:
+    batch = batch_of((-1, -1), truth=torch.zeros(1, 2, *SHAPE))
+    terms = VoxelStrategy(PAPER_RECIPE, COUNTS).anchor_terms(logits_of(0.5, 0.5), logits_of(0.75, 0.2), batch)
+    assert [float(term.detach()) for term in terms.values()] == [0.0, 0.0]
+
+
 def _with_empty_truth(batch: Batch) -> Batch:
     """A cohort with truth maps, in which this case has none."""
     return batch._replace(truth=torch.zeros(1, 2, *SHAPE))

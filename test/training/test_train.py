@@ -250,6 +250,7 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         ),
         (("--freeze-statistics",), "--freeze-statistics goes with --init"),
         (("--head-alone",), "--head-alone goes with --init"),
+        (("--strategy", "classification", "--anchor", "bundle"), "--anchor goes with --strategy regression or voxels"),
         (("--average", "1"), "--average is 1, expected 0 to less than 1"),
         (("--strategy", "classification", "--monitor", "separation"), "--monitor separation goes with --strategy regression"),
         (("--tiles-per-scan", "0"), "--tiles-per-scan is 0"),
@@ -257,6 +258,7 @@ def test_tiles_with_scores_of_their_own_are_trained_by_the_losses_of_the_paper(m
         (("--strategy", "voxels", "--tiles-anywhere"), "--tiles-anywhere goes with --tile"),
         (("--strategy", "voxels", "--simulate-panlobular", "0.5"), "--simulate-panlobular goes with --simulate"),
         (("--strategy", "voxels", "--simulate", "4", "--simulate-panlobular", "1.5"), "is 1.5, expected 0 to 1"),
+        (("--strategy", "voxels", "--simulate", "4", "--simulate-first-look", "-0.1"), "is -0.1, expected 0 to 1"),
         (("--strategy", "voxels", "--tile", "64", "64", "60"), "a tile is 64 64 60 voxels"),
         (("--slab", "2"), "a tile is 2 "),
         (("--strategy", "slices-lstm", "--slab", "1"), "--slab 1 does not go with --strategy slices-lstm"),
@@ -467,6 +469,53 @@ def test_weights_to_start_from_must_fit_the_network_and_the_profile(
     assert train.main(command(manifest, output, "--init", str(bundle), "--base-width", "4")) == 2
     assert "its network is NetworkConfig(" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_an_anchor_must_have_maps_of_inputs_prepared_the_same(
+    manifest: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    assert train.main(command(manifest, output, "--anchor", str(bundle), "--profile", "released")) == 2
+    assert "its profile is paper; expected one with the profile released" in capsys.readouterr().err
+    assert train.main(command(manifest, output, "--anchor", str(tmp_path))) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_an_anchor_holds_the_maps_that_agree_with_it_and_is_told_by_the_bundle(
+    manifest: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """With a large weight, a step away from the anchor costs more than any other loss gains."""
+    rows = [row(entity, "", "", split) for entity, split in (("b", "train"), ("d", "train"), ("f", "validation"))]
+    for line in rows:
+        line |= {"centrilobular_lower": "0", "centrilobular_upper": "99", "paraseptal_lower": "0", "paraseptal_upper": "99"}
+    path = write_manifest(manifest.parent / "anchored.csv", rows)
+    started = read_bundle(uninterrupted / "bundle")
+    image = torch.rand(1, 1, *COARSE_INPUT, generator=torch.Generator().manual_seed(0))
+    moved = {}
+    for weight in ("0", "1000"):
+        anchor = (
+            "--init",
+            str(uninterrupted),
+            "--anchor",
+            str(uninterrupted),
+            "--anchor-weight",
+            weight,
+            "--monitor",
+            "training-loss",
+            "--learning-rate",
+            "1e-3",
+        )
+        output = tmp_path / weight
+        assert train.main(command(path, output, *anchor, "--epochs", "8", "--batch", "1", "--freeze-statistics")) == 0
+        told = read_metadata(output / "bundle").performance["training"]
+        assert told["anchor_sha256"] == started.sha256
+        assert not any("anchor" in name and "sha256" not in name and "weight" not in name for name in weights(output))
+        with torch.no_grad():
+            pairs = zip(read_bundle(output / "bundle").network.eval()(image), started.network.eval()(image), strict=True)
+            moved[weight] = sum(float((one.sigmoid() - other.sigmoid()).abs().mean()) for one, other in pairs)
+    assert moved["1000"] < 0.5 * moved["0"]
 
 
 def options_of(manifest: Path, output: Path, *options: str) -> RunOptions:
