@@ -224,6 +224,8 @@ def check_subtypes(options: RunOptions, manifest: Manifest) -> list[str]:
     notes = []
     if options.slab is not None and not any(case.uniform_slices for case in training):
         notes.append("--slab changes nothing: no training scan has uniform_slices in the manifest")
+    if options.anchor is not None and options.needs_truth and all(case.truth is not None for case in training):
+        notes.append("--anchor changes nothing: every training scan has truth maps")
     for subtype in SUBTYPES:
         is_known = subtype in learnt or (options.init is not None and _was_known(options.init, subtype))
         is_wanted = options.only in (None, subtype.name)

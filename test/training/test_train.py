@@ -376,7 +376,9 @@ def test_a_subtype_that_no_training_scan_says_anything_of_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_bounds_the_predominant_subtype_and_truth_maps_that_are_learnt_from_say_something_of_a_subtype(manifest: Path) -> None:
+def test_bounds_the_predominant_subtype_and_truth_maps_that_are_learnt_from_say_something_of_a_subtype(
+    manifest: Path, bundle: Path
+) -> None:
     def notes(name: str, training: dict[str, str], *options: str) -> list[str]:
         path = write_manifest(manifest.parent / f"{name}.csv", [without_maps | training, row("f", 2, 0, "validation")])
         cohort = read_manifest(path)
@@ -389,6 +391,11 @@ def test_bounds_the_predominant_subtype_and_truth_maps_that_are_learnt_from_say_
     assert notes("predominant", row("b", "", "", "train", truth=False) | {"leading": "paraseptal"}) == []
     with_maps = row("b", 1, "", "train")
     assert notes("maps", with_maps, "--strategy", "voxels") == []
+    anchor = ("--anchor", str(bundle))
+    assert notes("maps", with_maps, "--strategy", "voxels", *anchor) == [
+        "--anchor changes nothing: every training scan has truth maps"
+    ]
+    assert notes("bounded", half | {"paraseptal_upper": "1"}, "--strategy", "voxels", *anchor) == []
     with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
         notes("maps", with_maps)
     with pytest.raises(InputError, match="no training scan says anything of paraseptal emphysema"):
