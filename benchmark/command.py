@@ -15,10 +15,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.command_line import OneLineParser
 from model.errors import InputError
 from model.whole_files import try_folder, whole_file
+
+if TYPE_CHECKING:
+    from model.subtyping import Finding
 
 _POLL_SECONDS = 0.005
 
@@ -56,6 +60,17 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def percentage_of(finding: Finding) -> float:
+    """The percentage of the lung that the network of `--weights` has found.
+
+    Raises:
+        InputError: it is a classification network.
+    """
+    if finding.percentage is None:
+        raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
+    return finding.percentage
 
 
 @dataclass(frozen=True)

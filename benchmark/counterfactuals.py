@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import script_parser, try_file, write_csv
+from benchmark.command import percentage_of, script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
 from model.command_line import exit_code, whole_number
-from model.errors import InputError
 from model.evaluation.agreement import linear_weighted_kappas
 from model.fleischner import SUBTYPES, Subtype
 from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
@@ -89,9 +88,7 @@ def measure(subtyper: EmphysemaSubtyper, case: SimulatedCase, number: int, chang
     truths = (case.centrilobular_percentage, case.paraseptal_percentage)
     rows = []
     for finding, truth in zip(subtyper.predict(scan_of(case)).findings, truths, strict=True):
-        if finding.percentage is None:
-            raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
-        rows.append(Measured(number, change, finding.subtype.name, truth, finding.percentage))
+        rows.append(Measured(number, change, finding.subtype.name, truth, percentage_of(finding)))
     return rows
 
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import script_parser, try_file, write_csv
+from benchmark.command import percentage_of, script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
 from model.command_line import exit_code, whole_number
 from model.errors import InputError
@@ -155,10 +155,8 @@ def measure(subtyper: EmphysemaSubtyper, scan: Scan, truth: tuple[Bools, Bools])
     voxels = np.count_nonzero(scan.lung)
     rows = []
     for finding, lesions, rule in zip(subtyper.predict(scan).findings, truth, rim_paraseptal(scan), strict=True):
-        if finding.percentage is None:
-            raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
         shares = [100 * float(np.count_nonzero(part)) / float(voxels) for part in (lesions, rule)]
-        rows.append(Measured(finding.subtype.name, shares[0], finding.percentage, shares[1]))
+        rows.append(Measured(finding.subtype.name, shares[0], percentage_of(finding), shares[1]))
     return rows
 
 

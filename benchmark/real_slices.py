@@ -28,7 +28,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import script_parser, try_file, write_csv
+from benchmark.command import percentage_of, script_parser, try_file, write_csv
 from model import SHIPPED_WEIGHTS
 from model.command_line import exit_code, whole_number
 from model.errors import InputError, printable
@@ -88,9 +88,7 @@ def measure(subtyper: EmphysemaSubtyper, scan: Scan, entry: LabelledSlice) -> tu
     low = scan.lung[level] & (scan.hounsfield[level] < LOW_ATTENUATION_HU)
     rim = low & (plane_depth(scan, level) <= RIM_MM)
     lung = np.count_nonzero(scan.lung[level])
-    percentages = [finding.percentage for finding in result.findings if finding.percentage is not None]
-    if len(percentages) < len(result.findings):
-        raise InputError("--weights", "a classification network", "a regression network: percentages are compared")
+    percentages = [percentage_of(finding) for finding in result.findings]
     densitometry = [100 * int(np.count_nonzero(part)) / int(lung) for part in (low, rim)]
     measured = Measured(f"{entry.label}/{entry.path.name}", entry.label, entry.patient, *percentages, *densitometry)
     return measured, picture(scan, level, [finding.activation_map[level] for finding in result.findings], measured)
