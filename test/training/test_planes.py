@@ -11,12 +11,12 @@ from PIL import Image
 
 import train
 from model.cohort.manifest import TrainingCase
-from model.network import NetworkConfig, build_network
+from model.network import EmphysemaNetwork, NetworkConfig, build_network
 from model.preprocessing import PAPER_PROFILE
 from model.training.augmentation import PAPER_RANGES, Augmentation, within_slices
 from model.training.cache import prepare_case, prepare_cohort
 from model.training.dataset import CohortDataset, Draw, assemble
-from model.training.loop import freeze_statistics
+from model.training.loop import Anchor, freeze_statistics
 from model.training.planes import PlaneNetwork
 from model.weights import read_bundle
 from test.training.cohort import row, write_manifest
@@ -26,7 +26,7 @@ DEPTH = 640
 
 
 @pytest.fixture
-def pair() -> tuple[torch.nn.Module, PlaneNetwork]:
+def pair() -> tuple[EmphysemaNetwork, PlaneNetwork]:
     torch.manual_seed(3)
     network = build_network(NetworkConfig("resnet18", "regression", 8))
     for module in network.modules():  # statistics that change something
@@ -40,7 +40,7 @@ def pair() -> tuple[torch.nn.Module, PlaneNetwork]:
 
 
 def test_a_plane_gives_what_the_network_says_in_the_middle_of_equal_slices_and_learns_the_same(
-    pair: tuple[torch.nn.Module, PlaneNetwork],
+    pair: tuple[EmphysemaNetwork, PlaneNetwork],
 ) -> None:
     network, planes = pair
     network.eval()
@@ -93,6 +93,20 @@ def test_uniform_slices_are_handed_over_as_planes_and_tiles_as_they_were(lesione
     turned = [dataset[Draw(1, 0, turn)] for turn in range(8)]
     assert all(part.truth is not None and not part.truth.any() for part in turned), "nothing, however they are turned"
     assert len({float(part.image.sum()) for part in turned}) == 8
+
+
+def test_an_anchor_sees_planes_and_volumes_as_its_network_does_and_learns_nothing(
+    pair: tuple[EmphysemaNetwork, PlaneNetwork],
+) -> None:
+    network, planes = pair
+    plane, volume = (torch.rand(1, 1, depth, 24, 32, dtype=torch.float64) for depth in (1, 16))
+    network.eval()
+    expected = [*planes(plane), *network(volume)]
+    anchor = Anchor(network.train(), planes=True)
+    found = [*anchor(plane), *anchor(volume)]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+        assert not one.requires_grad
 
 
 def test_a_plane_is_augmented_as_a_slice_of_the_volume_is(lesioned: TrainingCase) -> None:
