@@ -62,7 +62,7 @@ def _along_z(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.sum(dim=2) if gradient.ndim == 5 else gradient
 
 
-def test_statistics_are_those_of_the_network_and_frozen_where_its_are(pair: tuple[torch.nn.Module, PlaneNetwork]) -> None:
+def test_statistics_are_those_of_the_network_and_frozen_where_its_are(pair: tuple[EmphysemaNetwork, PlaneNetwork]) -> None:
     network, planes = pair
     before = {name: value.clone() for name, value in network.named_buffers()}
     network.train()
