@@ -611,10 +611,10 @@ def test_every_option_says_what_it_does_and_is_told_by_the_bundle_unless_it_conc
     text = build_parser().format_help()
     document = options_of(manifest, manifest.parent).as_document()
     for name in (*document, *document["recipe"]):
-        if name not in ("manifest_sha256", "init_sha256", "name") and name != "recipe":
+        if name not in ("manifest_sha256", "init_sha256", "anchor_sha256", "name") and name != "recipe":
             assert f"--{name.replace('_', '-')}" in text
     told = options_of(manifest, manifest.parent).provenance()
-    assert set(document) - set(told) == {"manifest", "cache", "init", "workers", "name"}
+    assert set(document) - set(told) == {"manifest", "cache", "init", "anchor", "workers", "name"}
     assert str(manifest.parent) not in json.dumps(told)
 
 
