@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.command_line import OneLineParser
+from model import SHIPPED_WEIGHTS
+from model.command_line import OneLineParser, whole_number
 from model.errors import InputError
 from model.whole_files import try_folder, whole_file
 
@@ -30,6 +31,19 @@ _POLL_SECONDS = 0.005
 def script_parser(script: str, description: str | None) -> OneLineParser:
     """The parser of a script, by its `__file__` and its docstring, of which it shows the first line."""
     return OneLineParser(prog=f"benchmark/{Path(script).name}", description=(description or "").partition("\n")[0])
+
+
+def add_scans(parser: OneLineParser, seed: int, rows: str) -> None:
+    """Add the options of a script that scores scans which it makes: `--weights`, `--cases`, `--seed` and `--csv`.
+
+    Args:
+        seed: the default.
+        rows: what a row of the CSV is.
+    """
+    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
+    parser.add_argument("--cases", type=whole_number(1), default=24, help="default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=seed, help="default: %(default)s")
+    parser.add_argument("--csv", type=Path, help=f"write one row a {rows}")
 
 
 @contextlib.contextmanager

@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import percentage_of, script_parser, try_file, write_csv
-from model import SHIPPED_WEIGHTS
-from model.command_line import exit_code, whole_number
+from benchmark.command import add_scans, percentage_of, script_parser, try_file, write_csv
+from model.command_line import exit_code
 from model.evaluation.agreement import linear_weighted_kappas
 from model.fleischner import SUBTYPES, Subtype
 from model.simulation import CaseParameters, SimulatedCase, draw_parameters, simulate
@@ -137,10 +136,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = script_parser(__file__, __doc__)
-    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
-    parser.add_argument("--cases", type=whole_number(1), default=24, help="default: %(default)s")
-    parser.add_argument("--seed", type=whole_number(0), default=2001, help="default: %(default)s")
-    parser.add_argument("--csv", type=Path, help="write one row a scan, change and subtype")
+    add_scans(parser, 2001, "scan, change and subtype")
     options = parser.parse_args(arguments)
     return exit_code(lambda: run(options))
 

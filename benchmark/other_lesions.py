@@ -28,9 +28,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmark.command import percentage_of, script_parser, try_file, write_csv
-from model import SHIPPED_WEIGHTS
-from model.command_line import exit_code, whole_number
+from benchmark.command import add_scans, percentage_of, script_parser, try_file, write_csv
+from model.command_line import exit_code
 from model.errors import InputError
 from model.evaluation.baselines import rim_paraseptal
 from model.fleischner import SUBTYPES, Subtype
@@ -196,10 +195,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = script_parser(__file__, __doc__)
     parser.add_argument("--lungs", type=Path, required=True, help="lung mask of a real patient")
-    parser.add_argument("--weights", type=Path, default=SHIPPED_WEIGHTS)
-    parser.add_argument("--cases", type=whole_number(1), default=24, help="default: %(default)s")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
-    parser.add_argument("--csv", type=Path, help="write one row a scan and subtype")
+    add_scans(parser, 0, "scan and subtype")
     options = parser.parse_args(arguments)
     return exit_code(lambda: run(options))
 

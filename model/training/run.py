@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..fleischner import CENTRILOBULAR, SUBTYPES, Subtype
 from ..network import EmphysemaNetwork, build_network
 from ..preprocessing import Profile
-from ..weights import locate_bundle, read_bundle, read_metadata
+from ..weights import Bundle, locate_bundle, read_bundle, read_metadata
 from ..whole_files import is_free
 from .augmentation import RANGES
 from .cache import cache_path, prepare_cohort, read_figures
@@ -304,9 +304,7 @@ def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwor
             if options.recipe.kaiming_fan_out:
                 draw_kaiming_fan_out(network)
     else:
-        bundle = read_bundle(init)
-        if bundle.metadata.profile != options.profile:
-            raise InputError(init, f"its profile is {bundle.metadata.profile}", f"one with the profile {options.profile}")
+        bundle = _read_prepared_alike(init, options)
         if bundle.metadata.network != options.network:
             raise InputError(init, f"its network is {bundle.metadata.network}", f"{options.network}")
         network = bundle.network.train()
@@ -314,6 +312,18 @@ def _initial_network(options: RunOptions, *, with_init: bool) -> EmphysemaNetwor
         network.requires_grad_(False)
         network.head.requires_grad_(True)
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def _read_prepared_alike(path: Path, options: RunOptions) -> Bundle:
+    """Read a bundle whose input is prepared as that of the run.
+
+    Raises:
+        InputError: it cannot be read, or has another profile.
+    """
+    bundle = read_bundle(path)
+    if bundle.metadata.profile != options.profile:
+        raise InputError(path, f"its profile is {bundle.metadata.profile}", f"one with the profile {options.profile}")
+    return bundle
 
 
 def _anchor(options: RunOptions) -> Anchor | None:
@@ -324,11 +334,9 @@ def _anchor(options: RunOptions) -> Anchor | None:
     """
     if options.anchor is None:
         return None
-    bundle = read_bundle(locate_bundle(options.anchor))
+    bundle = _read_prepared_alike(options.anchor, options)
     if bundle.metadata.network.head != "regression":
         raise InputError(options.anchor, "a classification network", "a regression network: maps are kept")
-    if bundle.metadata.profile != options.profile:
-        raise InputError(options.anchor, f"its profile is {bundle.metadata.profile}", f"one with the profile {options.profile}")
     return Anchor(bundle.network, planes=options.slab == PLANE)
 
 
