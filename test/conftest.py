@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from test.phantom import COARSE_INPUT, HALF_INPUT, LESION_HU, Phantom, make_phantom, write_dark_detector
 
@@ -29,6 +30,14 @@ def _locale_as_it_was() -> Iterator[None]:
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were() -> Iterator[None]:
+    """Commands and scripts set how many threads torch uses, for the whole process; sums of floats depend on it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
