@@ -21,6 +21,7 @@ import torch
 
 from model.cohort.manifest import read_manifest
 from model.command_line import exit_code
+from model.heap import reuse_freed_memory
 from model.training.options import Command, parse
 
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*when logging on epoch level in distributed setting.*")  # every process knows
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning's own
+    reuse_freed_memory()
     return exit_code(lambda: _run(parse(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -28,6 +28,7 @@ from ..container.resume import (
     stat_fingerprint,
 )
 from ..errors import InputError, printable, unexpected
+from ..heap import reuse_freed_memory
 from ..imaging.geometry import ImageGeometry
 from ..imaging.integrity import data_file_of
 from ..imaging.readers import Volume, files_behind
@@ -185,6 +186,7 @@ class CaseScorer:
 
         torch.set_num_threads(threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        reuse_freed_memory()
         self._settings = settings
         bundle = locate_bundle(*bundle_places(settings.weights))
         self._subtyper = EmphysemaSubtyper.from_bundle(bundle, settings.device, settings.precision)

@@ -24,6 +24,7 @@ from .. import DISCLAIMER, __version__
 from ..command_line import DeviceName, InferencePrecisionName, MapType, OneLineParser, granted_cpus
 from ..errors import InputError, printable, unexpected
 from ..fleischner import SUBTYPES, Subtype
+from ..heap import reuse_freed_memory
 from ..imaging.native import print_error
 from ..stages import Stage, observed_by, timed
 from . import grand_challenge
@@ -164,6 +165,7 @@ def run(options: argparse.Namespace, outputs: OutputFolder, start: float) -> int
     try:
         cases = cases_to_score(options)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(granted_threads())
+        reuse_freed_memory()
         with ReadAhead(cases) as scans, observed_by(log_stage):
             if not options.resume:  # else it is known only with the bundle which case comes first
                 scans.begin()
