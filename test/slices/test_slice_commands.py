@@ -381,6 +381,7 @@ def test_compare_goes_on_where_it_stopped_and_several_share_the_work(
     assert one_run == trial, "one after the other or apart: the same networks"
 
 
+@pytest.mark.slow
 def test_what_was_trained_otherwise_is_not_taken_for_this_comparison(
     slices_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

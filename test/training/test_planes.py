@@ -142,6 +142,7 @@ def test_a_plane_is_augmented_as_a_slice_of_the_volume_is(lesioned: TrainingCase
     assert tilted == within_slices(drawn)
 
 
+@pytest.mark.slow
 def test_a_run_with_planes_learns_from_them_and_its_network_is_an_ordinary_one(manifest: Path, tmp_path: Path) -> None:
     folder = manifest.parent
     rows = [
